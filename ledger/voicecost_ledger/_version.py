@@ -1,0 +1,3 @@
+"""The one version of the distribution `livekit-plugins-voicecost`."""
+
+__version__ = "0.1.0"

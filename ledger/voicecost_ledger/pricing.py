@@ -1,0 +1,46 @@
+"""What the ledger asks of a price book. The catalog implements it; the ledger knows no prices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from voicecost_ledger.records import LegAttributes
+
+
+class Price(Protocol):
+    """One dated price of one model, with a sourced rate per unit. Immutable."""
+
+    @property
+    def price_id(self) -> str:
+        """Content hash over all of its rates and rules."""
+        ...
+
+    @property
+    def pricing_source(self) -> str:
+        """`genai-prices@0.2.3`, `voicecost-catalog@2026-11-12` or `config@<hash>`."""
+        ...
+
+    def rate(self, usage: Mapping[str, int]) -> int | None:
+        """Nano-USD for a leg's cumulative usage, rounded half-even once.
+
+        Pure and exact. None when a unit that this kind of service bills by is not priced here:
+        unknown, never zero.
+        """
+        ...
+
+    def document(self) -> bytes:
+        """JSON from which `PriceBook.restore` makes an equal price; the ledger stores it."""
+        ...
+
+
+class PriceBook(Protocol):
+    """The prices in force at an instant."""
+
+    def price_for(self, leg: LegAttributes, at_unix_ms: int) -> Price | None:
+        """The price in force for such a leg, or None when none is known."""
+        ...
+
+    def restore(self, document: bytes) -> Price:
+        """The price a ledger stored, so that a leg keeps its price across upgrades."""
+        ...

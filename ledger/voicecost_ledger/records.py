@@ -1,0 +1,209 @@
+"""Accounting records: what a meter says of its legs, with cumulative counters (RFC 2866's idea).
+
+A *leg* is one provider request or connection. Every record about it carries the leg's totals so
+far, so a record that is repeated or lost in the middle changes nothing. A meter numbers its
+records 1, 2, 3 ... (`seq`) across all of its legs; `(meter_id, seq)` identifies a record for ever.
+
+    MeterOpen   first record of every meter: whose call this is
+    LegStart    written before the request goes out, with what is known of it
+    LegInterim  totals so far
+    LegStop     final totals and outcome; sent again with a higher seq, it corrects the first
+    Gap         something was used that could not be metered; makes the call `partial`
+    MeterClose  last record: nothing more will be metered
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+
+class Modality(StrEnum):
+    """What kind of service a leg used."""
+
+    STT = "stt"
+    LLM = "llm"
+    TTS = "tts"
+
+
+class Basis(StrEnum):
+    """How a leg's quantities are known, best first; a leg has the weakest of its billed units."""
+
+    REPORTED = "reported"
+    OBSERVED = "observed"
+    ESTIMATED = "estimated"
+
+
+class Outcome(StrEnum):
+    """What became of a leg. Everything but SERVED is waste."""
+
+    SERVED = "served"
+    INTERRUPTED = "interrupted"
+    DISCARDED = "discarded"
+    FAILED = "failed"
+    PROBE = "probe"
+    CUT = "cut"
+    LOST = "lost"
+
+
+class Coverage(StrEnum):
+    """How much of a call its meters could see."""
+
+    COMPLETE = "complete"
+    PARTIAL = "partial"
+    METRICS_ONLY = "metrics-only"
+
+
+class OnBudget(StrEnum):
+    """What happens to the call when a budget is used up."""
+
+    NOTIFY = "notify"
+    WRAP_UP = "wrap_up"
+    END = "end"
+
+
+class Environment(StrEnum):
+    """Where a meter runs: a LiveKit job, `console`, a test run, or a process without a job."""
+
+    JOB = "job"
+    CONSOLE = "console"
+    TEST = "test"
+    PROCESS = "process"
+
+
+# Billed units first; the raw counts of an LLM request are never priced, they let a better
+# estimate be made later.
+UNITS: Final = frozenset(
+    {
+        "input_tokens",  # all prompt tokens, cached ones included (as OpenAI counts)
+        "cached_input_tokens",  # the part of input_tokens read from the provider's cache
+        "output_tokens",  # all completion tokens, reasoning included
+        "audio_ms",  # STT: audio sent, of one channel, silence included; TTS: audio received
+        "connected_ms",  # wall clock for which the provider's connection was open
+        "characters",  # Unicode code points sent
+        "utf8_bytes",  # the same text in UTF-8 bytes
+        "double_width_characters",  # of these, the East Asian wide and full-width ones
+        "markup_characters",  # of these, those inside SSML tags
+        "prompt_characters",  # raw: characters of the rendered LLM request
+        "completion_characters",  # raw: characters of the LLM answer received so far
+        "completion_chunks",  # raw: chunks of the LLM answer received so far
+    }
+)
+
+# Clamped at ingest: 2**40 ms is 35 years, 2**40 tokens a trillion (facts: sums stay in int64).
+MAX_QUANTITY: Final = 2**40
+
+
+class LegAttributes(msgspec.Struct, frozen=True, array_like=True):
+    """What a leg is, known when it starts. Strings are the provider plugin's own."""
+
+    modality: Modality
+    provider: str  # as the plugin reports it: "api.openai.com", "Deepgram"
+    model: str  # "gpt-4o-mini", "nova-3", "aura-2-andromeda-en"; "" when the plugin knows none
+    label: str = ""  # class of the plugin, "livekit.plugins.deepgram.stt.STT"
+    host: str = ""  # base-URL host the request goes to
+    language: str = ""  # BCP 47 or the provider's word ("multi"); "" when not stated
+    voice: str = ""
+    channel_count: int = 1
+    streaming: bool = True
+    service_tier: str = ""
+
+
+class MeterOpen(msgspec.Struct, frozen=True, array_like=True, tag="open"):
+    """First record of a meter: which call it belongs to and who pays.
+
+    `livekit_url`, `room_name`, `room_sid` and `job_id` are None outside a LiveKit job.
+    `budget_nano_usd` None means the plugin set no budget for the call.
+    """
+
+    meter_id: str
+    seq: int
+    at_unix_ms: int
+    project: str = "default"
+    agent: str | None = None
+    tenant: str | None = None
+    tags: dict[str, str] = {}
+    environment: Environment = Environment.PROCESS
+    livekit_url: str | None = None
+    room_name: str | None = None
+    room_sid: str | None = None
+    job_id: str | None = None
+    budget_nano_usd: int | None = None
+    warn_at_percent: int = 80
+    on_budget: OnBudget = OnBudget.WRAP_UP
+    unattributed: bool = False  # the job's own meter: legs that belong to no AgentSession
+    versions: dict[str, str] = {}  # {"livekit-agents": "1.8.9", "voicecost": "0.1.0"}
+
+
+class LegStart(msgspec.Struct, frozen=True, array_like=True, tag="start"):
+    """A request is about to be sent. `usage` holds what it costs at the least (its prompt)."""
+
+    meter_id: str
+    seq: int
+    at_unix_ms: int
+    leg: int  # 1, 2, 3 ... within the meter
+    attributes: LegAttributes
+    usage: dict[str, int]
+    basis: Basis = Basis.ESTIMATED
+    speech_id: str | None = None  # LiveKit's SpeechHandle id, where there is one
+
+
+class LegInterim(msgspec.Struct, frozen=True, array_like=True, tag="interim"):
+    """The leg's totals so far; a later one replaces it."""
+
+    meter_id: str
+    seq: int
+    at_unix_ms: int
+    leg: int
+    usage: dict[str, int]
+    basis: Basis
+
+
+class LegStop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
+    """The leg's final totals; another one with a higher seq corrects it (estimate to reported)."""
+
+    meter_id: str
+    seq: int
+    at_unix_ms: int
+    leg: int
+    usage: dict[str, int]
+    basis: Basis
+    outcome: Outcome
+
+
+class Gap(msgspec.Struct, frozen=True, array_like=True, tag="gap"):
+    """Usage that could not be metered, never silence. `reason` is one of a few fixed words."""
+
+    meter_id: str
+    seq: int
+    at_unix_ms: int
+    reason: str  # "attached_late", "turn_without_llm", "audio_without_tts", "spool_skipped", ...
+    modality: Modality | None = None
+
+
+class MeterClose(msgspec.Struct, frozen=True, array_like=True, tag="close"):
+    """Last record of a meter: settles it and releases what it holds of a budget."""
+
+    meter_id: str
+    seq: int
+    at_unix_ms: int
+    coverage: Coverage
+    reason: str = ""  # AgentSession's close reason, or "shutdown"
+
+
+Record = MeterOpen | LegStart | LegInterim | LegStop | Gap | MeterClose
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Record)
+
+
+def encode_record(record: Record) -> bytes:
+    """One record as MessagePack."""
+    return _encoder.encode(record)
+
+
+def decode_record(data: bytes | memoryview) -> Record:
+    """The record in `data`; raises `msgspec.DecodeError` or `msgspec.ValidationError`."""
+    return _decoder.decode(data)
