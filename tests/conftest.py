@@ -1,0 +1,37 @@
+"""What every test gets: nothing of the developer's machine, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A slow machine is no failure, and a run can be repeated: the same examples every time.
+settings.register_profile(
+    "voicecost", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("voicecost")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """No setting of the person who runs the tests reaches them, and no test reaches their ledger.
+
+    Returns:
+        The empty folder under which platformdirs now finds its state, data and config folders.
+    """
+    for name in list(os.environ):
+        if name.startswith(("VOICECOST_", "LIVEKIT_")):
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    for variable, folder in (
+        ("XDG_STATE_HOME", "state"),
+        ("XDG_DATA_HOME", "data"),
+        ("XDG_CONFIG_HOME", "config"),
+    ):
+        monkeypatch.setenv(variable, str(home / folder))
+    return home
