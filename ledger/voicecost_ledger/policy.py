@@ -26,6 +26,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the pure rules are told; times in milliseconds."""
 
     projects: dict[str, ProjectPolicy] = {}
+    # The LiveKit project whose webhooks and listings these books hear; None: no LiveKit at all.
+    livekit_project: str | None = None
     time_zone: str = "UTC"  # IANA name; where a project's day begins
     lease_ms: int = 30_000
     meter_grace_ms: int = 60_000  # an ended call settles at the latest after this

@@ -1,0 +1,120 @@
+"""Budgets as credit control (RFC 8506, I10): windows, holds, and how much is granted.
+
+A hold is taken only where spent + held + hold fits the limit of *every* window that applies, all
+or nothing. Posting is never refused: it consumes its own hold, and what exceeds it is overshoot.
+
+    reserve(windows, amount)         -> held goes up everywhere, or nowhere
+    settle(windows, amount, hold)    -> spent goes up, held goes down; returns the hold consumed
+    release(windows, hold)           -> held goes down
+
+Always: spent + held <= limit + overshoot, on every window.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import zoneinfo
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+# Under this an extension is not worth a round trip: what is left is granted whole.
+SMALLEST_GRANT_NANO_USD: Final = 2_000_000
+# How far a meter may run ahead of its acknowledgements on a shared budget.
+UNREPORTED_MAX_NANO_USD: Final = 50_000_000
+# What ending a call costs at most: a wrap-up sentence of 150 characters at $0.030 per 1,000
+# (Deepgram Aura-2, the catalogue's row) is $0.0045, and 2 s of STT after the close $0.0002.
+CLOSING_RESERVE_NANO_USD: Final = 5_000_000
+
+
+class Window(msgspec.Struct, kw_only=True):
+    """One period of one budget. `scope` is `call:ID` or `project:NAME`."""
+
+    scope: str
+    start_unix_ms: int
+    limit_nano_usd: int
+    enforcing: bool  # False: it only warns, so nothing is held on it
+    warn_at_percent: int = 80
+    spent_nano_usd: int = 0
+    held_nano_usd: int = 0
+    overshoot_nano_usd: int = 0
+    warned: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Identity: (scope, start)."""
+        return self.scope, self.start_unix_ms
+
+    @property
+    def free_nano_usd(self) -> int:
+        """What may still be reserved; never negative."""
+        return max(0, self.limit_nano_usd - self.spent_nano_usd - self.held_nano_usd)
+
+    @property
+    def warn_nano_usd(self) -> int:
+        """Spending at which it warns."""
+        return self.limit_nano_usd * self.warn_at_percent // 100
+
+
+def day_start(at_unix_ms: int, time_zone: str) -> int:
+    """Midnight before an instant in an IANA time zone, as Unix milliseconds."""
+    zone = zoneinfo.ZoneInfo(time_zone)
+    local = dt.datetime.fromtimestamp(at_unix_ms // 1000, tz=zone)
+    midnight = dt.datetime(local.year, local.month, local.day, tzinfo=zone)
+    return int(midnight.timestamp()) * 1000
+
+
+def reserve(windows: Sequence[Window], amount_nano_usd: int) -> bool:
+    """Take a hold on all windows, or on none and answer False."""
+    if any(window.free_nano_usd < amount_nano_usd for window in windows):
+        return False
+    for window in windows:
+        window.held_nano_usd += amount_nano_usd
+    return True
+
+
+def release(windows: Sequence[Window], hold_nano_usd: int) -> None:
+    """Give a hold back."""
+    for window in windows:
+        window.held_nano_usd -= hold_nano_usd
+
+
+def settle(windows: Sequence[Window], amount_nano_usd: int, hold_nano_usd: int) -> int:
+    """Post a charge (or, negative, a correction) against a hold.
+
+    Returns:
+        How much of the hold it consumed; the rest of the amount is overshoot.
+    """
+    consumed = max(0, min(amount_nano_usd, hold_nano_usd))
+    for window in windows:
+        window.spent_nano_usd += amount_nano_usd
+        window.held_nano_usd -= consumed
+        if window.enforcing:
+            window.overshoot_nano_usd += max(0, amount_nano_usd - consumed)
+    return consumed
+
+
+def extension(windows: Sequence[Window], hold_nano_usd: int) -> int:
+    """How much more a meter with this hold is granted: as much as its own call's budget allows,
+    of a shared one a quarter of what is free, so that calls beside it find credit too."""
+    if not windows:
+        return 0
+    amounts: list[int] = []
+    for window in windows:
+        free = window.free_nano_usd
+        if window.scope.startswith("call:") or free <= SMALLEST_GRANT_NANO_USD:
+            amounts.append(free)
+        else:
+            amounts.append(max(free // 4 - hold_nano_usd, SMALLEST_GRANT_NANO_USD, 0))
+    return max(0, min(amounts))
+
+
+def closing_reserve(limit_nano_usd: int) -> int:
+    """What is kept back of a limit for ending the call politely: at most a fifth of it."""
+    return min(CLOSING_RESERVE_NANO_USD, limit_nano_usd // 5)
+
+
+def unreported_max(hold_nano_usd: int) -> int:
+    """How much of a hold may be spent before it is acknowledged; kept held after the lease."""
+    return min(hold_nano_usd, max(UNREPORTED_MAX_NANO_USD, hold_nano_usd // 4))

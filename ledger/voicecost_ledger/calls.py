@@ -1,0 +1,340 @@
+"""A call's life: which rooms, jobs and meters are one call, when it ends, when it is settled (I9).
+
+    open -> ended -> settled      (and back to open when the same call turns out to go on)
+
+* A call ends when its last room is gone (webhook or listing); or when every meter has closed or
+  been adopted and no STANDARD or SIP participant is connected; outside a room, when its meters
+  have closed.
+* It settles when every meter has closed or been adopted, at the latest `meter_grace_ms` after it
+  ended.
+* The same job is the same call: a server restart moves a live call to a new room SID. Where one of
+  two rooms of a name has no job yet, they are one call if the earlier SID was never seen to
+  close. A new SID with another job is another call and closes the first.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from voicecost_ledger.meters import Meter, MeterState
+from voicecost_ledger.records import Coverage, Environment, MeterOpen, OnBudget
+from voicecost_ledger.rooms import (
+    ListedRoom,
+    ParticipantKind,
+    RoomEvent,
+    RoomListing,
+    RoomParticipant,
+)
+
+if TYPE_CHECKING:
+    from voicecost_ledger.stores import Session
+
+
+class CallState(StrEnum):
+    """Where a call is in its life."""
+
+    OPEN = "open"
+    ENDED = "ended"
+    SETTLED = "settled"
+
+
+class EndReason(StrEnum):
+    """Why a call ended. UNKNOWN: neither a meter nor a webhook told."""
+
+    COMPLETED = "completed"
+    BUDGET = "budget"
+    CRASHED = "crashed"
+    UNKNOWN = "unknown"
+
+
+class Ending(StrEnum):
+    """How far the enforcement of a budget has come on a call."""
+
+    NONE = "none"
+    WRAPPING_UP = "wrapping_up"
+    ENDING = "ending"  # the room is being deleted
+    GONE = "gone"  # deleted, and verified by listing
+
+
+class Call(msgspec.Struct, kw_only=True):
+    """One call. Money of a call is the sum of its meters'."""
+
+    call_id: str
+    livekit_project: str | None
+    project: str
+    agent: str | None = None
+    tenant: str | None = None
+    tags: dict[str, str] = {}
+    environment: Environment = Environment.JOB
+    state: CallState = CallState.OPEN
+    reason: EndReason | None = None
+    opened_at_unix_ms: int
+    ended_at_unix_ms: int | None = None
+    settled_at_unix_ms: int | None = None
+    amended: bool = False
+    coverage: Coverage = Coverage.COMPLETE
+    meter_count: int = 0
+    limit_nano_usd: int | None = None
+    warn_at_percent: int = 80
+    on_budget: OnBudget = OnBudget.WRAP_UP
+    ending: Ending = Ending.NONE
+    ending_budget: str | None = None
+    ending_deadline_unix_ms: int | None = None
+
+
+class Room(msgspec.Struct, kw_only=True):
+    """One life of a room name: a SID, and the call it belongs to."""
+
+    sid: str
+    name: str
+    livekit_project: str
+    call_id: str
+    seen_at_unix_ms: int
+    gone_at_unix_ms: int | None = None
+
+
+CALLER_KINDS = frozenset({ParticipantKind.STANDARD, ParticipantKind.SIP})
+
+
+def call_id_from(identifier: str) -> str:
+    """A call's id: the id it was first known by (room SID or meter), with our prefix."""
+    return "CA_" + identifier.partition("_")[2]
+
+
+def open_call(
+    tx: Session, identifier: str, now: int, *, livekit_project: str | None, project: str = "default"
+) -> Call:
+    """Begin a call, or find the one that already carries this id."""
+    call = tx.call(call_id_from(identifier))
+    if call is None:
+        call = Call(
+            call_id=call_id_from(identifier),
+            livekit_project=livekit_project,
+            project=project,
+            opened_at_unix_ms=now,
+        )
+        tx.save_call(call)
+    return call
+
+
+def _see_room(tx: Session, sid: str, name: str, livekit_project: str, now: int) -> Room:
+    """The room with this SID, assigned to a call when it is new."""
+    room = tx.room(sid)
+    if room is not None:
+        return room
+    for earlier in tx.live_rooms_named(livekit_project, name):
+        # Its end was never seen and this life has no job yet: for now, the same call going on.
+        call = tx.call(earlier.call_id)
+        if call is not None and call.state is not CallState.SETTLED:
+            break
+    else:
+        call = open_call(tx, sid, now, livekit_project=livekit_project)
+    room = Room(
+        sid=sid,
+        name=name,
+        livekit_project=livekit_project,
+        call_id=call.call_id,
+        seen_at_unix_ms=now,
+    )
+    tx.save_room(room)
+    return room
+
+
+def _reopen(tx: Session, call: Call) -> None:
+    if call.state is CallState.OPEN or call.ending is not Ending.NONE:
+        return
+    call.amended = call.amended or call.state is CallState.SETTLED
+    call.state = CallState.OPEN
+    call.reason = None
+    call.ended_at_unix_ms = None
+    call.settled_at_unix_ms = None
+    tx.save_call(call)
+
+
+def assign_job(tx: Session, room: Room, job_id: str, now: int) -> Room:
+    """An agent job is in this room: decide whose call the room is, and move it there."""
+    call = tx.call(room.call_id)
+    assert call is not None
+    theirs = next((m.call_id for m in tx.meters_of_job(job_id)), None)
+    siblings = [other for other in tx.rooms_of(room.call_id) if other.sid != room.sid]
+    if theirs is None:
+        theirs = next((o.call_id for o in siblings if job_id in tx.jobs_in(o.sid)), None)
+    if theirs is not None and theirs != room.call_id:
+        # The job's call was thought over (or only its meter was known): this is it, going on.
+        was = room.call_id
+        room.call_id = theirs
+        tx.save_room(room)
+        if call.meter_count == 0 and not tx.rooms_of(was):
+            tx.withdraw_call(was)
+    elif theirs is None and any(tx.jobs_in(other.sid) for other in siblings):
+        if not tx.jobs_in(room.sid):
+            # Another job in another life of the name: another call, and the first is over.
+            first = call
+            call = open_call(tx, room.sid, now, livekit_project=room.livekit_project)
+            room.call_id = call.call_id
+            tx.save_room(room)
+            for other in siblings:
+                _gone(tx, other, now)
+            conclude(tx, first, now)
+    for other in tx.rooms_of(room.call_id):
+        # A later life with this call's job: the earlier one is over, though nobody said so.
+        if other.sid != room.sid and other.seen_at_unix_ms <= room.seen_at_unix_ms:
+            _gone(tx, other, now)
+    call = tx.call(room.call_id)
+    assert call is not None
+    _reopen(tx, call)
+    return room
+
+
+def _gone(tx: Session, room: Room, now: int) -> None:
+    if room.gone_at_unix_ms is None:
+        room.gone_at_unix_ms = now
+        tx.save_room(room)
+        for participant in tx.connected_participants([room.sid]):
+            tx.save_participant(participant, room_sid=room.sid, left_at_unix_ms=now)
+
+
+def _joined(tx: Session, room: Room, participant: RoomParticipant, now: int) -> Room:
+    if participant.job_id is not None:
+        room = assign_job(tx, room, participant.job_id, now)
+    tx.save_participant(participant, room_sid=room.sid, left_at_unix_ms=None)
+    return room
+
+
+def receive_room_event(tx: Session, event: RoomEvent, now: int) -> set[str]:
+    """Apply one webhook; late and repeated ones change nothing. Returns the calls to look at."""
+    if tx.seen_event(event.event_id, now) or not event.room_sid:
+        return set()
+    room = _see_room(tx, event.room_sid, event.room_name, event.livekit_project, now)
+    before = room.call_id
+    if event.event == "room_finished":
+        _gone(tx, room, now)
+    elif event.participant is not None:
+        if event.event == "participant_joined" and room.gone_at_unix_ms is None:
+            room = _joined(tx, room, event.participant, now)
+        elif event.event == "participant_left":
+            tx.save_participant(event.participant, room_sid=room.sid, left_at_unix_ms=now)
+    return {before, room.call_id}
+
+
+def receive_listing(tx: Session, listing: RoomListing, now: int) -> set[str]:
+    """Repair what webhooks missed: rooms that are there, rooms and participants that are not."""
+    touched: set[str] = set()
+    for listed in listing.rooms:
+        room = _see_room(tx, listed.sid, listed.name, listing.livekit_project, now)
+        touched.add(room.call_id)
+        if room.gone_at_unix_ms is None and listed.participants is not None:
+            room = _repair_participants(tx, room, listed, listing.requested_at_unix_ms, now)
+            touched.add(room.call_id)
+    listed_sids = {listed.sid for listed in listing.rooms}
+    for room in tx.live_rooms(listing.livekit_project):
+        # Younger than the request: the listing may have been made before it was created.
+        if room.sid not in listed_sids and room.seen_at_unix_ms < listing.requested_at_unix_ms:
+            _gone(tx, room, now)
+            touched.add(room.call_id)
+    return touched
+
+
+def _repair_participants(
+    tx: Session, room: Room, listed: ListedRoom, requested_at_unix_ms: int, now: int
+) -> Room:
+    present = listed.participants or []
+    known = {p.sid: p for p in tx.connected_participants([room.sid])}
+    for participant in present:
+        if participant.sid not in known:
+            room = _joined(tx, room, participant, now)
+    present_sids = {participant.sid for participant in present}
+    for participant in known.values():
+        joined = participant.joined_at_unix_ms or 0
+        if participant.sid not in present_sids and joined < requested_at_unix_ms:
+            tx.save_participant(participant, room_sid=room.sid, left_at_unix_ms=now)
+    return room
+
+
+def call_for_meter(tx: Session, opened: MeterOpen, livekit_project: str | None, now: int) -> Call:
+    """The call a new meter belongs to."""
+    project = livekit_project or opened.livekit_url or ""
+    call: Call | None = None
+    if opened.room_sid:
+        room = _see_room(tx, opened.room_sid, opened.room_name or "", project, now)
+        if opened.job_id is not None:
+            room = assign_job(tx, room, opened.job_id, now)
+        call = tx.call(room.call_id)
+    elif opened.job_id is not None:
+        for other in tx.meters_of_job(opened.job_id):
+            call = tx.call(other.call_id)
+    if call is None:
+        call = open_call(
+            tx, opened.meter_id, now, livekit_project=project or None, project=opened.project
+        )
+    _reopen(tx, call)
+    if call.meter_count == 0:
+        call.project = opened.project
+        call.agent = opened.agent
+        call.tenant = opened.tenant
+        call.tags = dict(opened.tags)
+        call.environment = opened.environment
+        call.on_budget = opened.on_budget
+        call.warn_at_percent = opened.warn_at_percent
+    if opened.budget_nano_usd is not None:
+        # Several meters, several limits: the strictest is the call's.
+        known = call.limit_nano_usd
+        call.limit_nano_usd = (
+            opened.budget_nano_usd if known is None else min(known, opened.budget_nano_usd)
+        )
+    call.meter_count += 1
+    tx.save_call(call)
+    return call
+
+
+def is_over(tx: Session, call: Call, meters: list[Meter]) -> bool:
+    """Whether nothing of the call goes on."""
+    rooms = tx.rooms_of(call.call_id)
+    live = [room for room in rooms if room.gone_at_unix_ms is None]
+    if rooms and not live:
+        return True
+    if not meters or any(meter.state is MeterState.OPEN for meter in meters):
+        return False
+    people = tx.connected_participants([room.sid for room in live])
+    return not any(participant.kind in CALLER_KINDS for participant in people)
+
+
+def _reason(call: Call, meters: list[Meter], rooms: list[Room]) -> EndReason:
+    if call.ending in (Ending.ENDING, Ending.GONE):
+        return EndReason.BUDGET
+    if any(meter.state in (MeterState.ADOPTED, MeterState.LOST) for meter in meters):
+        return EndReason.CRASHED
+    if not meters and not rooms:
+        return EndReason.UNKNOWN
+    return EndReason.COMPLETED
+
+
+def conclude(tx: Session, call: Call, now: int) -> bool:
+    """Move a call on in its life where the rules say so.
+
+    Returns:
+        True when it is time to settle: every meter is done (the caller closes legs that grace ran
+        out on first).
+    """
+    meters = tx.meters_of(call.call_id)
+    rooms = tx.rooms_of(call.call_id)
+    if call.state is CallState.OPEN and is_over(tx, call, meters):
+        call.state = CallState.ENDED
+        call.ended_at_unix_ms = now
+        call.reason = _reason(call, meters, rooms)
+        tx.save_call(call)
+    if call.state is not CallState.ENDED:
+        return False
+    return all(meter.state is not MeterState.OPEN for meter in meters)
+
+
+def settle_call(tx: Session, call: Call, now: int) -> None:
+    """Close the books of a call: nothing more is expected of it."""
+    meters = tx.meters_of(call.call_id)
+    call.state = CallState.SETTLED
+    call.settled_at_unix_ms = now
+    call.reason = _reason(call, meters, tx.rooms_of(call.call_id))
+    tx.save_call(call)

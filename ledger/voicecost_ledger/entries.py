@@ -1,0 +1,106 @@
+"""Legs and the entries posted for them (I8).
+
+What is posted for a leg is always the rate of its cumulative usage minus what was posted before,
+as entry `(leg, part)`. Quarter hours, the stop, an estimate that became exact, a late record, a
+rerate: all of them are this one operation, so minimum, round-up and rounding telescope and the
+parts sum to the rate of the total.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from voicecost_ledger.records import Basis, LegAttributes, Outcome
+
+QUARTER_HOUR_MS: Final = 15 * 60 * 1000
+
+
+class Leg(msgspec.Struct, kw_only=True):
+    """A leg as the ledger has it: totals, rating, and how much of it is posted."""
+
+    key: int = 0  # the store's own number; 0 until first saved
+    meter_id: str
+    number: int
+    call_id: str
+    attributes: LegAttributes
+    started_at_unix_ms: int
+    speech_id: str | None = None
+    usage: dict[str, int]
+    basis: Basis
+    outcome: Outcome | None = None  # None while open
+    stopped_at_unix_ms: int | None = None
+    last_at_unix_ms: int  # of the last record applied
+    price_id: str | None = None
+    pricing_source: str | None = None
+    rated_nano_usd: int | None = None  # of `usage`; None: no price known
+    posted_nano_usd: int = 0
+    posted_usage: dict[str, int] = {}
+    posted_basis: Basis | None = None
+    part_count: int = 0
+    unpriced_posted: bool = False  # its last entry has a null amount
+
+    @property
+    def accruing_nano_usd(self) -> int:
+        """Rated but not yet posted."""
+        return (self.rated_nano_usd or 0) - self.posted_nano_usd
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One posted part of a leg's charge. A correction is a new entry."""
+
+    leg_key: int
+    part: int  # 0, 1, 2 ...: the parts of a leg sum to the rate of its total
+    amount_nano_usd: int | None  # None means "no price known"; 0 means "free"
+    price_id: str | None  # content hash of the price that gave the amount
+    basis: Basis
+    usage: dict[str, int]  # of this part alone
+    accrued_at_unix_ms: int  # when the money was spent; reports use this
+    posted_at_unix_ms: int  # when we learned it
+
+    def __post_init__(self) -> None:
+        if (self.amount_nano_usd is None) != (self.price_id is None):
+            raise ValueError(
+                f"entry {self.leg_key}/{self.part}: {self.amount_nano_usd=} with {self.price_id=}; "
+                "every amount leads to a price and no price gives no amount"
+            )
+
+
+def quarter_hour(at_unix_ms: int) -> int:
+    """The start of the quarter hour of UTC that holds an instant."""
+    return at_unix_ms - at_unix_ms % QUARTER_HOUR_MS
+
+
+def next_part(leg: Leg, *, posted_at_unix_ms: int) -> Entry | None:
+    """The entry that brings a leg's posted amount up to its rated one; None when there is none.
+
+    Changes the leg to match: post and save both in one transaction.
+    """
+    priced = leg.rated_nano_usd is not None
+    amount = leg.rated_nano_usd - leg.posted_nano_usd if leg.rated_nano_usd is not None else None
+    part_usage = {
+        unit: quantity - leg.posted_usage.get(unit, 0)
+        for unit, quantity in leg.usage.items()
+        if quantity != leg.posted_usage.get(unit, 0)
+    }
+    first = leg.part_count == 0
+    if not first and not part_usage and not amount and priced != leg.unpriced_posted:
+        if leg.basis == leg.posted_basis:
+            return None
+    entry = Entry(
+        leg_key=leg.key,
+        part=leg.part_count,
+        amount_nano_usd=amount,
+        price_id=leg.price_id if priced else None,
+        basis=leg.basis,
+        usage=part_usage,
+        accrued_at_unix_ms=leg.last_at_unix_ms,
+        posted_at_unix_ms=posted_at_unix_ms,
+    )
+    leg.part_count += 1
+    leg.posted_nano_usd += amount or 0
+    leg.posted_usage = dict(leg.usage)
+    leg.posted_basis = leg.basis
+    leg.unpriced_posted = not priced
+    return entry

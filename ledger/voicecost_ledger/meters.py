@@ -1,0 +1,49 @@
+"""Meters as the authority has them: identity, watermark, and the credit they hold."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from voicecost_ledger.records import Coverage, MeterOpen
+
+
+class MeterState(StrEnum):
+    """OPEN until its close is durable (CLOSED), its spool was adopted, or its grace is over."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    ADOPTED = "adopted"
+    LOST = "lost"
+
+
+class Meter(msgspec.Struct, kw_only=True):
+    """One meter. `charged_nano_usd` is the rated total of its legs; `posted_nano_usd` of it is
+    in the books."""
+
+    meter_id: str
+    call_id: str
+    project: str
+    opened: MeterOpen
+    state: MeterState = MeterState.OPEN
+    durable_seq: int = 0
+    coverage: Coverage = Coverage.COMPLETE
+    last_heard_at_unix_ms: int = 0
+    charged_nano_usd: int = 0
+    posted_nano_usd: int = 0
+    unpriced_leg_count: int = 0
+    # credit (RFC 8506): held_nano_usd is reserved on every window of `held_windows`
+    epoch: int = 0
+    renewal: int = 0
+    held_nano_usd: int = 0
+    held_windows: list[tuple[str, int]] = []  # (scope, window start)
+    unreported_max_nano_usd: int = 0
+    lease_until_unix_ms: int | None = None
+    final: bool = False
+    exhausted: bool = False
+
+    @property
+    def ceiling_nano_usd(self) -> int:
+        """What the meter's total may reach on its present hold."""
+        return self.posted_nano_usd + self.held_nano_usd

@@ -1,0 +1,292 @@
+"""Where the ledger lives. One `Store` interface; SQLite is its first engine.
+
+A `Session` is one transaction: `Books` reads rows, changes them and saves them back, and nothing
+of it is true before `Store.transaction()` has committed. The read side (calls, costs) may be used
+from any thread at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import msgspec
+
+from voicecost_ledger.budgets import Window
+from voicecost_ledger.calls import Call, CallState, EndReason, Room
+from voicecost_ledger.entries import Entry, Leg
+from voicecost_ledger.meters import Meter
+from voicecost_ledger.records import Basis, Coverage, Environment, Modality, Outcome
+from voicecost_ledger.rooms import RoomParticipant
+
+
+class StoreUnavailable(Exception):
+    """The ledger could not be read or committed (disk full, locked, gone): nothing is durable.
+
+    `reason` is one of a few fixed words ("full", "locked", "io", "corrupt", "other"); the text
+    says which file and what to do.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class StoreRefused(Exception):
+    """The ledger file will not be opened: too new, not ours, or SQLite too old. Says why."""
+
+
+# ---- read side -------------------------------------------------------------------------------
+
+
+class CallQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which calls, newest first."""
+
+    project: str | None = None
+    state: CallState | None = None
+    opened_from_unix_ms: int | None = None
+    opened_until_unix_ms: int | None = None
+    limit: int = 50
+
+
+class CallSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One call in a list. `total_nano_usd` has posted entries and `accruing_nano_usd` in it."""
+
+    call_id: str
+    state: CallState
+    reason: EndReason | None
+    project: str
+    agent: str | None
+    tenant: str | None
+    environment: Environment
+    room_name: str | None
+    opened_at_unix_ms: int
+    ended_at_unix_ms: int | None
+    settled_at_unix_ms: int | None
+    total_nano_usd: int
+    accruing_nano_usd: int
+    waste_nano_usd: int
+    unpriced_leg_count: int
+    nano_usd_by_modality: dict[str, int]
+    limit_nano_usd: int | None
+    coverage: Coverage
+    amended: bool
+
+
+class LegView(msgspec.Struct, frozen=True, kw_only=True):
+    """One leg as the ledger has it now. `amount_nano_usd` None: no price known."""
+
+    meter_id: str
+    leg: int
+    modality: Modality
+    provider: str
+    model: str
+    host: str
+    language: str
+    usage: dict[str, int]
+    basis: Basis
+    outcome: Outcome | None  # None while the leg is open
+    amount_nano_usd: int | None
+    posted_nano_usd: int
+    price_id: str | None
+    pricing_source: str | None
+    started_at_unix_ms: int
+    stopped_at_unix_ms: int | None
+    speech_id: str | None
+
+
+class EntryView(msgspec.Struct, frozen=True, kw_only=True):
+    """One ledger row as posted."""
+
+    number: int
+    meter_id: str
+    leg: int
+    part: int
+    amount_nano_usd: int | None
+    price_id: str | None
+    basis: Basis
+    usage: dict[str, int]  # of this part alone
+    accrued_at_unix_ms: int
+    posted_at_unix_ms: int
+
+
+class MeterView(msgspec.Struct, frozen=True, kw_only=True):
+    """One meter of a call."""
+
+    meter_id: str
+    state: str  # "open", "closed", "adopted", "lost"
+    job_id: str | None
+    unattributed: bool
+    durable_seq: int
+    total_nano_usd: int
+    ceiling_nano_usd: int | None
+    versions: dict[str, str]
+
+
+class GapView(msgspec.Struct, frozen=True, kw_only=True):
+    """Usage nobody could meter."""
+
+    meter_id: str
+    at_unix_ms: int
+    reason: str
+    modality: str | None
+
+
+class AuditView(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of enforcement."""
+
+    at_unix_ms: int
+    step: str
+    detail: str
+
+
+class QuarantinedView(msgspec.Struct, frozen=True, kw_only=True):
+    """A record that was refused by the sanity checks; kept, never rated."""
+
+    meter_id: str
+    seq: int
+    reason: str
+    record: str  # as JSON
+
+
+class CallDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the ledger knows of one call."""
+
+    summary: CallSummary
+    legs: list[LegView]
+    entries: list[EntryView]
+    meters: list[MeterView]
+    gaps: list[GapView]
+    audit: list[AuditView]
+    quarantined: list[QuarantinedView]
+
+
+class CostQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Accrued cost between two instants, grouped. Resolution: quarter hours of UTC."""
+
+    from_unix_ms: int
+    until_unix_ms: int
+    project: str | None = None
+    # any of "project", "agent", "tenant", "provider", "model", "modality", "outcome"
+    group_by: tuple[str, ...] = ("project",)
+
+
+class CostRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One group of a cost query; posted entries only."""
+
+    group: dict[str, str]
+    amount_nano_usd: int
+    leg_count: int
+    unpriced_leg_count: int
+
+
+# ---- write side ------------------------------------------------------------------------------
+
+
+class Session(Protocol):
+    """One transaction's view of the ledger. Rows are copies: change them, then save them."""
+
+    def ledger_identity(self) -> tuple[str, int]:
+        """The ledger's id and generation."""
+        ...
+
+    def meter(self, meter_id: str) -> Meter | None: ...
+    def save_meter(self, meter: Meter) -> None: ...
+    def meters_of(self, call_id: str) -> list[Meter]: ...
+    def meters_of_job(self, job_id: str) -> list[Meter]: ...
+    def meters_with_lease_before(self, at_unix_ms: int) -> list[Meter]: ...
+    def open_meters_of_project(self, project: str) -> list[Meter]: ...
+
+    def call(self, call_id: str) -> Call | None: ...
+    def save_call(self, call: Call) -> None: ...
+    def withdraw_call(self, call_id: str) -> None:
+        """Remove a call that never had a meter (it turned out to be part of another)."""
+        ...
+
+    def unsettled_calls(self) -> list[Call]: ...
+
+    def room(self, room_sid: str) -> Room | None: ...
+    def save_room(self, room: Room) -> None: ...
+    def rooms_of(self, call_id: str) -> list[Room]: ...
+    def live_rooms_named(self, livekit_project: str, name: str) -> list[Room]: ...
+    def live_rooms(self, livekit_project: str) -> list[Room]: ...
+
+    def save_participant(
+        self, participant: RoomParticipant, *, room_sid: str, left_at_unix_ms: int | None
+    ) -> None: ...
+    def connected_participants(self, room_sids: Sequence[str]) -> list[RoomParticipant]: ...
+    def jobs_in(self, room_sid: str) -> set[str]:
+        """Agent jobs ever seen in a room, by participant or by meter."""
+        ...
+
+    def leg(self, meter_id: str, number: int) -> Leg | None: ...
+    def save_leg(self, leg: Leg) -> None: ...
+    def open_legs_of(self, meter_id: str) -> list[Leg]: ...
+    def open_legs_before(self, at_unix_ms: int) -> list[Leg]:
+        """Open legs whose last record lies before an instant and is not wholly posted."""
+        ...
+
+    def post(self, entry: Entry, leg: Leg, call: Call) -> None:
+        """Append an entry and move its rollup, in this transaction."""
+        ...
+
+    def entries_of(self, leg: Leg) -> list[Entry]: ...
+    def move_outcome(self, leg: Leg, call: Call, was: Outcome | None) -> None:
+        """Move what is posted for a leg from one outcome to `leg.outcome` in the rollups."""
+        ...
+
+    def price_document(self, price_id: str) -> bytes | None: ...
+    def save_price(self, price_id: str, pricing_source: str, document: bytes) -> None: ...
+
+    def window(self, scope: str, start_unix_ms: int) -> Window | None: ...
+    def save_window(self, window: Window) -> None: ...
+
+    def seen_event(self, event_id: str, at_unix_ms: int) -> bool:
+        """Note a webhook's id; True if it was known already."""
+        ...
+
+    def add_gap(
+        self, meter_id: str, call_id: str, at_unix_ms: int, reason: str, modality: str | None
+    ) -> None: ...
+    def quarantine(self, meter_id: str, seq: int, reason: str, record_json: str) -> None: ...
+    def audit(self, call_id: str, at_unix_ms: int, step: str, detail: str) -> None: ...
+    def count(self, counter: str, by: int = 1) -> None: ...
+
+
+class Store(Protocol):
+    """A ledger's store. `transaction` is for one writer thread; reads may come from any."""
+
+    def transaction(self) -> AbstractContextManager[Session]:
+        """Commit on leaving; roll back on an exception. Raises `StoreUnavailable`."""
+        ...
+
+    def calls(self, query: CallQuery) -> list[CallSummary]: ...
+    def call(self, call_id: str) -> CallDetail | None: ...
+    def costs(self, query: CostQuery) -> list[CostRow]: ...
+    def counters(self) -> dict[str, int]: ...
+    def verify(self) -> list[str]:
+        """Recompute every total from the entries; one sentence per difference, [] when right."""
+        ...
+
+    def close(self) -> None: ...
+
+
+__all__ = [
+    "AuditView",
+    "CallDetail",
+    "CallQuery",
+    "CallSummary",
+    "CostQuery",
+    "CostRow",
+    "EntryView",
+    "GapView",
+    "LegView",
+    "MeterView",
+    "QuarantinedView",
+    "Session",
+    "Store",
+    "StoreRefused",
+    "StoreUnavailable",
+]
+
