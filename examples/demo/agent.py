@@ -1,0 +1,89 @@
+"""The demo's agent: an ordinary LiveKit worker, metered by two lines of VoiceCost.
+
+    python -m livekit.agents start examples/demo/agent.py
+
+The providers' base URLs come from the environment, so that the demo can point the unmodified
+provider plugins at its simulators; with none set, and API keys instead, it talks to the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from livekit.agents import Agent, AgentServer, AgentSession, JobContext, function_tool
+from livekit.agents.voice import CloseEvent
+from livekit.plugins.deepgram import STT, TTS
+from livekit.plugins.openai import LLM
+
+try:
+    from livekit.plugins.voicecost import VoiceCost
+except ImportError:
+    VoiceCost = None
+
+# load_fnc: a busy laptop would make the worker refuse the call, and LiveKit never asks again.
+# port 0: any free port for the health check, which the demo does not use.
+server = AgentServer(load_fnc=lambda: 0.0, num_idle_processes=1, host="127.0.0.1", port=0)
+
+
+class Waiter(Agent):
+    """Answers the phone of a small restaurant."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            instructions=(
+                "You answer the phone of Trattoria Nonna, a small restaurant. Be warm and brief."
+                " Look up free tables before you promise one."
+            )
+        )
+
+    @function_tool
+    async def find_table(self, guest_count: int, time: str) -> str:
+        """Find a free table tonight.
+
+        Args:
+            guest_count: How many people will come.
+            time: When, as HH:MM.
+        """
+        return f"table 7 by the window is free for {guest_count} at {time}"
+
+
+@server.rtc_session(agent_name="waiter")
+async def answer(ctx: JobContext) -> None:
+    """Take one call."""
+    terms: dict[str, Any] = json.loads(ctx.job.metadata or "{}")
+    session: AgentSession[None] = AgentSession(
+        stt=STT(**_base_url("DEMO_STT_URL")),
+        llm=LLM(model="gpt-4o-mini", **_base_url("DEMO_LLM_URL")),
+        tts=TTS(**_base_url("DEMO_TTS_URL")),
+        vad=None,
+        turn_handling={"turn_detection": "stt"},
+    )
+    if VoiceCost is not None:
+        VoiceCost(project="demo", budget=terms.get("budget_usd"), publish_to="all").attach(session)
+
+    _tell_the_demo(ctx, session)
+    await session.start(agent=Waiter(), room=ctx.room)
+    session.say("Trattoria Nonna, good evening! What can I do for you?")
+
+
+def _base_url(variable: str) -> dict[str, str]:
+    return {"base_url": os.environ[variable]} if variable in os.environ else {}
+
+
+def _tell_the_demo(ctx: JobContext, session: AgentSession[None]) -> None:
+    """Leave the demo what it compares with: this process's id now, `session.usage` at the end."""
+    if "DEMO_NOTES" not in os.environ:
+        return
+    notes = Path(os.environ["DEMO_NOTES"])
+    (notes / f"{ctx.room.name}.job.json").write_text(
+        json.dumps({"pid": os.getpid(), "job_id": ctx.job.id})
+    )
+
+    def on_close(_: CloseEvent) -> None:
+        usage = [model.model_dump() for model in session.usage.model_usage]
+        (notes / f"{ctx.room.name}.usage.json").write_text(json.dumps(usage))
+
+    session.on("close", on_close)
