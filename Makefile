@@ -1,0 +1,81 @@
+# Everything there is to run. `make` alone lists it.
+# The environment is in .venv, built tools are in .tools; git ignores both.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+ARGS ?=
+SEEDS ?= 500
+
+# No setting of the caller's shell steers pip, pyright or the tests into another environment.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(INSTALLED) ## install everything into .venv (again only when what is needed changed)
+
+$(INSTALLED): pyproject.toml constraints.txt ledger/voicecost_ledger/_version.py
+	@python="$$(scripts/find_python)"
+	if [ ! -x $(PY) ] || ! $(PY) -c '' 2>/dev/null; then \
+	  echo "setup: a new environment in .venv with $$("$$python" --version)"; \
+	  rm -rf .venv; \
+	  "$$python" -m venv .venv; \
+	fi
+	echo "setup: installing the package and its tools into .venv: a minute or two, once"
+	pip() { \
+	  .venv/bin/pip --quiet "$$@" || { \
+	    echo "setup: pip could not install (its reason is above). Is the package index reachable?" \
+	      "Once it is, run make setup again." >&2; \
+	    exit 1; \
+	  }; \
+	}
+	pip install --constraint constraints.txt --upgrade pip
+	pip install --constraint constraints.txt --build-constraint constraints.txt \
+	  --editable '.[all]' --group dev
+	touch $@
+
+.PHONY: demo
+demo: setup ## three calls in a real room: what they cost, and what LiveKit would have said
+	@$(PY) -m examples.demo $(ARGS)
+
+.PHONY: test
+test: setup ## run every test, the room tests on a real livekit-server included
+	@$(PY) scripts/tools.py || echo "test: without it the room tests are skipped; with CI=true they fail"
+	$(PY) -m pytest $(ARGS)
+
+.PHONY: lint
+lint: setup ## check format, style, types and the direction of imports
+	@.venv/bin/ruff format --check .  || { echo "lint: run make format" >&2; exit 1; }
+	.venv/bin/ruff check .
+	.venv/bin/pyright --pythonpath $(PY)
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+.PHONY: format
+format: setup ## format the code and repair what ruff can repair
+	@.venv/bin/ruff check --fix --quiet . || true
+	.venv/bin/ruff format .
+
+.PHONY: bench
+bench: setup ## measure what metering costs, as ratios to a reference in the same run
+	@for file in benchmarks/bench_*.py; do $(PY) -m "benchmarks.$$(basename "$$file" .py)" $(ARGS); done
+
+.PHONY: soak
+soak: setup ## run the simulation over as many random histories as asked: make soak SEEDS=5000
+	@VOICECOST_TEST_SEEDS=$(SEEDS) $(PY) -m pytest tests/simulation $(ARGS)
+
+.PHONY: clean
+clean: ## remove the environment, the built tools and everything that was generated
+	@rm -rf .venv .tools .demo dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
