@@ -1,0 +1,239 @@
+"""Whose a leg is: found in the running context when a stream is made, resolved when it is written.
+
+In this order (design: "Attribution"):
+
+1. LiveKit's own activity variable, or ours, whichever was set last. Ours is set only while an
+   AgentSession changes its activity or its STT: every STT stream is born in there, and there
+   LiveKit's variable may still be that of another session, whose tool called `update_agent`.
+2. An explicit `with meter.scope():`.
+3. The job's only session.
+4. The job itself: its `unattributed` meter.
+
+What is kept is the session, never its meter: the meter is looked up at every record until there
+is one, so a session attached late adopts what was seen of it before.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from livekit.agents import get_job_context
+
+from . import _faults
+
+if TYPE_CHECKING:
+    from livekit.agents import AgentSession, JobContext
+
+    from .legs import LegMeter
+
+_WAITING_MAX: Final = 256
+"""Finished legs kept per session without a meter; the oldest go first."""
+
+
+class Waiting(Protocol):
+    """A finished leg that found no meter yet."""
+
+    def adopted_by(self, meter: LegMeter) -> None:
+        """Record everything of it with `meter`."""
+        ...
+
+
+class _Registry:
+    """Which meter serves which session, and what still waits for one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # the thread executor runs many jobs in one process
+        self.meters: weakref.WeakKeyDictionary[Any, LegMeter] = weakref.WeakKeyDictionary()
+        self.jobs: weakref.WeakKeyDictionary[Any, Callable[[], Any]] = weakref.WeakKeyDictionary()
+        self.waiting: weakref.WeakKeyDictionary[Any, deque[Waiting]] = weakref.WeakKeyDictionary()
+        self.waiting_outside: deque[Waiting] = deque(maxlen=_WAITING_MAX)
+        self.unattributed: Callable[[], LegMeter | None] | None = None
+        self.metrics_only = False
+
+
+_registry = _Registry()
+_scope_meter: ContextVar[LegMeter | None] = ContextVar("voicecost_scope", default=None)
+# The session that is being changed, and LiveKit's activity at that moment: as long as the
+# activity is still the same one, ours was set last.
+_changing: ContextVar[tuple[weakref.ref[Any], Any] | None] = ContextVar(
+    "voicecost_changing_session", default=None
+)
+_activity_variable: ContextVar[Any] | None = None
+_speech_variable: ContextVar[Any] | None = None
+
+
+def find_livekit_variables() -> bool:
+    """Look up LiveKit's private context variables; False when this version has them no more."""
+    global _activity_variable, _speech_variable
+    from livekit.agents.voice import agent_activity
+
+    _activity_variable = getattr(agent_activity, "_AgentActivityContextVar", None)
+    _speech_variable = getattr(agent_activity, "_SpeechHandleContextVar", None)
+    return _activity_variable is not None
+
+
+class Owner:
+    """Whose a leg is. Holds the session weakly: a finished call keeps nothing alive.
+
+    Args:
+        session: The AgentSession, when one was found.
+        scope: The meter of an explicit `meter.scope()`, when that decided.
+        job: The LiveKit job around it, if any; decides when neither of the others is there.
+    """
+
+    __slots__ = ("_job", "_scope", "_session")
+
+    def __init__(
+        self,
+        session: AgentSession[Any] | None = None,
+        scope: LegMeter | None = None,
+        job: JobContext | None = None,
+    ) -> None:
+        self._session = weakref.ref(session) if session is not None else None
+        self._scope = scope
+        self._job = weakref.ref(job) if job is not None else None
+
+    def meter(self) -> LegMeter | None:
+        """The meter for it now; None where no VoiceCost is attached (yet)."""
+        if self._session is not None:
+            session = self._session()
+            return meter_of(session) if session is not None else None
+        if self._scope is not None:
+            return self._scope
+        meters = _meters_in(self._job() if self._job is not None else None)
+        if len(meters) == 1:
+            return meters[0]
+        if meters and _registry.unattributed is not None:
+            return _registry.unattributed()
+        return None
+
+    def keep(self, leg: Waiting) -> None:
+        """Keep a finished leg until a meter registers for its session or job."""
+        key = self._session() if self._session is not None else None
+        if key is None and self._job is not None:
+            key = self._job()
+        with _registry.lock:
+            if key is None:
+                if self._session is None:
+                    _registry.waiting_outside.append(leg)
+                return
+            _registry.waiting.setdefault(key, deque(maxlen=_WAITING_MAX)).append(leg)
+
+
+def current_owner() -> Owner:
+    """The owner of a stream made in the running context."""
+    activity: Any = _activity_variable.get(None) if _activity_variable is not None else None
+    changing = _changing.get()
+    if changing is not None and changing[1] is activity:
+        session = changing[0]()
+        if session is not None:
+            return Owner(session)
+    if activity is not None:
+        return Owner(activity.session)
+    meter = _scope_meter.get()
+    if meter is not None:
+        return Owner(scope=meter)
+    return Owner(job=get_job_context(required=False))
+
+
+def current_meter() -> LegMeter | None:
+    """The meter that a request made here would be booked to, or None."""
+    return current_owner().meter()
+
+
+def metrics_only() -> bool:
+    """Whether some of this process's requests are seen only through LiveKit's metric events."""
+    return _registry.metrics_only
+
+
+def set_metrics_only(value: bool) -> None:
+    """Say whether LiveKit's private surface was where we expect it; the instrumentation knows."""
+    _registry.metrics_only = value
+
+
+def current_speech() -> Any:
+    """LiveKit's SpeechHandle of the running context, or None."""
+    return _speech_variable.get(None) if _speech_variable is not None else None
+
+
+def meter_of(session: AgentSession[Any]) -> LegMeter | None:
+    """The session's meter, or None when none is attached."""
+    return _registry.meters.get(session)
+
+
+def register(session: AgentSession[Any], meter: LegMeter) -> None:
+    """A meter serves this session from now on; it adopts the finished legs that wait for it."""
+    job = get_job_context(required=False)
+    with _registry.lock:
+        _registry.meters[session] = meter
+        _registry.jobs[session] = weakref.ref(job) if job is not None else _no_job
+        adopted = list(_registry.waiting.pop(session, ()))
+    if len(_meters_in(job)) == 1:  # the job's only session owns what was nobody's
+        with _registry.lock:
+            if job is not None:
+                adopted += _registry.waiting.pop(job, ())
+            else:
+                adopted += _registry.waiting_outside
+                _registry.waiting_outside.clear()
+    for leg in adopted:
+        try:
+            leg.adopted_by(meter)
+        except Exception as error:
+            _faults.count("adopt_leg", error)
+
+
+def unregister(session: AgentSession[Any]) -> None:
+    """The session's meter is closed; requests made for it from now on find none."""
+    with _registry.lock:
+        _registry.meters.pop(session, None)
+        _registry.jobs.pop(session, None)
+
+
+def set_unattributed(open_meter: Callable[[], LegMeter | None] | None) -> None:
+    """Say where legs go that belong to a job with several sessions and to none of them.
+
+    Args:
+        open_meter: Gives the running job's unattributed meter, opened on first use; asked at
+            every record until it gives one. None: such legs are not recorded.
+    """
+    _registry.unattributed = open_meter
+
+
+@contextmanager
+def scope(meter: LegMeter) -> Iterator[None]:
+    """Book requests made inside to `meter`, where no session is found. For `Meter.scope()`."""
+    token = _scope_meter.set(meter)
+    try:
+        yield
+    finally:
+        _scope_meter.reset(token)
+
+
+def enter_change(session: Any) -> Token[Any]:
+    """The session is about to change its activity or STT: streams born now are its own."""
+    activity = _activity_variable.get(None) if _activity_variable is not None else None
+    return _changing.set((weakref.ref(session), activity))
+
+
+def leave_change(token: Token[Any]) -> None:
+    """The change is over, or what could be born in it is."""
+    _changing.reset(token)
+
+
+def _no_job() -> None:
+    return None
+
+
+def _meters_in(job: JobContext | None) -> list[LegMeter]:
+    with _registry.lock:
+        return [
+            meter
+            for session, meter in _registry.meters.items()
+            if _registry.jobs.get(session, _no_job)() is job
+        ]

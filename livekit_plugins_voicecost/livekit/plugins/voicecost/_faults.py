@@ -1,0 +1,58 @@
+"""Our own faults, contained: the call goes on, the fault is counted, and said once per kind.
+
+The message names the kind and the exception's type, never its text: texts quote what was being
+processed, and agent logs are uploaded with recordings. In our own tests, with
+`VOICECOST_RAISE_FAULTS=1`, a fault raises instead.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .log import logger
+
+_counts: Counter[str] = Counter()
+_lock = threading.Lock()
+
+
+def count(kind: str, error: BaseException | None = None) -> None:
+    """Count a fault of ours that was contained; call it inside `except Exception`.
+
+    Args:
+        kind: One of a few fixed words: where it happened, e.g. `llm_chunk`.
+        error: What was caught, for the type in the log message.
+
+    Raises:
+        BaseException: `error` itself, only under pytest with `VOICECOST_RAISE_FAULTS=1`.
+    """
+    with _lock:
+        _counts[kind] += 1
+        first = _counts[kind] == 1
+    if first:
+        logger.error(
+            "a fault in voicecost's metering was contained; the call goes on, but its cost may be "
+            "understated. Please report it.",
+            extra={"fault": kind, "error_type": type(error).__name__ if error else None},
+        )
+    if error is not None and os.environ.get("VOICECOST_RAISE_FAULTS") == "1":
+        if "PYTEST_CURRENT_TEST" in os.environ:
+            raise error
+
+
+@contextmanager
+def contained(kind: str) -> Iterator[None]:
+    """Contain and count a fault of the code inside; cancellation passes through."""
+    try:
+        yield
+    except Exception as error:
+        count(kind, error)
+
+
+def counts() -> dict[str, int]:
+    """How often each kind of fault was contained in this process."""
+    with _lock:
+        return dict(_counts)

@@ -1,0 +1,242 @@
+"""A leg while it is open: one provider request or connection, metered, rated and recorded.
+
+`Meter.open_leg` makes one; the instrumentation tells it the totals so far; it rates them with the
+one price in force at its start, tells its meter when the amount moved, and writes the accounting
+records: start at once, interims coalesced, one stop (another stop corrects the first).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from voicecost_ledger.pricing import Price, PriceBook
+from voicecost_ledger.records import (
+    Basis,
+    LegAttributes,
+    LegInterim,
+    LegStart,
+    LegStop,
+    Modality,
+    Outcome,
+)
+
+from . import _faults
+
+_INTERIM_S: Final = {Modality.LLM: 0.05, Modality.STT: 0.25, Modality.TTS: 0.25}
+"""How long totals may wait to be recorded: what a SIGKILL can cost. Text for a TTS never waits."""
+
+
+class LegMeter(Protocol):
+    """What a leg, and the instrumentation around it, asks of a meter."""
+
+    @property
+    def prices(self) -> PriceBook:
+        """The price book, compiled; asked once per leg."""
+        ...
+
+    @property
+    def cut(self) -> bool:
+        """Whether the meter has stopped spending for good."""
+        ...
+
+    def open_leg(
+        self,
+        attributes: LegAttributes,
+        usage: dict[str, int],
+        *,
+        basis: Basis = Basis.ESTIMATED,
+        speech_id: str | None = None,
+    ) -> Leg:
+        """Open a leg and record its start; the caller never changes `usage` afterwards."""
+        ...
+
+    @property
+    def records(self) -> LegRecords:
+        """Where its legs write to: the meter's link to the spool."""
+        ...
+
+    def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
+        """The leg's rated amount moved; None: it has no price."""
+        ...
+
+    def may_spend(self, next_nano_usd: int) -> bool:
+        """Whether so much more, on top of what all legs have used, stays within the budget."""
+        ...
+
+
+class LegRecords(Protocol):
+    """Where a leg's records go: the meter's link to the spool. Nothing here raises or awaits."""
+
+    def next_leg(self) -> int:
+        """The next leg's number within the meter."""
+        ...
+
+    def write(self, make: type[Any], **fields: Any) -> None:
+        """Spool one record; `meter_id`, `seq` and `at_unix_ms` are filled in."""
+        ...
+
+
+class Leg:
+    """One provider request or connection of a meter.
+
+    Args:
+        meter: Told of every change of the amount; its `records` take what the leg writes.
+        attributes: What the leg is; its price is looked up by them, once.
+        usage: Its totals at the start, by unit; belongs to the leg from now on.
+        basis: How `usage` is known.
+        speech_id: LiveKit's SpeechHandle it belongs to, if any.
+
+    Attributes:
+        number: 1, 2, 3 ... within the meter.
+        usage: The totals so far, by unit. Never changed in place: observers hand over a new dict.
+        amount_nano_usd: `usage` rated; None while there is no price for it.
+        outcome: None while the leg is open.
+    """
+
+    __slots__ = (
+        "_interim_s",
+        "_meter",
+        "_price",
+        "_records",
+        "_timer",
+        "amount_nano_usd",
+        "attributes",
+        "basis",
+        "number",
+        "outcome",
+        "speech_id",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        meter: LegMeter,
+        attributes: LegAttributes,
+        usage: dict[str, int],
+        *,
+        basis: Basis = Basis.ESTIMATED,
+        speech_id: str | None = None,
+    ) -> None:
+        self._meter = meter
+        self._records = records = meter.records
+        self._interim_s = _INTERIM_S[attributes.modality]
+        self._price: Price | None = meter.prices.price_for(attributes, _now_unix_ms())
+        self._timer: asyncio.TimerHandle | None = None
+        self.attributes = attributes
+        self.usage = usage
+        self.basis = basis
+        self.speech_id = speech_id
+        self.outcome: Outcome | None = None
+        self.number = records.next_leg()
+        self.amount_nano_usd: int | None = None
+        records.write(
+            LegStart,
+            leg=self.number,
+            attributes=attributes,
+            usage=usage,
+            basis=basis,
+            speech_id=speech_id,
+        )
+        if self._price is not None:
+            self.amount_nano_usd = self._price.rate(usage)
+        meter.charge_changed(self, self.amount_nano_usd)
+
+    def allow(self, next_usage: Mapping[str, int]) -> bool:
+        """Whether the meter may spend what totals of `next_usage` would cost.
+
+        Without a price there is nothing to weigh: then only a meter that was cut says no.
+        """
+        if self._meter.cut:
+            return False
+        if self._price is None:
+            return True
+        next_nano_usd = self._price.rate(next_usage)
+        if next_nano_usd is None:
+            return True
+        return self._meter.may_spend(max(0, next_nano_usd - (self.amount_nano_usd or 0)))
+
+    def observe(self, usage: dict[str, int], basis: Basis, *, ahead: bool = False) -> None:
+        """Take the totals so far.
+
+        Args:
+            usage: All units, cumulative; the caller never changes it afterwards.
+            basis: How they are known.
+            ahead: Record them now, before the provider is given what they count; otherwise they
+                are recorded within the modality's interim time.
+        """
+        if self.outcome is not None:
+            return  # a stopped leg is corrected, not observed
+        self.usage = usage
+        self.basis = basis
+        self._rate()
+        if ahead:
+            self._write_interim()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(
+                self._interim_s, self._write_interim
+            )
+
+    def stop(
+        self, outcome: Outcome, usage: dict[str, int] | None = None, basis: Basis | None = None
+    ) -> None:
+        """Close the leg with its final totals; those so far where None is given. Once."""
+        if self.outcome is None:
+            self._stop(outcome, usage, basis)
+
+    def correct(
+        self,
+        usage: dict[str, int] | None = None,
+        basis: Basis | None = None,
+        outcome: Outcome | None = None,
+    ) -> None:
+        """Settle a stopped leg again: a better estimate, a late report, what became of it."""
+        if self.outcome is not None:
+            self._stop(outcome or self.outcome, usage, basis)
+
+    def _stop(self, outcome: Outcome, usage: dict[str, int] | None, basis: Basis | None) -> None:
+        self._cancel_timer()
+        self.outcome = outcome
+        if usage is not None:
+            self.usage = usage
+        if basis is not None:
+            self.basis = basis
+        self._rate()
+        self._records.write(
+            LegStop, leg=self.number, usage=self.usage, basis=self.basis, outcome=outcome
+        )
+
+    def _rate(self) -> None:
+        if self._price is None:
+            return
+        amount = self._price.rate(self.usage)
+        if amount != self.amount_nano_usd:
+            self.amount_nano_usd = amount
+            self._meter.charge_changed(self, amount)
+
+    def _write_interim(self) -> None:
+        self._cancel_timer()
+        try:
+            self._records.write(LegInterim, leg=self.number, usage=self.usage, basis=self.basis)
+        except Exception as error:
+            _faults.count("leg_interim", error)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def affordable(meter: LegMeter, attributes: LegAttributes, usage: Mapping[str, int]) -> bool:
+    """Whether a leg that would start with `usage` may be opened at all."""
+    if meter.cut:
+        return False
+    price = meter.prices.price_for(attributes, _now_unix_ms())
+    amount = price.rate(usage) if price is not None else None
+    return amount is None or meter.may_spend(amount)
+
+
+def _now_unix_ms() -> int:
+    return time.time_ns() // 1_000_000
