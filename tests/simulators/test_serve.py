@@ -1,0 +1,48 @@
+"""The simulators as one process, the way the demo runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+
+SERVE = Path(__file__).with_name("serve.py")
+
+
+async def test_one_process_serves_all_providers_and_their_bill(tmp_path: Path) -> None:
+    """Started by path, from anywhere, with nothing installed but aiohttp."""
+    script = tmp_path / "script.json"
+    script.write_text(
+        json.dumps({"token_delay_ms": 0, "replies": [{"match": "hello", "text": "Hi there!"}]})
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(SERVE), "--script", str(script), cwd=tmp_path, stdout=-1
+    )
+    try:
+        assert process.stdout is not None
+        urls = json.loads(await process.stdout.readline())
+        headers = {"Authorization": "Bearer x"}
+        request = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
+        async with aiohttp.ClientSession(headers=headers) as http:
+            await http.post(urls["faults_url"], json={"llm": [{"status": 500}]})
+            chat = f"{urls['openai_base_url']}/chat/completions"
+            refused = await http.post(chat, json=request)
+            served = await http.post(chat, json=request)
+            text = (await served.json())["choices"][0]["message"]["content"]
+            await http.post(urls["deepgram_speak_url"], json={"text": "Hi there!"})
+            bill = await (await http.get(urls["bill_url"])).json()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        exit_code = await process.wait()
+
+    assert exit_code == 0
+    assert (refused.status, text) == (500, "Hi there!")
+    of_model = bill["providers"]["openai"]["gpt-4o"]
+    assert [row["ended"] for row in of_model["requests"]] == ["refused", "completed"]
+    assert of_model["totals"]["output_tokens"] == 3
+    speech = bill["providers"]["deepgram"]["aura-asteria-en"]
+    assert speech["totals"] == {"characters": 9}
