@@ -4,7 +4,7 @@ A hold is taken only where spent + held + hold fits the limit of *every* window 
 or nothing. Posting is never refused: it consumes its own hold, and what exceeds it is overshoot.
 
     reserve(windows, amount)         -> held goes up everywhere, or nowhere
-    settle(windows, amount, hold)    -> spent goes up, held goes down; returns the hold consumed
+    settle(..., amount, hold)        -> spent goes up, held goes down; returns the hold consumed
     release(windows, hold)           -> held goes down
 
 Always: spent + held <= limit + overshoot, on every window.
@@ -19,8 +19,9 @@ from typing import Final
 
 import msgspec
 
-# Under this an extension is not worth a round trip: what is left is granted whole.
-SMALLEST_GRANT_NANO_USD: Final = 2_000_000
+# A grant should carry a few requests (a long prompt costs a cent): what is left of a budget below
+# twice this is granted whole.
+SMALLEST_GRANT_NANO_USD: Final = 20_000_000
 # How far a meter may run ahead of its acknowledgements on a shared budget.
 UNREPORTED_MAX_NANO_USD: Final = 50_000_000
 # What ending a call costs at most: a wrap-up sentence of 150 characters at $0.030 per 1,000
@@ -80,34 +81,48 @@ def release(windows: Sequence[Window], hold_nano_usd: int) -> None:
         window.held_nano_usd -= hold_nano_usd
 
 
-def settle(windows: Sequence[Window], amount_nano_usd: int, hold_nano_usd: int) -> int:
-    """Post a charge (or, negative, a correction) against a hold.
+def settle(
+    charged: Sequence[Window], held: Sequence[Window], amount_nano_usd: int, hold_nano_usd: int
+) -> int:
+    """Post a charge (or, negative, a correction): spent goes up, and its hold is consumed.
+
+    Args:
+        charged: The windows in which the amount accrued.
+        held: The windows the hold was taken on; at a window's end not quite the same ones.
+        amount_nano_usd: The posted amount.
+        hold_nano_usd: What is left of the hold.
 
     Returns:
-        How much of the hold it consumed; the rest of the amount is overshoot.
+        How much of the hold was consumed; the rest of the amount is overshoot.
     """
     consumed = max(0, min(amount_nano_usd, hold_nano_usd))
-    for window in windows:
-        window.spent_nano_usd += amount_nano_usd
+    held_keys = {window.key for window in held}
+    for window in held:
         window.held_nano_usd -= consumed
+    for window in charged:
+        window.spent_nano_usd += amount_nano_usd
         if window.enforcing:
-            window.overshoot_nano_usd += max(0, amount_nano_usd - consumed)
+            covered = consumed if window.key in held_keys else 0
+            window.overshoot_nano_usd += max(0, amount_nano_usd - covered)
     return consumed
 
 
-def extension(windows: Sequence[Window], hold_nano_usd: int) -> int:
-    """How much more a meter with this hold is granted: as much as its own call's budget allows,
-    of a shared one a quarter of what is free, so that calls beside it find credit too."""
-    if not windows:
-        return 0
+def extension(windows: Sequence[Window], left_nano_usd: int) -> int:
+    """How much more a meter is granted that has this much of its grant left.
+
+    Of what is free and left together it gets a half where the budget is its own call's, a quarter
+    where the budget is shared, so that others find credit too; a small rest is granted whole.
+    """
     amounts: list[int] = []
     for window in windows:
-        free = window.free_nano_usd
-        if window.scope.startswith("call:") or free <= SMALLEST_GRANT_NANO_USD:
-            amounts.append(free)
+        pool = window.free_nano_usd + left_nano_usd
+        if pool <= 2 * SMALLEST_GRANT_NANO_USD:
+            amounts.append(window.free_nano_usd)
         else:
-            amounts.append(max(free // 4 - hold_nano_usd, SMALLEST_GRANT_NANO_USD, 0))
-    return max(0, min(amounts))
+            share = pool // (2 if window.scope.startswith("call:") else 4)
+            target = max(share, SMALLEST_GRANT_NANO_USD)
+            amounts.append(min(window.free_nano_usd, max(0, target - left_nano_usd)))
+    return min(amounts, default=0)
 
 
 def closing_reserve(limit_nano_usd: int) -> int:

@@ -127,8 +127,9 @@ def _see_room(tx: Session, sid: str, name: str, livekit_project: str, now: int) 
         return room
     for earlier in tx.live_rooms_named(livekit_project, name):
         # Its end was never seen and this life has no job yet: for now, the same call going on.
+        # A call that is being ended, or has ended, is never prolonged by a name alone.
         call = tx.call(earlier.call_id)
-        if call is not None and call.state is not CallState.SETTLED:
+        if call is not None and call.state is CallState.OPEN and call.ending is Ending.NONE:
             break
     else:
         call = open_call(tx, sid, now, livekit_project=livekit_project)
@@ -177,19 +178,20 @@ def assign_job(tx: Session, room: Room, job_id: str, now: int) -> Room:
             room.call_id = call.call_id
             tx.save_room(room)
             for other in siblings:
-                _gone(tx, other, now)
+                room_is_gone(tx, other, now)
             conclude(tx, first, now)
     for other in tx.rooms_of(room.call_id):
         # A later life with this call's job: the earlier one is over, though nobody said so.
         if other.sid != room.sid and other.seen_at_unix_ms <= room.seen_at_unix_ms:
-            _gone(tx, other, now)
+            room_is_gone(tx, other, now)
     call = tx.call(room.call_id)
     assert call is not None
     _reopen(tx, call)
     return room
 
 
-def _gone(tx: Session, room: Room, now: int) -> None:
+def room_is_gone(tx: Session, room: Room, now: int) -> None:
+    """Note that a life of a room is over, and everybody in it has left."""
     if room.gone_at_unix_ms is None:
         room.gone_at_unix_ms = now
         tx.save_room(room)
@@ -211,7 +213,7 @@ def receive_room_event(tx: Session, event: RoomEvent, now: int) -> set[str]:
     room = _see_room(tx, event.room_sid, event.room_name, event.livekit_project, now)
     before = room.call_id
     if event.event == "room_finished":
-        _gone(tx, room, now)
+        room_is_gone(tx, room, now)
     elif event.participant is not None:
         if event.event == "participant_joined" and room.gone_at_unix_ms is None:
             room = _joined(tx, room, event.participant, now)
@@ -233,7 +235,7 @@ def receive_listing(tx: Session, listing: RoomListing, now: int) -> set[str]:
     for room in tx.live_rooms(listing.livekit_project):
         # Younger than the request: the listing may have been made before it was created.
         if room.sid not in listed_sids and room.seen_at_unix_ms < listing.requested_at_unix_ms:
-            _gone(tx, room, now)
+            room_is_gone(tx, room, now)
             touched.add(room.call_id)
     return touched
 
@@ -302,29 +304,28 @@ def is_over(tx: Session, call: Call, meters: list[Meter]) -> bool:
     return not any(participant.kind in CALLER_KINDS for participant in people)
 
 
-def _reason(call: Call, meters: list[Meter], rooms: list[Room]) -> EndReason:
+def _reason(call: Call, meters: list[Meter], *, told: bool) -> EndReason:
     if call.ending in (Ending.ENDING, Ending.GONE):
         return EndReason.BUDGET
     if any(meter.state in (MeterState.ADOPTED, MeterState.LOST) for meter in meters):
         return EndReason.CRASHED
-    if not meters and not rooms:
-        return EndReason.UNKNOWN
-    return EndReason.COMPLETED
+    return EndReason.COMPLETED if meters or told else EndReason.UNKNOWN
 
 
-def conclude(tx: Session, call: Call, now: int) -> bool:
+def conclude(tx: Session, call: Call, now: int, *, told: bool = True) -> bool:
     """Move a call on in its life where the rules say so.
+
+    `told` is False when only a listing that no longer shows the room speaks for its end.
 
     Returns:
         True when it is time to settle: every meter is done (the caller closes legs that grace ran
         out on first).
     """
     meters = tx.meters_of(call.call_id)
-    rooms = tx.rooms_of(call.call_id)
     if call.state is CallState.OPEN and is_over(tx, call, meters):
         call.state = CallState.ENDED
         call.ended_at_unix_ms = now
-        call.reason = _reason(call, meters, rooms)
+        call.reason = _reason(call, meters, told=told)
         tx.save_call(call)
     if call.state is not CallState.ENDED:
         return False
@@ -333,8 +334,18 @@ def conclude(tx: Session, call: Call, now: int) -> bool:
 
 def settle_call(tx: Session, call: Call, now: int) -> None:
     """Close the books of a call: nothing more is expected of it."""
-    meters = tx.meters_of(call.call_id)
     call.state = CallState.SETTLED
     call.settled_at_unix_ms = now
-    call.reason = _reason(call, meters, tx.rooms_of(call.call_id))
+    told = call.reason is not EndReason.UNKNOWN
+    call.reason = _reason(call, tx.meters_of(call.call_id), told=told)
     tx.save_call(call)
+
+
+def rooms_to_end(tx: Session, call: Call) -> list[Room]:
+    """The live rooms that surely belong to a call: where jobs are known, those with a job of it.
+
+    A later life of the name that has no job yet may turn out to be another call's.
+    """
+    live = [room for room in tx.rooms_of(call.call_id) if room.gone_at_unix_ms is None]
+    with_job = [room for room in live if tx.jobs_in(room.sid)]
+    return with_job or live

@@ -32,4 +32,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     lease_ms: int = 30_000
     meter_grace_ms: int = 60_000  # an ended call settles at the latest after this
     wrap_up_ms: int = 15_000  # longest wait for the wrap-up sentence before the room is deleted
+    # A meter outside any room that is not heard of for this long is lost (with one in a room,
+    # LiveKit says when the room is gone).
+    meter_silence_ms: int = 900_000
     tick_ms: int = 1_000

@@ -185,7 +185,11 @@ class CostRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Session(Protocol):
-    """One transaction's view of the ledger. Rows are copies: change them, then save them."""
+    """One transaction's view of the ledger.
+
+    A row is one object for the length of the transaction, however it was found: change it, then
+    save it.
+    """
 
     def ledger_identity(self) -> tuple[str, int]:
         """The ledger's id and generation."""
@@ -196,7 +200,6 @@ class Session(Protocol):
     def meters_of(self, call_id: str) -> list[Meter]: ...
     def meters_of_job(self, job_id: str) -> list[Meter]: ...
     def meters_with_lease_before(self, at_unix_ms: int) -> list[Meter]: ...
-    def open_meters_of_project(self, project: str) -> list[Meter]: ...
 
     def call(self, call_id: str) -> Call | None: ...
     def save_call(self, call: Call) -> None: ...

@@ -1,0 +1,214 @@
+"""The SQLite schema, by migrations: `PRAGMA user_version` counts the scripts that ran.
+
+STRICT tables, so that an overflowing sum is an error and never a REAL. Quantities of every unit
+are integer columns of their own (`audio_ms`, `input_tokens`, ...).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+UNIT_COLUMNS: Final = (
+    "input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "audio_ms",
+    "connected_ms",
+    "characters",
+    "utf8_bytes",
+    "double_width_characters",
+    "markup_characters",
+    "prompt_characters",
+    "completion_characters",
+    "completion_chunks",
+)
+
+_UNITS_SQL = ",\n  ".join(f"{unit} INTEGER" for unit in UNIT_COLUMNS)
+
+MIGRATIONS: Final = (
+    f"""
+CREATE TABLE ledger (
+  id TEXT NOT NULL, generation INTEGER NOT NULL, created_at_unix_ms INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE calls (
+  call_id TEXT PRIMARY KEY,
+  livekit_project TEXT,
+  project TEXT NOT NULL,
+  agent TEXT,
+  tenant TEXT,
+  tags TEXT NOT NULL,
+  environment TEXT NOT NULL,
+  state TEXT NOT NULL,
+  reason TEXT,
+  opened_at_unix_ms INTEGER NOT NULL,
+  ended_at_unix_ms INTEGER,
+  settled_at_unix_ms INTEGER,
+  amended INTEGER NOT NULL,
+  coverage TEXT NOT NULL,
+  meter_count INTEGER NOT NULL,
+  limit_nano_usd INTEGER,
+  warn_at_percent INTEGER NOT NULL,
+  on_budget TEXT NOT NULL,
+  ending TEXT NOT NULL,
+  ending_budget TEXT,
+  ending_deadline_unix_ms INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX calls_by_opening ON calls (opened_at_unix_ms);
+CREATE INDEX calls_unsettled ON calls (state) WHERE state <> 'settled';
+
+CREATE TABLE meters (
+  meter_id TEXT PRIMARY KEY,
+  call_id TEXT NOT NULL,
+  project TEXT NOT NULL,
+  job_id TEXT,
+  room_sid TEXT,
+  opened TEXT NOT NULL,
+  state TEXT NOT NULL,
+  durable_seq INTEGER NOT NULL,
+  coverage TEXT NOT NULL,
+  last_heard_at_unix_ms INTEGER NOT NULL,
+  charged_nano_usd INTEGER NOT NULL,
+  posted_nano_usd INTEGER NOT NULL,
+  unpriced_leg_count INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,
+  renewal INTEGER NOT NULL,
+  held_nano_usd INTEGER NOT NULL CHECK (held_nano_usd >= 0),
+  held_windows TEXT NOT NULL,
+  unreported_max_nano_usd INTEGER NOT NULL,
+  lease_until_unix_ms INTEGER,
+  final INTEGER NOT NULL,
+  exhausted INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX meters_by_call ON meters (call_id);
+CREATE INDEX meters_by_job ON meters (job_id) WHERE job_id IS NOT NULL;
+CREATE INDEX meters_by_room ON meters (room_sid) WHERE room_sid IS NOT NULL;
+CREATE INDEX meters_by_lease ON meters (lease_until_unix_ms) WHERE lease_until_unix_ms IS NOT NULL;
+
+-- Names and identities are personal data: here and in participants, nowhere else.
+CREATE TABLE rooms (
+  sid TEXT PRIMARY KEY,
+  name TEXT NOT NULL,
+  livekit_project TEXT NOT NULL,
+  call_id TEXT NOT NULL,
+  seen_at_unix_ms INTEGER NOT NULL,
+  gone_at_unix_ms INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX rooms_by_call ON rooms (call_id);
+CREATE INDEX rooms_live ON rooms (livekit_project, name) WHERE gone_at_unix_ms IS NULL;
+
+CREATE TABLE participants (
+  sid TEXT PRIMARY KEY,
+  room_sid TEXT NOT NULL,
+  identity TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  job_id TEXT,
+  joined_at_unix_ms INTEGER,
+  left_at_unix_ms INTEGER,
+  disconnect_reason TEXT
+) STRICT, WITHOUT ROWID;
+CREATE INDEX participants_by_room ON participants (room_sid);
+
+CREATE TABLE legs (
+  key INTEGER PRIMARY KEY,
+  meter_id TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  call_id TEXT NOT NULL,
+  modality TEXT NOT NULL,
+  provider TEXT NOT NULL,
+  model TEXT NOT NULL,
+  attributes TEXT NOT NULL,
+  started_at_unix_ms INTEGER NOT NULL,
+  stopped_at_unix_ms INTEGER,
+  last_at_unix_ms INTEGER NOT NULL,
+  speech_id TEXT,
+  usage TEXT NOT NULL,
+  basis TEXT NOT NULL,
+  outcome TEXT,
+  price_id TEXT,
+  pricing_source TEXT,
+  rated_nano_usd INTEGER,
+  posted_nano_usd INTEGER NOT NULL,
+  posted_usage TEXT NOT NULL,
+  posted_basis TEXT,
+  part_count INTEGER NOT NULL,
+  unpriced_posted INTEGER NOT NULL,
+  UNIQUE (meter_id, number)
+) STRICT;
+CREATE INDEX legs_by_call ON legs (call_id);
+CREATE INDEX legs_open ON legs (last_at_unix_ms) WHERE outcome IS NULL;
+
+CREATE TABLE entries (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  leg_key INTEGER NOT NULL,
+  part INTEGER NOT NULL,
+  call_id TEXT NOT NULL,
+  amount_nano_usd INTEGER,
+  price_id TEXT,
+  basis TEXT NOT NULL,
+  accrued_at_unix_ms INTEGER NOT NULL,
+  posted_at_unix_ms INTEGER NOT NULL,
+  {_UNITS_SQL},
+  UNIQUE (leg_key, part),
+  CHECK ((amount_nano_usd IS NULL) = (price_id IS NULL))
+) STRICT;
+CREATE INDEX entries_by_call ON entries (call_id);
+CREATE TRIGGER entries_are_never_changed BEFORE UPDATE ON entries
+  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: post an adjustment instead'); END;
+CREATE TRIGGER entries_are_never_deleted BEFORE DELETE ON entries
+  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: post an adjustment instead'); END;
+
+-- Sums of entries by quarter hour of UTC; outcome '' while a leg is open.
+CREATE TABLE rollups (
+  quarter_unix_ms INTEGER NOT NULL,
+  project TEXT NOT NULL,
+  agent TEXT NOT NULL,
+  tenant TEXT NOT NULL,
+  provider TEXT NOT NULL,
+  model TEXT NOT NULL,
+  modality TEXT NOT NULL,
+  outcome TEXT NOT NULL,
+  amount_nano_usd INTEGER NOT NULL,
+  leg_count INTEGER NOT NULL,
+  unpriced_leg_count INTEGER NOT NULL,
+  PRIMARY KEY (quarter_unix_ms, project, agent, tenant, provider, model, modality, outcome)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE prices (
+  price_id TEXT PRIMARY KEY, pricing_source TEXT NOT NULL, document BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE windows (
+  scope TEXT NOT NULL,
+  start_unix_ms INTEGER NOT NULL,
+  limit_nano_usd INTEGER NOT NULL,
+  enforcing INTEGER NOT NULL,
+  warn_at_percent INTEGER NOT NULL,
+  spent_nano_usd INTEGER NOT NULL,
+  held_nano_usd INTEGER NOT NULL CHECK (held_nano_usd >= 0),
+  overshoot_nano_usd INTEGER NOT NULL,
+  warned INTEGER NOT NULL,
+  PRIMARY KEY (scope, start_unix_ms)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE webhooks (
+  event_id TEXT PRIMARY KEY, received_at_unix_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE gaps (
+  meter_id TEXT NOT NULL, call_id TEXT NOT NULL, at_unix_ms INTEGER NOT NULL,
+  reason TEXT NOT NULL, modality TEXT
+) STRICT;
+CREATE INDEX gaps_by_call ON gaps (call_id);
+CREATE TABLE quarantine (
+  meter_id TEXT NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL, record TEXT NOT NULL,
+  PRIMARY KEY (meter_id, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE audit (
+  call_id TEXT NOT NULL, at_unix_ms INTEGER NOT NULL, step TEXT NOT NULL, detail TEXT NOT NULL
+) STRICT;
+CREATE INDEX audit_by_call ON audit (call_id);
+CREATE TABLE counters (
+  name TEXT PRIMARY KEY, value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+""",
+)

@@ -1,0 +1,615 @@
+"""The ledger in one SQLite file, through apsw.
+
+apsw brings its own SQLite: the one inside most Pythons is older than 3.51.3 and can lose committed
+pages when one connection checkpoints while another commits (a writer beside Litestream is just
+that). Never open the same file with the stdlib `sqlite3` in this process: two SQLite copies break
+each other's POSIX locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import apsw
+import msgspec
+
+from voicecost_ledger.budgets import Window
+from voicecost_ledger.calls import Call, Room
+from voicecost_ledger.entries import Entry, Leg, quarter_hour
+from voicecost_ledger.meters import Meter
+from voicecost_ledger.records import Outcome
+from voicecost_ledger.rooms import RoomParticipant
+from voicecost_ledger.stores import (
+    CallDetail,
+    CallQuery,
+    CallSummary,
+    CostQuery,
+    CostRow,
+    StoreRefused,
+    StoreUnavailable,
+    _sqlite_reads,
+)
+from voicecost_ledger.stores._schema import MIGRATIONS, UNIT_COLUMNS
+
+OLDEST_SQLITE: Final = (3, 51, 3)
+BUSY_TIMEOUT_MS: Final = 5_000
+QUARANTINE_MAX_PER_METER: Final = 100
+
+RowT = TypeVar("RowT", bound=msgspec.Struct)
+
+
+class _Table:
+    """Maps a row struct to its table: one column per field, nested fields as JSON text."""
+
+    def __init__(
+        self, row_type: type[msgspec.Struct], name: str, key: Sequence[str], **derived: str
+    ) -> None:
+        fields = msgspec.structs.fields(row_type)
+        self.row_type = row_type
+        self.fields = [field.encode_name for field in fields]
+        columns = [*self.fields, *derived]
+        self.derived = derived
+        updates = ", ".join(f"{c} = excluded.{c}" for c in columns if c not in key)
+        self.select = f"SELECT {', '.join(self.fields)} FROM {name}"  # noqa: S608 - our own names
+        self.upsert = (
+            f"INSERT INTO {name} ({', '.join(columns)}) "  # noqa: S608 - our own names
+            f"VALUES ({', '.join('?' * len(columns))}) "
+            f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"
+        )
+        # Which fields are nested is read off the types once.
+        self.nested = {
+            field.encode_name
+            for field in fields
+            if any(word in str(field.type) for word in ("dict", "list", "LegAttributes", "MeterOpen"))
+        }
+        self.booleans = {field.encode_name for field in fields if field.type is bool}
+
+    def values(self, row: msgspec.Struct) -> list[Any]:
+        values: list[Any] = []
+        for name in self.fields:
+            value = getattr(row, name)
+            if name in self.nested:
+                value = msgspec.json.encode(value).decode()
+            elif isinstance(value, bool):
+                value = int(value)
+            elif isinstance(value, str):
+                value = str(value)  # a StrEnum is a str, but apsw wants the exact type
+            values.append(value)
+        for path in self.derived.values():
+            value = row
+            for attribute in path.split("."):
+                value = getattr(value, attribute)
+            values.append(str(value) if isinstance(value, str) else value)
+        return values
+
+    def row(self, values: Sequence[Any]) -> Any:
+        raw: dict[str, Any] = {}
+        for name, value in zip(self.fields, values, strict=True):
+            if name in self.nested:
+                raw[name] = msgspec.json.decode(value)
+            elif name in self.booleans:
+                raw[name] = bool(value)
+            else:
+                raw[name] = value
+        return msgspec.convert(raw, self.row_type)
+
+
+_CALLS = _Table(Call, "calls", ["call_id"])
+_METERS = _Table(
+    Meter, "meters", ["meter_id"], job_id="opened.job_id", room_sid="opened.room_sid"
+)
+_ROOMS = _Table(Room, "rooms", ["sid"])
+_LEGS = _Table(
+    Leg,
+    "legs",
+    ["meter_id", "number"],
+    modality="attributes.modality",
+    provider="attributes.provider",
+    model="attributes.model",
+)
+_WINDOWS = _Table(Window, "windows", ["scope", "start_unix_ms"])
+
+_UNIT_LIST = ", ".join(UNIT_COLUMNS)
+_POST = (
+    "INSERT INTO entries (leg_key, part, call_id, amount_nano_usd, price_id, basis, "
+    f"accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST}) "  # noqa: S608 - our own names
+    f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * len(UNIT_COLUMNS))})"
+)
+_ENTRIES_OF = (
+    "SELECT leg_key, part, amount_nano_usd, price_id, basis, accrued_at_unix_ms, "
+    f"posted_at_unix_ms, {_UNIT_LIST} FROM entries WHERE leg_key = ? ORDER BY part"  # noqa: S608
+)
+_ROLL = (
+    "INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+    "amount_nano_usd = amount_nano_usd + excluded.amount_nano_usd, "
+    "leg_count = leg_count + excluded.leg_count, "
+    "unpriced_leg_count = unpriced_leg_count + excluded.unpriced_leg_count"
+)
+
+
+class SqliteSession:
+    """One transaction on the writer connection; see `voicecost_ledger.stores.Session`."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._db = connection
+        self._known: dict[tuple[str, Any], Any] = {}
+
+    def _find(self, table: _Table, where: str, *values: Any) -> list[Any]:
+        found: list[Any] = []
+        for raw in self._db.execute(f"{table.select} WHERE {where}", values):
+            found.append(self._one(table, table.row(raw)))
+        return found
+
+    def _one(self, table: _Table, row: Any) -> Any:
+        return self._known.setdefault(_identity(row), row)
+
+    def _get(self, table: _Table, identity: tuple[str, Any], where: str, *values: Any) -> Any:
+        known = self._known.get(identity)
+        if known is not None:
+            return known
+        rows = self._find(table, where, *values)
+        return rows[0] if rows else None
+
+    def _save(self, table: _Table, row: Any) -> None:
+        self._db.execute(table.upsert, table.values(row))
+        self._known[_identity(row)] = row
+
+    def ledger_identity(self) -> tuple[str, int]:
+        return self._db.execute("SELECT id, generation FROM ledger").fetchall()[0]
+
+    def meter(self, meter_id: str) -> Meter | None:
+        return self._get(_METERS, ("Meter", meter_id), "meter_id = ?", meter_id)
+
+    def save_meter(self, meter: Meter) -> None:
+        self._save(_METERS, meter)
+
+    def meters_of(self, call_id: str) -> list[Meter]:
+        return self._find(_METERS, "call_id = ? ORDER BY meter_id", call_id)
+
+    def meters_of_job(self, job_id: str) -> list[Meter]:
+        return self._find(_METERS, "job_id = ? ORDER BY meter_id", job_id)
+
+    def meters_with_lease_before(self, at_unix_ms: int) -> list[Meter]:
+        return self._find(_METERS, "lease_until_unix_ms < ?", at_unix_ms)
+
+    def call(self, call_id: str) -> Call | None:
+        return self._get(_CALLS, ("Call", call_id), "call_id = ?", call_id)
+
+    def save_call(self, call: Call) -> None:
+        self._save(_CALLS, call)
+
+    def withdraw_call(self, call_id: str) -> None:
+        self._known.pop(("Call", call_id), None)
+        self._db.execute("DELETE FROM calls WHERE call_id = ? AND meter_count = 0", (call_id,))
+
+    def unsettled_calls(self) -> list[Call]:
+        return self._find(_CALLS, "state <> 'settled' ORDER BY call_id")
+
+    def room(self, room_sid: str) -> Room | None:
+        return self._get(_ROOMS, ("Room", room_sid), "sid = ?", room_sid)
+
+    def save_room(self, room: Room) -> None:
+        self._save(_ROOMS, room)
+
+    def rooms_of(self, call_id: str) -> list[Room]:
+        return self._find(_ROOMS, "call_id = ? ORDER BY seen_at_unix_ms, sid", call_id)
+
+    def live_rooms_named(self, livekit_project: str, name: str) -> list[Room]:
+        return self._find(
+            _ROOMS,
+            "livekit_project = ? AND name = ? AND gone_at_unix_ms IS NULL "
+            "ORDER BY seen_at_unix_ms DESC",
+            livekit_project,
+            name,
+        )
+
+    def live_rooms(self, livekit_project: str) -> list[Room]:
+        return self._find(
+            _ROOMS, "livekit_project = ? AND gone_at_unix_ms IS NULL ORDER BY sid", livekit_project
+        )
+
+    def save_participant(
+        self, participant: RoomParticipant, *, room_sid: str, left_at_unix_ms: int | None
+    ) -> None:
+        # A late "joined" never brings back somebody who has left.
+        self._db.execute(
+            "INSERT INTO participants VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sid) DO UPDATE "
+            "SET left_at_unix_ms = coalesce(left_at_unix_ms, excluded.left_at_unix_ms), "
+            "disconnect_reason = coalesce(excluded.disconnect_reason, disconnect_reason)",
+            (
+                participant.sid,
+                room_sid,
+                participant.identity,
+                str(participant.kind),
+                participant.job_id,
+                participant.joined_at_unix_ms,
+                left_at_unix_ms,
+                participant.disconnect_reason,
+            ),
+        )
+
+    def connected_participants(self, room_sids: Sequence[str]) -> list[RoomParticipant]:
+        found: list[RoomParticipant] = []
+        for room_sid in room_sids:
+            for sid, identity, kind, job_id, joined in self._db.execute(
+                "SELECT sid, identity, kind, job_id, joined_at_unix_ms FROM participants "
+                "WHERE room_sid = ? AND left_at_unix_ms IS NULL ORDER BY sid",
+                (room_sid,),
+            ):
+                raw = {
+                    "sid": sid,
+                    "identity": identity,
+                    "kind": kind,
+                    "job_id": job_id,
+                    "joined_at_unix_ms": joined,
+                }
+                found.append(msgspec.convert(raw, RoomParticipant))
+        return found
+
+    def jobs_in(self, room_sid: str) -> set[str]:
+        rows = self._db.execute(
+            "SELECT job_id FROM participants WHERE room_sid = ?1 AND job_id IS NOT NULL "
+            "UNION SELECT job_id FROM meters WHERE room_sid = ?1 AND job_id IS NOT NULL",
+            (room_sid,),
+        )
+        return {row[0] for row in rows}
+
+    def leg(self, meter_id: str, number: int) -> Leg | None:
+        where = "meter_id = ? AND number = ?"
+        return self._get(_LEGS, ("Leg", (meter_id, number)), where, meter_id, number)
+
+    def save_leg(self, leg: Leg) -> None:
+        if leg.key == 0:
+            last = self._db.execute("SELECT coalesce(max(key), 0) FROM legs").fetchall()[0][0]
+            leg.key = last + 1
+        self._save(_LEGS, leg)
+
+    def open_legs_of(self, meter_id: str) -> list[Leg]:
+        return self._find(_LEGS, "meter_id = ? AND outcome IS NULL ORDER BY number", meter_id)
+
+    def open_legs_before(self, at_unix_ms: int) -> list[Leg]:
+        return self._find(
+            _LEGS,
+            "outcome IS NULL AND last_at_unix_ms < ? AND rated_nano_usd IS NOT NULL "
+            "AND rated_nano_usd <> posted_nano_usd ORDER BY key",
+            at_unix_ms,
+        )
+
+    def post(self, entry: Entry, leg: Leg, call: Call) -> None:
+        self._db.execute(
+            _POST,
+            (
+                entry.leg_key,
+                entry.part,
+                call.call_id,
+                entry.amount_nano_usd,
+                entry.price_id,
+                str(entry.basis),
+                entry.accrued_at_unix_ms,
+                entry.posted_at_unix_ms,
+                *(entry.usage.get(unit) for unit in UNIT_COLUMNS),
+            ),
+        )
+        unpriced = entry.amount_nano_usd is None
+        first = entry.part == 0
+        # A leg counts as unpriced from its first null entry until an amount is posted for it.
+        was_unpriced = not first and self._unpriced_before(leg.key, entry.part)
+        self._roll(
+            call,
+            leg,
+            leg.outcome,
+            entry.accrued_at_unix_ms,
+            entry.amount_nano_usd or 0,
+            int(first),
+            int(unpriced) - int(was_unpriced),
+        )
+
+    def _unpriced_before(self, leg_key: int, part: int) -> bool:
+        row = self._db.execute(
+            "SELECT amount_nano_usd IS NULL FROM entries WHERE leg_key = ? AND part = ?",
+            (leg_key, part - 1),
+        ).fetchall()
+        return bool(row and row[0][0])
+
+    def _roll(
+        self,
+        call: Call,
+        leg: Leg,
+        outcome: Outcome | None,
+        at_unix_ms: int,
+        amount_nano_usd: int,
+        leg_count: int,
+        unpriced_leg_count: int,
+    ) -> None:
+        self._db.execute(
+            _ROLL,
+            (
+                quarter_hour(at_unix_ms),
+                call.project,
+                call.agent or "",
+                call.tenant or "",
+                leg.attributes.provider,
+                leg.attributes.model,
+                str(leg.attributes.modality),
+                str(outcome or ""),
+                amount_nano_usd,
+                leg_count,
+                unpriced_leg_count,
+            ),
+        )
+
+    def entries_of(self, leg: Leg) -> list[Entry]:
+        return [
+            msgspec.convert(
+                {
+                    "leg_key": raw[0],
+                    "part": raw[1],
+                    "amount_nano_usd": raw[2],
+                    "price_id": raw[3],
+                    "basis": raw[4],
+                    "accrued_at_unix_ms": raw[5],
+                    "posted_at_unix_ms": raw[6],
+                    "usage": _usage(raw[7:]),
+                },
+                Entry,
+            )
+            for raw in self._db.execute(_ENTRIES_OF, (leg.key,))
+        ]
+
+    def move_outcome(self, leg: Leg, call: Call, was: Outcome | None) -> None:
+        unpriced = False
+        for entry in self.entries_of(leg):
+            null = entry.amount_nano_usd is None
+            counts = int(entry.part == 0), int(null) - int(unpriced)
+            amount, at = entry.amount_nano_usd or 0, entry.accrued_at_unix_ms
+            self._roll(call, leg, was, at, -amount, -counts[0], -counts[1])
+            self._roll(call, leg, leg.outcome, at, amount, *counts)
+            unpriced = null
+
+    def price_document(self, price_id: str) -> bytes | None:
+        sql = "SELECT document FROM prices WHERE price_id = ?"
+        rows = self._db.execute(sql, (price_id,)).fetchall()
+        return rows[0][0] if rows else None
+
+    def save_price(self, price_id: str, pricing_source: str, document: bytes) -> None:
+        sql = "INSERT INTO prices VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        self._db.execute(sql, (price_id, pricing_source, document))
+
+    def window(self, scope: str, start_unix_ms: int) -> Window | None:
+        identity = ("Window", (scope, start_unix_ms))
+        where = "scope = ? AND start_unix_ms = ?"
+        return self._get(_WINDOWS, identity, where, scope, start_unix_ms)
+
+    def save_window(self, window: Window) -> None:
+        self._save(_WINDOWS, window)
+
+    def seen_event(self, event_id: str, at_unix_ms: int) -> bool:
+        before = self._db.total_changes()
+        sql = "INSERT INTO webhooks VALUES (?, ?) ON CONFLICT DO NOTHING"
+        self._db.execute(sql, (event_id, at_unix_ms))
+        return self._db.total_changes() == before
+
+    def add_gap(
+        self, meter_id: str, call_id: str, at_unix_ms: int, reason: str, modality: str | None
+    ) -> None:
+        word = str(modality) if modality is not None else None
+        values = (meter_id, call_id, at_unix_ms, reason, word)
+        self._db.execute("INSERT INTO gaps VALUES (?, ?, ?, ?, ?)", values)
+
+    def quarantine(self, meter_id: str, seq: int, reason: str, record_json: str) -> None:
+        # Capped, so that a broken client cannot fill the disk; the counter goes on counting.
+        self._db.execute(
+            "INSERT INTO quarantine SELECT ?1, ?2, ?3, ?4 WHERE "
+            "(SELECT count(*) FROM quarantine WHERE meter_id = ?1) < ?5 ON CONFLICT DO NOTHING",
+            (meter_id, seq, reason, record_json, QUARANTINE_MAX_PER_METER),
+        )
+
+    def audit(self, call_id: str, at_unix_ms: int, step: str, detail: str) -> None:
+        values = (call_id, at_unix_ms, step, detail)
+        self._db.execute("INSERT INTO audit VALUES (?, ?, ?, ?)", values)
+
+    def count(self, counter: str, by: int = 1) -> None:
+        sql = (
+            "INSERT INTO counters VALUES (?, ?) "
+            "ON CONFLICT DO UPDATE SET value = value + excluded.value"
+        )
+        self._db.execute(sql, (counter, by))
+
+
+def _identity(row: Any) -> tuple[str, Any]:
+    match row:
+        case Meter():
+            return "Meter", row.meter_id
+        case Call():
+            return "Call", row.call_id
+        case Room():
+            return "Room", row.sid
+        case Leg():
+            return "Leg", (row.meter_id, row.number)
+        case Window():
+            return "Window", row.key
+        case _:
+            raise TypeError(f"{type(row).__name__} is no row of the ledger")
+
+
+def _usage(quantities: Sequence[int | None]) -> dict[str, int]:
+    pairs = zip(UNIT_COLUMNS, quantities, strict=True)
+    return {unit: quantity for unit, quantity in pairs if quantity is not None}
+
+
+class SqliteStore:
+    """The ledger in a SQLite file; one writer at a time, reads from any thread.
+
+    Several processes may hold one store each on the same file: SQLite's lock serialises writers,
+    and `Books` reads everything it decides by inside the transaction.
+    """
+
+    def __init__(self, path: Path, connection: apsw.Connection) -> None:
+        self.path = path
+        self._db = connection
+        self._lock = threading.Lock()
+        self._readers = threading.local()
+        self._all_readers: list[apsw.Connection] = []
+
+    @classmethod
+    def open(cls, path: Path | str) -> SqliteStore:
+        """Open or create the ledger at `path` (`:memory:` for a ledger that is not kept).
+
+        Raises:
+            StoreRefused: SQLite is too old, or the file is no ledger or one of a newer version.
+            StoreUnavailable: The file or its folder cannot be opened for writing.
+        """
+        version = tuple(int(part) for part in apsw.sqlite_lib_version().split(".")[:3])
+        if version < OLDEST_SQLITE:
+            raise StoreRefused(
+                f"SQLite {apsw.sqlite_lib_version()} can lose committed pages (fixed in 3.51.3): "
+                "install apsw 3.51.3 or newer"
+            )
+        path = Path(path)
+        with _translated(path):
+            if str(path) != ":memory:":
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Amounts and room names are nobody else's business: before SQLite creates it.
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            db = apsw.Connection(str(path))
+            db.set_busy_timeout(BUSY_TIMEOUT_MS)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            _migrate(path, db)
+        return cls(path, db)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[SqliteSession]:
+        """One transaction; commits on leaving, rolls back on any exception.
+
+        Raises:
+            StoreUnavailable: Nothing of it is durable.
+        """
+        with self._lock, _translated(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield SqliteSession(self._db)
+                self._db.execute("COMMIT")
+            except BaseException:
+                # A full disk may have rolled back already.
+                if not self._db.get_autocommit():
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def calls(self, query: CallQuery) -> list[CallSummary]:
+        """The calls a query asks for, newest first."""
+        with self._read() as db:
+            return _sqlite_reads.calls(db, query)
+
+    def call(self, call_id: str) -> CallDetail | None:
+        """Everything known of one call, or None."""
+        with self._read() as db:
+            return _sqlite_reads.call(db, call_id)
+
+    def costs(self, query: CostQuery) -> list[CostRow]:
+        """Accrued cost, grouped."""
+        with self._read() as db:
+            return _sqlite_reads.costs(db, query)
+
+    def counters(self) -> dict[str, int]:
+        """Counters and gauges for metrics: names are fixed words, never personal data."""
+        with self._read() as db:
+            return _sqlite_reads.counters(db)
+
+    def verify(self) -> list[str]:
+        """Recompute every total from the entries; one sentence per difference."""
+        with self._read() as db:
+            return _sqlite_reads.verify(db)
+
+    def close(self) -> None:
+        """Close every connection; the store cannot be used afterwards."""
+        with self._lock:
+            for connection in (self._db, *self._all_readers):
+                connection.close()
+            self._all_readers.clear()
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[apsw.Connection]:
+        if str(self.path) == ":memory:":
+            with self._lock, _translated(self.path):
+                yield self._db
+            return
+        db: apsw.Connection | None = getattr(self._readers, "db", None)
+        with _translated(self.path):
+            if db is None:
+                db = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
+                db.set_busy_timeout(BUSY_TIMEOUT_MS)
+                self._readers.db = db
+                self._all_readers.append(db)
+            # One snapshot for all statements of a question.
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.execute("COMMIT")
+
+
+def _migrate(path: Path, db: apsw.Connection) -> None:
+    done: int = db.execute("PRAGMA user_version").fetchall()[0][0]
+    if done > len(MIGRATIONS):
+        raise StoreRefused(
+            f"{path} was written by a newer voicecost (schema {done}, this one knows "
+            f"{len(MIGRATIONS)}): upgrade, or give another --database"
+        )
+    if done == len(MIGRATIONS):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        # Another process may have been faster while we waited for the lock.
+        done = db.execute("PRAGMA user_version").fetchall()[0][0]
+        tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0]
+        if done == 0 and tables:
+            raise StoreRefused(f"{path} is a SQLite file, but no ledger of voicecost")
+        for script in MIGRATIONS[done:]:
+            db.execute(script)
+        if done == 0:
+            identity = ("LG_" + secrets.token_hex(8), 1, time.time_ns() // 1_000_000)
+            db.execute("INSERT INTO ledger VALUES (?, ?, ?)", identity)
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute("COMMIT")
+    except BaseException:
+        if not db.get_autocommit():
+            db.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """SQLite's and the file system's errors as ours, with what to do."""
+    try:
+        yield
+    except apsw.FullError as error:
+        raise StoreUnavailable(
+            f"the disk of {path} is full: free some space; nothing was acknowledged", reason="full"
+        ) from error
+    except (apsw.BusyError, apsw.LockedError) as error:
+        raise StoreUnavailable(
+            f"{path} is locked by another program for over {BUSY_TIMEOUT_MS} ms: end it; nothing "
+            "was acknowledged",
+            reason="locked",
+        ) from error
+    except (apsw.NotADBError, apsw.CorruptError) as error:
+        raise StoreUnavailable(
+            f"{path} is damaged or no SQLite file: restore it from its replica", reason="corrupt"
+        ) from error
+    except (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, OSError) as error:
+        raise StoreUnavailable(
+            f"{path} cannot be read or written: {type(error).__name__}; check the folder, its "
+            "permissions and the disk",
+            reason="io",
+        ) from error
+
+
+__all__ = ["SqliteSession", "SqliteStore"]
