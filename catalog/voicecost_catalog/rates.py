@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 import msgspec
+
 from voicecost_ledger.money import round_half_even
 from voicecost_ledger.records import Modality
 
@@ -33,7 +34,7 @@ class Confidence(StrEnum):
     LOW = "low"
 
 
-# The first unit of each rule is the one whose absence means that the usage is not known.
+# The first unit of each rule is the one without which a usage is not known.
 BILLED_UNITS: Final[dict[Rule, tuple[str, ...]]] = {
     Rule.AUDIO: ("audio_ms",),
     Rule.CHARACTERS: ("characters",),
@@ -62,7 +63,7 @@ class Rate(
     source_url: str = ""
     source_date: str = ""
     checked_on: str = ""
-    confidence: Confidence = Confidence.HIGH
+    confidence: Confidence | None = None  # None: the source does not say
     via: str = ""
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class Rate(
 class Tier(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """Rates of a request whose input is longer than `above_input_tokens`; they hold for all of it."""
+    """Rates of a whole request whose input is longer than `above_input_tokens`."""
 
     above_input_tokens: int
     rates: dict[str, Rate]
@@ -138,15 +139,12 @@ class ModelPrice(
         Raises:
             ValueError: A billed quantity is negative or not an `int`.
         """
-        unit = BILLED_UNITS[self.rule][0]
-        quantity = usage.get(unit)
-        if quantity is None:
-            if any(count for name, count in usage.items() if name != _NO_WITNESS):
-                return None
-            quantity = 0
-        _check_quantity(unit, quantity)
         if self.rule is Rule.TOKENS:
-            return self._token_amount(quantity, usage)
+            return self._token_amount(usage)
+        unit = "audio_ms" if self.rule is Rule.AUDIO else "characters"
+        quantity = _billed(usage, unit)
+        if quantity is None:
+            return None
         rate = self.rates[unit]
         return round_half_even(quantity * self.channel_count * rate.nano_usd, per=rate.per)
 
@@ -154,12 +152,11 @@ class ModelPrice(
         """JSON of the whole price, its id included; `restore_price` reads it."""
         return _encode(self)
 
-    def _token_amount(self, input_tokens: int, usage: Mapping[str, int]) -> int | None:
-        cached_tokens = usage.get("cached_input_tokens", 0)
-        output_tokens = usage.get("output_tokens", 0)
-        _check_quantity("cached_input_tokens", cached_tokens)
-        _check_quantity("output_tokens", output_tokens)
-        if cached_tokens > input_tokens:
+    def _token_amount(self, usage: Mapping[str, int]) -> int | None:
+        input_tokens = _billed(usage, "input_tokens")
+        cached_tokens = _checked("cached_input_tokens", usage.get("cached_input_tokens", 0))
+        output_tokens = _checked("output_tokens", usage.get("output_tokens", 0))
+        if input_tokens is None or cached_tokens > input_tokens:
             return None
         rates = self.rates
         for tier in self.tiers:
@@ -213,7 +210,16 @@ def _check_units(rule: Rule, rates: Mapping[str, Rate]) -> None:
             raise ValueError(f"rule {rule.value!r} does not bill {unit!r}: expected {allowed}")
 
 
-def _check_quantity(unit: str, quantity: int) -> None:
+def _billed(usage: Mapping[str, int], unit: str) -> int | None:
+    quantity = usage.get(unit)
+    if quantity is not None:
+        return _checked(unit, quantity)
+    # Nothing used yet is nothing owed; but what was used and not counted in `unit` is not known.
+    return None if any(count for name, count in usage.items() if name != _NO_WITNESS) else 0
+
+
+def _checked(unit: str, quantity: int) -> int:
     # A float or a bool would be billed without a word; type() is exact on purpose.
     if type(quantity) is not int or quantity < 0:
         raise ValueError(f"cannot price {unit}={quantity!r}: expected a whole number, at least 0")
+    return quantity

@@ -1,0 +1,131 @@
+"""The price book: which price a leg has, by what served it and when it started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from voicecost_catalog.genai import Dated, GenaiPrices
+from voicecost_catalog.hosts import aliased_provider, check_host_aliases, request_host
+from voicecost_catalog.rates import ModelPrice, restore_price
+from voicecost_catalog.rows import ProviderRows, load_rows, midnight_unix_ms, row_price
+from voicecost_ledger.records import LegAttributes
+
+# What a leg says of itself comes from outside: a bound keeps made-up models from filling memory.
+_REMEMBERED_MAX: Final = 4096
+_CHANNELS_MAX: Final = 64
+_ALWAYS: Final = (-(2**63), 2**63)
+
+
+class CatalogPriceBook:
+    """Our dated rows, then genai-prices for LLMs. Implements `voicecost_ledger.pricing.PriceBook`.
+
+    Made by `open_price_book`. Safe to use from several threads.
+    """
+
+    def __init__(self, *, genai: bool, host_aliases: Mapping[str, str]) -> None:
+        self._aliases = check_host_aliases(host_aliases)
+        self._rows = load_rows()
+        self._genai = GenaiPrices() if genai else None
+        self._remembered: dict[LegAttributes, Dated] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether any lookup is quick; False until `warm` is done."""
+        return self._genai is None or self._genai.loaded
+
+    def warm(self) -> None:
+        """Load genai-prices (a second, 30 MB). Call it off the event loop, at start.
+
+        Raises:
+            ValueError: A host alias names a provider that has no prices.
+        """
+        if self._genai is not None:
+            self._genai.load()
+        ours = {rows.provider for rows in self._rows.providers}
+        for host, provider in self._aliases.items():
+            if provider not in ours and not (self._genai and self._genai.knows(provider)):
+                known = sorted(
+                    ours.union(p.id for p in self._genai.load()) if self._genai else ours
+                )
+                raise ValueError(
+                    f"host alias {host!r} names the provider {provider!r}, which has no prices: "
+                    f"expected one of {', '.join(known)}"
+                )
+
+    def price_for(self, leg: LegAttributes, at_unix_ms: int) -> ModelPrice | None:
+        """The price in force for such a leg at an instant, or None when none is known.
+
+        Microseconds for a leg like one seen before. The first of its kind takes up to some
+        milliseconds, and the first LLM leg of all loads genai-prices unless `warm` has: look at
+        `ready` before asking on an event loop.
+        """
+        dated = self._remembered.get(leg)
+        if dated is None or not dated.from_unix_ms <= at_unix_ms < dated.until_unix_ms:
+            dated = self._look_up(leg, at_unix_ms)
+            if len(self._remembered) >= _REMEMBERED_MAX:
+                self._remembered.clear()
+            self._remembered[leg] = dated
+        return dated.price
+
+    def restore(self, document: bytes) -> ModelPrice:
+        """The price a ledger stored, equal to the one it was taken from.
+
+        Raises:
+            ValueError: The document is no price, was altered, or is of a newer version.
+        """
+        return restore_price(document)
+
+    def _look_up(self, leg: LegAttributes, at_unix_ms: int) -> Dated:
+        if not 1 <= leg.channel_count <= _CHANNELS_MAX:
+            return Dated(None, *_ALWAYS)
+        alias = aliased_provider(self._aliases, leg)
+        for rows in self._rows.providers:
+            if alias == rows.provider or (alias is None and rows.serves(leg)):
+                return self._row_price(rows, leg, at_unix_ms)
+        if self._genai is None:
+            return Dated(None, *_ALWAYS)
+        host = request_host(leg)
+        named = alias if alias is not None or host else leg.provider.lower()
+        return self._genai.price_for(leg, provider=named, host=host, at_unix_ms=at_unix_ms)
+
+    def _row_price(self, rows: ProviderRows, leg: LegAttributes, at_unix_ms: int) -> Dated:
+        start, until = _ALWAYS
+        for row in rows.prices:
+            if not row.covers(leg):
+                continue
+            begins = midnight_unix_ms(row.valid_from)
+            ends = midnight_unix_ms(row.valid_until) if row.valid_until else _ALWAYS[1]
+            if begins <= at_unix_ms < ends:
+                price = row_price(
+                    row,
+                    rows,
+                    channel_count=leg.channel_count,
+                    pricing_source=self._rows.pricing_source,
+                )
+                return Dated(price, begins, ends)
+            # Between dated rows nothing is known: remember that no longer than it is true.
+            if ends <= at_unix_ms:
+                start = max(start, ends)
+            else:
+                until = min(until, begins)
+        return Dated(None, start, until)
+
+
+def open_price_book(
+    *, genai: bool = True, host_aliases: Mapping[str, str] | None = None
+) -> CatalogPriceBook:
+    """The prices this installation knows: our dated rows, and genai-prices for LLMs.
+
+    Cheap: genai-prices is loaded by `warm`, or by the first LLM leg.
+
+    Args:
+        genai: False leaves LLM legs unpriced and never loads genai-prices.
+        host_aliases: Who bills for requests to a host that is no provider's own (a gateway, a
+            proxy, a simulator): host, with or without port, to provider id, for example
+            `{"127.0.0.1:4010": "openai"}`. Without one such requests stay unpriced.
+
+    Raises:
+        ValueError: An alias is not of that form.
+    """
+    return CatalogPriceBook(genai=genai, host_aliases=host_aliases or {})

@@ -1,0 +1,234 @@
+"""LLM prices from genai-prices as installed, one model at a time as exact integer rates.
+
+What genai-prices says is taken as it stands in the package: its network updater is never started,
+and a snapshot another library set is not used. Only models that bill text by input, cached and
+output tokens are priced; where it is silent or bills by something that legs do not count (a fee
+per request, reasoning or citation tokens apart, no price at all), so are we: its own arithmetic
+would give zero there.
+
+Importing genai-prices takes a second and 30 MB: `GenaiPrices.load` belongs off the event loop.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import threading
+from collections.abc import Iterable
+from datetime import UTC, datetime, time, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from voicecost_catalog.hosts import hostname
+from voicecost_catalog.rates import ModelPrice, Rate, Rule, Tier
+from voicecost_ledger.records import LegAttributes, Modality
+
+if TYPE_CHECKING:
+    from genai_prices.types import (
+        ModelInfo,
+        Provider,
+        StartDateConstraint,
+        TieredPrices,
+        TimeOfDateConstraint,
+    )
+    from genai_prices.types import ModelPrice as GenaiModelPrice
+
+_TOKENS_PER_PRICE: Final = 1_000_000
+_UNITS: Final = {
+    "input_mtok": "input_tokens",
+    "cache_read_mtok": "cached_input_tokens",
+    "output_mtok": "output_tokens",
+}
+# Prices that a text conversation does not meet: other media, tools run by the provider, and writing
+# to a prompt cache, which no plugin counts apart.
+_NOT_MET: Final = re.compile(r"audio|image|video|document|searches|cache_write|_text_")
+_STANDARD_TIERS: Final = frozenset({"", "default", "standard", "auto", "on_demand"})
+_ALWAYS: Final = (-(2**63), 2**63)
+
+
+class Dated(NamedTuple):
+    """A price (None: not known) and the time for which that holds, the end not included."""
+
+    price: ModelPrice | None
+    from_unix_ms: int
+    until_unix_ms: int
+
+
+class GenaiPrices:
+    """The prices of the installed genai-prices. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._providers: list[Provider] | None = None
+        self._source = ""
+
+    @property
+    def loaded(self) -> bool:
+        """Whether `load` has been done, so that a lookup is quick."""
+        return self._providers is not None
+
+    def load(self) -> list[Provider]:
+        """Import genai-prices, once. Slow the first time; any thread may do it."""
+        providers = self._providers
+        if providers is not None:
+            return providers
+        with self._lock:
+            if self._providers is None:
+                from genai_prices.data import providers as bundled
+
+                self._source = f"genai-prices@{importlib.metadata.version('genai-prices')}"
+                self._providers = bundled
+            return self._providers
+
+    def knows(self, provider: str) -> bool:
+        """Whether there is a provider with exactly that id."""
+        return any(known.id == provider for known in self.load())
+
+    def price_for(
+        self, leg: LegAttributes, *, provider: str | None, host: str, at_unix_ms: int
+    ) -> Dated:
+        """The price of an LLM leg at an instant.
+
+        Args:
+            leg: Its model and service tier are looked up.
+            provider: Exact id, when the operator or the record named one.
+            host: Else the host that served the leg.
+            at_unix_ms: When it started.
+        """
+        found = self._provider(provider, host) if leg.modality is Modality.LLM else None
+        model = found.find_model(leg.model, all_providers=self.load()) if found else None
+        if found is None or model is None:
+            return Dated(None, *_ALWAYS)
+        return self._price_of(found, model, leg.service_tier, at_unix_ms)
+
+    def _provider(self, provider_id: str | None, host: str) -> Provider | None:
+        for provider in self.load():
+            if provider_id is None:
+                if host and _serves(provider.api_pattern, hostname(host)):
+                    return provider
+            elif provider.id == provider_id:
+                return provider
+        return None
+
+    def _price_of(
+        self, provider: Provider, model: ModelInfo, service_tier: str, at_unix_ms: int
+    ) -> Dated:
+        at = datetime.fromtimestamp(at_unix_ms // 1000, tz=UTC)
+        start_unix_ms, until_unix_ms = _unchanged_around(model, at)
+        tier = "" if service_tier.lower() in _STANDARD_TIERS else service_tier.lower()
+        price = None
+        if not tier or _has_tier(model, tier, at):
+            prices = model.get_prices(at, {"service_tier": tier} if tier else None)
+            price = compile_price(
+                prices,
+                provider=provider.id,
+                model=f"{model.id} ({tier})" if tier else model.id,
+                source_url=(provider.pricing_urls or [""])[0],
+                pricing_source=self._source,
+            )
+        return Dated(price, start_unix_ms, until_unix_ms)
+
+
+def compile_price(
+    prices: GenaiModelPrice, *, provider: str, model: str, source_url: str, pricing_source: str
+) -> ModelPrice | None:
+    """The same prices as integers; None when they do not cover what an LLM leg counts."""
+    listed: dict[str, Decimal | TieredPrices] = {
+        key: price
+        for key, price in vars(prices).items()
+        if price is not None and not _NOT_MET.search(key)
+    }
+    if not {"input_mtok", "output_mtok"} <= listed.keys() <= _UNITS.keys():
+        return None
+
+    def rates_above(input_tokens: int) -> dict[str, Rate]:
+        rates: dict[str, Rate] = {}
+        for key, price in listed.items():
+            usd = price if isinstance(price, Decimal) else price.base
+            for tier in () if isinstance(price, Decimal) else price.tiers:
+                if input_tokens >= tier.start:
+                    usd = tier.price
+            nano_usd, per = (usd * 1_000_000_000).as_integer_ratio()
+            rates[_UNITS[key]] = Rate(
+                nano_usd=nano_usd, per=_TOKENS_PER_PRICE * per, source_url=source_url
+            )
+        return rates
+
+    starts = {
+        tier.start
+        for price in listed.values()
+        if not isinstance(price, Decimal)
+        for tier in price.tiers
+    }
+    return ModelPrice(
+        provider=provider,
+        model=model,
+        modality=Modality.LLM,
+        rule=Rule.TOKENS,
+        pricing_source=pricing_source,
+        rates=rates_above(-1),
+        tiers=tuple(
+            Tier(above_input_tokens=start, rates=rates_above(start)) for start in sorted(starts)
+        ),
+    )
+
+
+def _serves(api_pattern: str, host: str) -> bool:
+    """Whether the pattern matches the whole host: `api.openai.com.evil.example` is not OpenAI."""
+    url = f"https://{host}"
+    matched = re.match(api_pattern, f"{url}/")
+    if matched is None:
+        return False
+    rest = url[matched.end() :]
+    # A few patterns end in a dot and leave the top-level domain open (`api\.moonshot\.`).
+    return not rest or (
+        matched.group().endswith(".") and re.fullmatch("[a-z]{2,}", rest) is not None
+    )
+
+
+def _has_tier(model: ModelInfo, service_tier: str, at: datetime) -> bool:
+    return any(
+        variant.when == {"service_tier": service_tier}
+        and (variant.constraint is None or variant.constraint.active(at))
+        for variant in model.price_variants or ()
+    )
+
+
+def _unchanged_around(model: ModelInfo, at: datetime) -> tuple[int, int]:
+    """The longest time around `at` in which no dated or daily price of the model begins or ends."""
+    constraints = [variant.constraint for variant in model.price_variants or ()]
+    if isinstance(model.prices, list):
+        constraints += [conditional.constraint for conditional in model.prices]
+    at_unix_ms = int(at.timestamp()) * 1000
+    start, until = _ALWAYS
+    for change_unix_ms in _changes(constraints, at):
+        if change_unix_ms <= at_unix_ms:
+            start = max(start, change_unix_ms)
+        else:
+            until = min(until, change_unix_ms)
+    return start, until
+
+
+def _changes(
+    constraints: Iterable[StartDateConstraint | TimeOfDateConstraint | None], at: datetime
+) -> Iterable[int]:
+    for constraint in constraints:
+        if constraint is None:
+            continue
+        day = getattr(constraint, "start_date", None)
+        if day is not None:
+            yield _unix_ms(datetime.combine(day, time(), tzinfo=UTC))
+            continue
+        for edge in (
+            getattr(constraint, "start_time", None),
+            getattr(constraint, "end_time", None),
+        ):
+            if not isinstance(edge, time):
+                continue
+            of_day = edge if edge.tzinfo else edge.replace(tzinfo=UTC)
+            for days in (-1, 0, 1):
+                yield _unix_ms(datetime.combine((at + timedelta(days=days)).date(), of_day))
+
+
+def _unix_ms(at: datetime) -> int:
+    return int(at.timestamp()) * 1000
