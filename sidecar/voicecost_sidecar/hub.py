@@ -1,0 +1,122 @@
+"""Between the bookkeeper's thread and the sockets: what was decided goes to whom it concerns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from voicecost_ledger.events import Effect, EndRoom, Event, Reply
+from voicecost_ledger.protocol import Command, Grant
+from voicecost_ledger.stores import StoreUnavailable
+
+
+class Bookkeeping(Protocol):
+    """The part of `Bookkeeper` that the edges use."""
+
+    def submit(self, event: Event) -> Future[list[Effect]]:
+        """Apply an event; resolves once it is committed."""
+        ...
+
+
+class Connection(Protocol):
+    """A socket that serves meters."""
+
+    def send(self, message: Reply | Grant | Command) -> None:
+        """Queue a message; never blocks, never raises."""
+        ...
+
+
+class Hub:
+    """Submits events and routes their effects. Its methods belong to the event loop.
+
+    Replies go back to who submitted, grants and commands to the socket that serves their meter,
+    `EndRoom` to `end_room`. A grant or command for a meter without a socket is dropped: the meter
+    says hello or asks for renewal as soon as it is back, and is told again.
+    """
+
+    def __init__(self, *, end_room: Callable[[EndRoom], None]) -> None:
+        self._end_room = end_room
+        self._connections: dict[str, Connection] = {}
+        self._bookkeeper: Bookkeeping | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Why the last commit failed ("full", "locked", ...); None when it did not.
+        self.unavailable_reason: str | None = None
+
+    def start(self, bookkeeper: Bookkeeping) -> None:
+        """Route for this bookkeeper, on the running loop."""
+        self._bookkeeper = bookkeeper
+        self._loop = asyncio.get_running_loop()
+
+    def serve(self, meter_id: str, connection: Connection) -> None:
+        """From now on `connection` serves this meter."""
+        self._connections[meter_id] = connection
+
+    def drop(self, connection: Connection) -> None:
+        """The connection is gone; its meters are not."""
+        for meter_id in [m for m, c in self._connections.items() if c is connection]:
+            del self._connections[meter_id]
+
+    @property
+    def served_meter_count(self) -> int:
+        """Meters with a socket."""
+        return len(self._connections)
+
+    def submit(
+        self, event: Event, *, on_unserved: Callable[[Grant | Command], None] | None = None
+    ) -> asyncio.Future[list[Reply]]:
+        """Submit an event and route what comes of it.
+
+        Args:
+            event: What happened.
+            on_unserved: Takes the grants and commands for meters that no socket serves.
+
+        Returns:
+            The replies for the submitter, in order of submission and only after the commit.
+            Raises what the bookkeeper raises (`StoreUnavailable`).
+        """
+        if self._bookkeeper is None or self._loop is None:
+            raise RuntimeError("the hub is not started")
+        loop = self._loop
+        answer: asyncio.Future[list[Reply]] = loop.create_future()
+
+        def deliver(done: Future[list[Effect]]) -> None:
+            error = done.exception()
+            self.unavailable_reason = (
+                error.reason if isinstance(error, StoreUnavailable) else None
+            )
+            if error is not None:
+                if not answer.done():
+                    answer.set_exception(error)
+                return
+            replies = self._route(done.result(), on_unserved)
+            if not answer.done():  # the submitter may be gone; what it sent is kept all the same
+                answer.set_result(replies)
+
+        self._bookkeeper.submit(event).add_done_callback(
+            lambda done: loop.call_soon_threadsafe(deliver, done)
+        )
+        return answer
+
+    def on_effects(self, effects: Sequence[Effect]) -> None:
+        """Route what time alone brought about; called from the bookkeeper's thread."""
+        if effects and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._route, effects, None)
+
+    def _route(
+        self, effects: Sequence[Effect], on_unserved: Callable[[Grant | Command], None] | None
+    ) -> list[Reply]:
+        replies: list[Reply] = []
+        for effect in effects:
+            if isinstance(effect, EndRoom):
+                self._end_room(effect)
+            elif isinstance(effect, (Grant, Command)):
+                connection = self._connections.get(effect.meter_id)
+                if connection is not None:
+                    connection.send(effect)
+                elif on_unserved is not None:
+                    on_unserved(effect)
+            else:
+                replies.append(effect)
+        return replies

@@ -1,0 +1,196 @@
+"""The sidecar put together: store, bookkeeper, edges; and uvicorn around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import uvicorn
+from litestar import Litestar
+from platformdirs import user_state_path
+
+from voicecost_catalog import open_price_book
+from voicecost_ledger.bookkeeper import Bookkeeper
+from voicecost_ledger.events import EndRoom
+from voicecost_ledger.stores.sqlite import SqliteStore
+from voicecost_sidecar.adopter import Adopter
+from voicecost_sidecar.app import Parts, create_app
+from voicecost_sidecar.auth import Authenticator
+from voicecost_sidecar.config import Config
+from voicecost_sidecar.enforcer import Enforcer
+from voicecost_sidecar.hub import Hub
+from voicecost_sidecar.livekit_rooms import LiveKitRooms
+from voicecost_sidecar.metrics import Metrics
+from voicecost_sidecar.poller import Poller
+
+RESTART_PAUSE_S: Final = 1.0
+SHUTDOWN_TIMEOUT_S: Final = 5
+
+logger = logging.getLogger(__name__)
+
+
+def spool_root(environ: Mapping[str, str] | None = None) -> Path:
+    """The spool directory that the agents of this host write to."""
+    environ = os.environ if environ is None else environ
+    given = environ.get("VOICECOST_SPOOL_DIR")
+    return Path(given) if given else user_state_path("voicecost", appauthor=False) / "spool"
+
+
+class Sidecar:
+    """One sidecar over one store.
+
+    Args:
+        config: What the operator decided.
+        store: The ledger; the caller closes it after `app` has stopped.
+        token: What `Authorization: Bearer` must carry.
+        spool_root: Whose free spools are adopted.
+        poll_interval_s: Between two listings of LiveKit's rooms.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: SqliteStore,
+        *,
+        token: str,
+        spool_root: Path,
+        poll_interval_s: float = 10.0,
+    ) -> None:
+        self._prices = open_price_book(host_aliases=config.host_aliases)
+        self._rooms = LiveKitRooms(config.livekit) if config.livekit else None
+        self._hub = Hub(end_room=self._end_room)
+        self._bookkeeper = Bookkeeper(
+            store, self._prices, config.policy(), on_effects=self._hub.on_effects
+        )
+        self._poller = None
+        if self._rooms is not None and config.livekit is not None:
+            self._poller = Poller(
+                self._rooms,
+                self._hub,
+                livekit_project=config.livekit.project,
+                interval_s=poll_interval_s,
+            )
+        self._enforcer = Enforcer(self._rooms, self._hub, self._poller)
+        self._adopter = Adopter(spool_root, self._hub)
+        self.app: Litestar = create_app(
+            Parts(
+                config=config,
+                store=store,
+                hub=self._hub,
+                authenticator=Authenticator(token, config.livekit),
+                metrics=self._metrics(store),
+                poller=self._poller,
+            ),
+            running=self._running,
+        )
+
+    def warm(self) -> None:
+        """Load the price book; seconds, so before serving.
+
+        Raises:
+            ValueError: A host alias names a provider that has no prices.
+        """
+        self._prices.warm()
+
+    def _end_room(self, order: EndRoom) -> None:
+        self._enforcer.end_room(order)
+
+    def _metrics(self, store: SqliteStore) -> Metrics:
+        poller = self._poller
+        counters: dict[str, Callable[[], Mapping[str, int]]] = {
+            "ledger": store.counters,
+            "enforcer": lambda: msgspec.structs.asdict(self._enforcer.counts),
+            "adopter": lambda: msgspec.structs.asdict(self._adopter.counts),
+        }
+        if poller is not None:
+            counters["poller"] = lambda: msgspec.structs.asdict(poller.counts)
+        return Metrics(
+            counters=counters,
+            gauges={"ingest": lambda: {"served_meters": self._hub.served_meter_count}},
+        )
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            if self._rooms is not None:
+                await stack.enter_async_context(self._rooms)
+            self._hub.start(self._bookkeeper)
+            self._bookkeeper.start()
+            stack.push_async_callback(asyncio.to_thread, self._bookkeeper.close)
+            stack.push_async_callback(self._enforcer.close)
+            work = [self._adopter.run] + ([self._poller.run] if self._poller else [])
+            tasks = [asyncio.create_task(_kept_alive(run)) for run in work]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _kept_alive(run: Callable[[], Awaitable[None]]) -> None:
+    """Run something for ever: a fault of ours must not end what bounds people's bills."""
+    while True:
+        try:
+            await run()
+        except Exception as error:
+            logger.error("%s failed (%s); starting it again", run.__qualname__, type(error).__name__)
+        await asyncio.sleep(RESTART_PAUSE_S)
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one.
+
+    Raises:
+        OSError: The address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def uvicorn_server(app: Litestar) -> uvicorn.Server:
+    """A server as we measured it: no deflate, no access log (paths hold call ids)."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            ws="websockets-sansio",
+            ws_per_message_deflate=False,
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        )
+    )
+
+
+def serve(sidecar: Sidecar, listening: socket.socket, *, on_started: Callable[[], None]) -> None:
+    """Serve until SIGINT or SIGTERM; `on_started` is called once requests are answered."""
+
+    async def main() -> None:
+        server = uvicorn_server(sidecar.app)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if server.started:
+            on_started()
+        await serving
+
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
+        asyncio.run(main())
