@@ -96,14 +96,14 @@ def livekit_server(say: Callable[[str], None] = lambda line: None) -> Path:
 
 def main() -> int:
     """Print the path of `livekit-server`; the exit code says whether there is one."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Find livekit-server, or build it.")
     parser.add_argument("--find", action="store_true", help="never build")
     if parser.parse_args().find:
         found = find_livekit_server()
         sys.stdout.write(f"{found}\n" if found else "")
         return 0 if found else 1
     try:
-        path = livekit_server(say=lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201 (a command line tool)
+        path = livekit_server(say=lambda line: print(line, file=sys.stderr, flush=True))
     except ToolMissingError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -1,9 +1,9 @@
-"""The demo's agent: an ordinary LiveKit worker, metered by two lines of VoiceCost.
+"""The demo's agent: an ordinary LiveKit worker, metered by one line of VoiceCost.
 
     python -m livekit.agents start examples/demo/agent.py
 
 The providers' base URLs come from the environment, so that the demo can point the unmodified
-provider plugins at its simulators; with none set, and API keys instead, it talks to the real ones.
+provider plugins at its simulators; without them, and with API keys, it talks to the real ones.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ try:
 except ImportError:
     VoiceCost = None
 
+GREETING = "Trattoria Nonna, good evening! What can I do for you?"
+
 # load_fnc: a busy laptop would make the worker refuse the call, and LiveKit never asks again.
 # port 0: any free port for the health check, which the demo does not use.
 server = AgentServer(load_fnc=lambda: 0.0, num_idle_processes=1, host="127.0.0.1", port=0)
@@ -39,6 +41,10 @@ class Waiter(Agent):
             )
         )
 
+    async def on_enter(self) -> None:
+        """Greet the caller."""
+        self.session.say(GREETING)
+
     @function_tool
     async def find_table(self, guest_count: int, time: str) -> str:
         """Find a free table tonight.
@@ -50,40 +56,41 @@ class Waiter(Agent):
         return f"table 7 by the window is free for {guest_count} at {time}"
 
 
-@server.rtc_session(agent_name="waiter")
-async def answer(ctx: JobContext) -> None:
-    """Take one call."""
-    terms: dict[str, Any] = json.loads(ctx.job.metadata or "{}")
+def open_session(*, budget_usd: str | None) -> AgentSession[None]:
+    """A metered session: one line more than without VoiceCost, before `session.start`."""
     session: AgentSession[None] = AgentSession(
-        stt=STT(**_base_url("DEMO_STT_URL")),
-        llm=LLM(model="gpt-4o-mini", **_base_url("DEMO_LLM_URL")),
-        tts=TTS(**_base_url("DEMO_TTS_URL")),
+        stt=STT(base_url=os.environ.get("DEEPGRAM_STT_URL", "https://api.deepgram.com/v1/listen")),
+        llm=LLM(
+            model="gpt-4o-mini",
+            base_url=os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"),
+        ),
+        tts=TTS(base_url=os.environ.get("DEEPGRAM_TTS_URL", "https://api.deepgram.com/v1/speak")),
         vad=None,
         turn_handling={"turn_detection": "stt"},
     )
     if VoiceCost is not None:
-        VoiceCost(project="demo", budget=terms.get("budget_usd"), publish_to="all").attach(session)
+        VoiceCost(project="demo", budget=budget_usd, publish_to="all").attach(session)
+    return session
 
-    _tell_the_demo(ctx, session)
+
+@server.rtc_session(agent_name="waiter")
+async def answer(ctx: JobContext) -> None:
+    """Take one call."""
+    terms: dict[str, Any] = json.loads(ctx.job.metadata or "{}")
+    session = open_session(budget_usd=terms.get("budget_usd"))
+    leave_notes(session, name=ctx.room.name, job_id=ctx.job.id)
     await session.start(agent=Waiter(), room=ctx.room)
-    session.say("Trattoria Nonna, good evening! What can I do for you?")
 
 
-def _base_url(variable: str) -> dict[str, str]:
-    return {"base_url": os.environ[variable]} if variable in os.environ else {}
-
-
-def _tell_the_demo(ctx: JobContext, session: AgentSession[None]) -> None:
+def leave_notes(session: AgentSession[None], *, name: str, job_id: str | None) -> None:
     """Leave the demo what it compares with: this process's id now, `session.usage` at the end."""
     if "DEMO_NOTES" not in os.environ:
         return
     notes = Path(os.environ["DEMO_NOTES"])
-    (notes / f"{ctx.room.name}.job.json").write_text(
-        json.dumps({"pid": os.getpid(), "job_id": ctx.job.id})
-    )
+    (notes / f"{name}.job.json").write_text(json.dumps({"pid": os.getpid(), "job_id": job_id}))
 
     def on_close(_: CloseEvent) -> None:
         usage = [model.model_dump() for model in session.usage.model_usage]
-        (notes / f"{ctx.room.name}.usage.json").write_text(json.dumps(usage))
+        (notes / f"{name}.usage.json").write_text(json.dumps(usage))
 
     session.on("close", on_close)

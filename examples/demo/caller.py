@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ class Line:
 
 
 def _speech(seconds: float) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """A voice saying nothing: harmonics of 140 Hz, in four syllables a second that never fade out."""
+    """A voice saying nothing: harmonics of 140 Hz, four syllables a second that never fade out."""
     t = np.arange(int(seconds * _SAMPLE_RATE)) / _SAMPLE_RATE
     voice = sum(np.sin(2 * np.pi * 140 * k * t) / k for k in range(1, 12))
     syllables = 0.55 + 0.45 * np.sin(2 * np.pi * 4 * t)
@@ -56,6 +56,7 @@ class Caller:
         self._room = room
         self._source = rtc.AudioSource(_SAMPLE_RATE, 1, queue_size_ms=100)
         self._to_say: list[np.ndarray[Any, np.dtype[np.int16]]] = []
+        self._has_said = asyncio.Event()
         self._last_loud_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         room.on("track_subscribed", self._on_track)
@@ -65,7 +66,7 @@ class Caller:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def dial(cls, url: str, token: str) -> AsyncIterator[Caller]:
+    async def dial(cls, url: str, token: str) -> AsyncGenerator[Caller]:
         """Join the token's room with an open microphone; hang up at the end of the block."""
         room = rtc.Room()
         caller = cls(room)
@@ -81,18 +82,18 @@ class Caller:
 
     async def hang_up(self) -> None:
         """Leave the room; again is no error."""
-        await self._room.disconnect()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._room.disconnect()
 
     async def speak(self, seconds: float) -> None:
         """Make voice-like sound for so long, and return when the last of it was sent."""
         samples = _speech(seconds)
         size = _SAMPLE_RATE * _FRAME_MS // 1000
+        self._has_said.clear()
         self._to_say.extend(np.array_split(samples, range(size, len(samples), size)))
-        while self._to_say:
-            await asyncio.sleep(_FRAME_MS / 1000)
+        await self._has_said.wait()
 
     @property
     def hears_speech(self) -> bool:
@@ -116,6 +117,15 @@ class Caller:
         await self.until(
             lambda: not self.hears_speech, "the agent to end its sentence", timeout_s=timeout_s
         )
+
+    async def hears_for(self, seconds: float) -> None:
+        """Listen until so much more of the agent was heard.
+
+        Raises:
+            NotHeardError: It fell silent, or the call ended.
+        """
+        enough_ms = self.heard_ms + seconds * 1000
+        await self.until(lambda: self.heard_ms >= enough_ms, f"{seconds} s of the agent's voice")
 
     async def disconnected(self, *, timeout_s: float) -> str:
         """Wait until the server ends the call, and return its reason, `ROOM_DELETED` say.
@@ -150,19 +160,22 @@ class Caller:
         size = _SAMPLE_RATE * _FRAME_MS // 1000
         silence = np.zeros(size, dtype=np.int16)
         while True:
+            if not self._to_say:
+                self._has_said.set()
             chunk = self._to_say.pop(0) if self._to_say else silence
             frame = rtc.AudioFrame(chunk.tobytes(), _SAMPLE_RATE, 1, len(chunk))
             await self._source.capture_frame(frame)  # waits while 100 ms are queued
 
     async def _listen(self, track: rtc.Track) -> None:
-        stream = rtc.AudioStream(
-            track, sample_rate=24_000, num_channels=1, frame_size_ms=_FRAME_MS
-        )
-        async for event in stream:
-            samples = np.frombuffer(event.frame.data, dtype=np.int16).astype(np.float64)
-            if np.sqrt(np.mean(samples * samples)) > _LOUD:
-                self.heard_ms += _FRAME_MS
-                self._last_loud_at = time.monotonic()
+        stream = rtc.AudioStream(track, sample_rate=24_000, num_channels=1, frame_size_ms=_FRAME_MS)
+        try:
+            async for event in stream:
+                samples = np.frombuffer(event.frame.data, dtype=np.int16).astype(np.float64)
+                if np.sqrt(np.mean(samples * samples)) > _LOUD:
+                    self.heard_ms += _FRAME_MS
+                    self._last_loud_at = time.monotonic()
+        finally:
+            await stream.aclose()
 
     async def _transcribe(self, reader: rtc.TextStreamReader, by_agent: bool) -> None:
         text = await reader.read_all()

@@ -38,7 +38,7 @@ def free_ports(count: int) -> list[int]:
 
 def _is_free(port: int) -> bool:
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104 (a look, not a service)
+        for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
             try:
                 with socket.socket(family, kind) as probe:
                     if family == socket.AF_INET6:
@@ -122,7 +122,9 @@ class LiveKitServer:
         Raises:
             NotReadyError: It ended, or did not answer within 20 s.
         """
-        self._child = self._processes.start("livekit-server", [self._binary, "--config", self._config])
+        self._child = self._processes.start(
+            "livekit-server", [self._binary, "--config", self._config]
+        )
         async with aiohttp.ClientSession() as http:
             for _ in range(400):
                 try:

@@ -104,7 +104,14 @@ class Processes:
     def start(
         self, name: str, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None
     ) -> Child:
-        """Start a program; `env` is added to ours. Its log goes on where an earlier one ended."""
+        """Start a program. Its log goes on where an earlier one of that name ended.
+
+        Args:
+            name: For its log file and for messages.
+            command: What to run.
+            env: Added to our environment, of which no setting of LiveKit, of a provider or of
+                voicecost is passed on: the person who runs this may have an account.
+        """
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
@@ -113,7 +120,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=dict(os.environ) | dict(env or {}),
+                env=_neutral_environment() | dict(env or {}),
                 start_new_session=True,  # its own group, so that its children can be ended too
             )
         child = Child(name, process, log)
@@ -144,3 +151,8 @@ class Processes:
         traceback: TracebackType | None,
     ) -> None:
         self.stop(*reversed(self._children))
+
+
+def _neutral_environment() -> dict[str, str]:
+    foreign = ("VOICECOST_", "LIVEKIT_", "OPENAI_", "DEEPGRAM_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}

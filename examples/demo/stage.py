@@ -1,0 +1,208 @@
+"""Everything a call needs, on loopback: LiveKit, the providers' simulators, the sidecar, the agent.
+
+The demo and the room tests both play on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+from examples.demo.bills import Billed
+from examples.demo.caller import Caller
+from examples.demo.livekit_server import LiveKitServer, free_ports
+from examples.demo.processes import Processes
+from examples.demo.sidecar import Sidecar
+from tests.simulators.bill import Bill, BillRow
+from tests.simulators.deepgram import DeepgramSimulator
+from tests.simulators.openai_chat import OpenAISimulator
+from tests.simulators.script import Reply
+from voicecost_ledger.records import LegAttributes, Modality
+
+_AGENT: Final = Path(__file__).with_name("agent.py")
+_AGENT_NAME: Final = "waiter"
+
+
+class Providers:
+    """The simulated providers, one bill for all of them; an async context manager."""
+
+    def __init__(self) -> None:
+        self.bill = Bill()
+        # Slow enough that the caller interrupts a sentence while it is still being written.
+        self._openai = OpenAISimulator(bill=self.bill, token_delay_ms=45)
+        self._deepgram = DeepgramSimulator(bill=self.bill)
+        self._rest = contextlib.AsyncExitStack()
+
+    def prepare(self, *, said: Sequence[str], replies: Sequence[Reply]) -> None:
+        """Tell them what the next caller says, and what to answer."""
+        self._openai.replies = list(replies)
+        self._deepgram.listen.transcripts = deque(said)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What the agent needs to use them instead of the real ones."""
+        return {
+            "OPENAI_BASE_URL": self._openai.base_url,
+            "DEEPGRAM_STT_URL": self._deepgram.listen_url,
+            "DEEPGRAM_TTS_URL": self._deepgram.speak_url,
+            "OPENAI_API_KEY": "simulated",
+            "DEEPGRAM_API_KEY": "simulated",
+        }
+
+    @property
+    def host_aliases(self) -> dict[str, str]:
+        """Whose prices hold for them, as `host_aliases` in voicecost.yaml."""
+        return {
+            urlsplit(self._openai.url).netloc: "openai",
+            urlsplit(self._deepgram.url).netloc: "deepgram",
+        }
+
+    async def billed_since(self, row_count: int, *, timeout_s: float = 10.0) -> list[Billed]:
+        """The bill of every request after the first `row_count`, once none is open any more.
+
+        Raises:
+            TimeoutError: A request stayed open.
+        """
+        async with asyncio.timeout(timeout_s):
+            await self.bill.settled()
+        return [_billed(row) for row in self.bill.rows[row_count:]]
+
+    async def __aenter__(self) -> Self:
+        await self._rest.enter_async_context(self._openai)
+        await self._rest.enter_async_context(self._deepgram)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._rest.aclose()
+
+
+def _billed(row: BillRow) -> Billed:
+    attributes = LegAttributes(
+        Modality(row.service),
+        row.provider,
+        row.model,
+        language=str(row.attributes.get("language", "")),
+    )
+    return Billed(attributes, dict(row.units))
+
+
+class Stage:
+    """All parts of a call, started in order and ended in reverse; an async context manager.
+
+    Args:
+        folder: Everything that is written goes here: logs, spool, ledger, configuration.
+        binary: The livekit-server program.
+        metered: Whether the agent is metered, and a sidecar is there to take what it meters.
+    """
+
+    def __init__(self, folder: Path, binary: Path, *, metered: bool = True) -> None:
+        self._folder = folder.absolute()
+        self._notes = self._folder / "notes"
+        self._binary = binary
+        self._metered = metered
+        self._rest = contextlib.AsyncExitStack()
+        self.providers = Providers()
+        self.livekit: LiveKitServer
+        self.sidecar: Sidecar
+
+    @contextlib.asynccontextmanager
+    async def call(
+        self, room_name: str, *, budget_usd: str | None = None
+    ) -> AsyncGenerator[Caller]:
+        """A caller who has joined a room for which the agent was asked; hangs up at the end."""
+        token = self.livekit.token(
+            room_name,
+            "caller",
+            agent_name=_AGENT_NAME,
+            metadata=json.dumps({"budget_usd": budget_usd}),
+        )
+        async with Caller.dial(self.livekit.url, token) as caller:
+            yield caller
+
+    def kill_job(self, room_name: str) -> None:
+        """SIGKILL the agent's process of that room, and nothing else."""
+        os.kill(self.note(room_name, "job")["pid"], signal.SIGKILL)
+
+    def note(self, room_name: str, kind: str) -> Any:
+        """What the agent wrote down: `job` at its start, `usage` when its session closed.
+
+        Raises:
+            FileNotFoundError: It has not (a killed agent writes no `usage`).
+        """
+        return json.loads((self._notes / f"{room_name}.{kind}.json").read_text())
+
+    async def usage(self, room_name: str, *, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+        """LiveKit's `session.usage` of the room's agent, once its session has closed.
+
+        Raises:
+            FileNotFoundError: It has not, in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self.note(room_name, "usage")
+            except (FileNotFoundError, json.JSONDecodeError):  # not there, or half written
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.05)
+
+    async def __aenter__(self) -> Self:
+        self._notes.mkdir(parents=True, exist_ok=True)
+        try:
+            await self._raise()
+        except BaseException:
+            await self._rest.aclose()
+            raise
+        return self
+
+    async def _raise(self) -> None:
+        processes = self._rest.enter_context(Processes(self._folder / "logs"))
+        await self._rest.enter_async_context(self.providers)
+        (port,) = free_ports(1)
+        webhook_urls = [f"http://127.0.0.1:{port}/livekit/webhook"] if self._metered else []
+        self.livekit = LiveKitServer(
+            processes, self._binary, self._folder, webhook_urls=webhook_urls
+        )
+        await self.livekit.start()
+        agent_env = self.livekit.env | self.providers.env | {"DEMO_NOTES": str(self._notes)}
+        if self._metered:
+            self.sidecar = Sidecar(
+                processes,
+                self._folder,
+                port,
+                env=self.livekit.env,
+                host_aliases=self.providers.host_aliases,
+            )
+            await self._rest.enter_async_context(self.sidecar)
+            agent_env |= self.sidecar.env
+        else:
+            agent_env["VOICECOST_DISABLED"] = "1"
+        worker = processes.start(
+            "agent", [sys.executable, "-m", "livekit.agents", "start", _AGENT], env=agent_env
+        )
+        # A call that comes before the worker has registered gets no agent, ever.
+        await worker.ready(lambda output: '"registered worker"' in output)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._rest.aclose()
