@@ -213,7 +213,12 @@ class Books:
                 self._finish(tx, meter, now)
 
     def _apply_to_leg(
-        self, tx: Session, meter: Meter, call: Call, record: LegStart | LegInterim | LegStop, now: int
+        self,
+        tx: Session,
+        meter: Meter,
+        call: Call,
+        record: LegStart | LegInterim | LegStop,
+        now: int,
     ) -> str | None:
         """Apply a leg's record; returns why it was refused, or None."""
         for unit, quantity in record.usage.items():
@@ -375,8 +380,11 @@ class Books:
         return windows
 
     def _enforcing(self, tx: Session, call: Call, meter: Meter, at: int) -> list[Window]:
-        """The windows a meter needs credit on. The job's own meter (legs of no session) needs
-        none: nobody could ask for it; what it posts counts as overshoot."""
+        """The windows a meter needs credit on.
+
+        The job's own meter (legs of no session) needs none: nobody could ask for it; what it
+        posts counts as overshoot.
+        """
         if meter.opened.unattributed:
             return []
         return [window for window in self._windows(tx, call, at) if window.enforcing]
@@ -497,10 +505,10 @@ class Books:
             windows = self._enforcing(tx, call, meter, now)
             if meter.state is not MeterState.OPEN or not windows:
                 continue
-            if meter.charged_nano_usd >= meter.ceiling_nano_usd and not meter.final:
-                if meter.lease_until_unix_ms is not None:
-                    effects.append(self._grant(tx, meter, now, renewal=0))
-                    tx.save_meter(meter)
+            leased = meter.lease_until_unix_ms is not None
+            if leased and not meter.final and meter.charged_nano_usd >= meter.ceiling_nano_usd:
+                effects.append(self._grant(tx, meter, now, renewal=0))
+                tx.save_meter(meter)
             tightest = min(windows, key=lambda w: w.limit_nano_usd - w.spent_nano_usd)
             spent = sum(m.charged_nano_usd for m in meters)
             over_call = call.limit_nano_usd is not None and spent >= call.limit_nano_usd
@@ -631,9 +639,9 @@ class Books:
         heard = max((m.last_heard_at_unix_ms for m in meters), default=0)
         open_meters = [m for m in meters if m.state is MeterState.OPEN]
         silent = now - heard >= self._policy.meter_silence_ms
-        if call.state is CallState.OPEN and open_meters and silent:
-            if not tx.rooms_of(call.call_id):
-                self._lose(tx, open_meters, now)
+        roomless = not tx.rooms_of(call.call_id)
+        if call.state is CallState.OPEN and open_meters and silent and roomless:
+            self._lose(tx, open_meters, now)
         elif call.state is CallState.ENDED:
             since = max(call.ended_at_unix_ms or 0, heard)
             if now - since >= self._policy.meter_grace_ms:

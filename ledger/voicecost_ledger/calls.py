@@ -170,16 +170,19 @@ def assign_job(tx: Session, room: Room, job_id: str, now: int) -> Room:
         tx.save_room(room)
         if call.meter_count == 0 and not tx.rooms_of(was):
             tx.withdraw_call(was)
-    elif theirs is None and any(tx.jobs_in(other.sid) for other in siblings):
-        if not tx.jobs_in(room.sid):
-            # Another job in another life of the name: another call, and the first is over.
-            first = call
-            call = open_call(tx, room.sid, now, livekit_project=room.livekit_project)
-            room.call_id = call.call_id
-            tx.save_room(room)
-            for other in siblings:
-                room_is_gone(tx, other, now)
-            conclude(tx, first, now)
+    elif (
+        theirs is None
+        and not tx.jobs_in(room.sid)
+        and any(tx.jobs_in(other.sid) for other in siblings)
+    ):
+        # Another job in another life of the name: another call, and the first is over.
+        first = call
+        call = open_call(tx, room.sid, now, livekit_project=room.livekit_project)
+        room.call_id = call.call_id
+        tx.save_room(room)
+        for other in siblings:
+            room_is_gone(tx, other, now)
+        conclude(tx, first, now)
     for other in tx.rooms_of(room.call_id):
         # A later life with this call's job: the earlier one is over, though nobody said so.
         if other.sid != room.sid and other.seen_at_unix_ms <= room.seen_at_unix_ms:

@@ -84,10 +84,9 @@ def next_part(leg: Leg, *, posted_at_unix_ms: int) -> Entry | None:
         for unit, quantity in leg.usage.items()
         if quantity != leg.posted_usage.get(unit, 0)
     }
-    first = leg.part_count == 0
-    if not first and not part_usage and not amount and priced != leg.unpriced_posted:
-        if leg.basis == leg.posted_basis:
-            return None
+    same_pricing = priced != leg.unpriced_posted and leg.basis == leg.posted_basis
+    if leg.part_count and same_pricing and not part_usage and not amount:
+        return None
     entry = Entry(
         leg_key=leg.key,
         part=leg.part_count,

@@ -19,8 +19,10 @@ class MeterState(StrEnum):
 
 
 class Meter(msgspec.Struct, kw_only=True):
-    """One meter. `charged_nano_usd` is the rated total of its legs; `posted_nano_usd` of it is
-    in the books."""
+    """One meter.
+
+    `charged_nano_usd` is the rated total of its legs; `posted_nano_usd` of it is in the books.
+    """
 
     meter_id: str
     call_id: str

@@ -3,7 +3,8 @@
 MessagePack, array-like, one WebSocket per agent process at `/v1/ingest`; the same client messages
 as a body of `POST /v1/records` (MessagePack, or JSON by Content-Type).
 
-    client -> hello, records, renew, wrapped_up           server -> welcome, ack, grant, command, reject
+    client -> hello, records, renew, wrapped_up
+    server -> welcome, ack, grant, command, reject
 
 A meter's close is its `MeterClose` record: durable, replayable, and so there is no "bye" message
 that could be lost. Acknowledgements are cumulative and only ever given for what is committed.

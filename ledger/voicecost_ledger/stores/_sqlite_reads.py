@@ -26,6 +26,7 @@ from voicecost_ledger.stores import (
     QuarantinedView,
 )
 from voicecost_ledger.stores._schema import UNIT_COLUMNS
+from voicecost_ledger.stores._sqlite_query import query
 
 GROUPS: Final = ("project", "agent", "tenant", "provider", "model", "modality", "outcome")
 
@@ -53,14 +54,14 @@ _SUMMARY_FIELDS = (
 )
 
 
-def calls(db: apsw.Connection, query: CallQuery) -> list[CallSummary]:
+def calls(db: apsw.Connection, asked: CallQuery) -> list[CallSummary]:
     """The calls a query asks for, newest first."""
     where, values = ["1"], list[Any]()
     for condition, value in (
-        ("c.project = ?", query.project),
-        ("c.state = ?", str(query.state) if query.state else None),
-        ("c.opened_at_unix_ms >= ?", query.opened_from_unix_ms),
-        ("c.opened_at_unix_ms < ?", query.opened_until_unix_ms),
+        ("c.project = ?", asked.project),
+        ("c.state = ?", str(asked.state) if asked.state else None),
+        ("c.opened_at_unix_ms >= ?", asked.opened_from_unix_ms),
+        ("c.opened_at_unix_ms < ?", asked.opened_until_unix_ms),
     ):
         if value is not None:
             where.append(condition)
@@ -69,7 +70,7 @@ def calls(db: apsw.Connection, query: CallQuery) -> list[CallSummary]:
         f"{_SUMMARY} WHERE {' AND '.join(where)} "
         "ORDER BY c.opened_at_unix_ms DESC, c.call_id LIMIT ?"
     )
-    return [_summary(db, row) for row in db.execute(sql, (*values, query.limit)).fetchall()]
+    return [_summary(db, row) for row in query(db, sql, (*values, asked.limit))]
 
 
 def _summary(db: apsw.Connection, row: tuple[Any, ...]) -> CallSummary:
@@ -77,7 +78,8 @@ def _summary(db: apsw.Connection, row: tuple[Any, ...]) -> CallSummary:
     raw["amended"] = bool(raw["amended"])
     by_modality: dict[str, int] = defaultdict(int)
     accruing = waste = unpriced = 0
-    for modality, outcome, rated, posted, null in db.execute(
+    for modality, outcome, rated, posted, null in query(
+        db,
         "SELECT modality, outcome, sum(coalesce(rated_nano_usd, 0)), sum(posted_nano_usd), "
         "sum(rated_nano_usd IS NULL) FROM legs WHERE call_id = ? GROUP BY modality, outcome",
         (raw["call_id"],),
@@ -102,7 +104,7 @@ def _summary(db: apsw.Connection, row: tuple[Any, ...]) -> CallSummary:
 
 def call(db: apsw.Connection, call_id: str) -> CallDetail | None:
     """Everything known of one call, or None."""
-    found = db.execute(f"{_SUMMARY} WHERE c.call_id = ?", (call_id,)).fetchall()
+    found = query(db, f"{_SUMMARY} WHERE c.call_id = ?", (call_id,))
     if not found:
         return None
     return CallDetail(
@@ -112,7 +114,8 @@ def call(db: apsw.Connection, call_id: str) -> CallDetail | None:
         meters=_meters(db, call_id),
         gaps=[
             GapView(meter_id=row[0], at_unix_ms=row[1], reason=row[2], modality=row[3])
-            for row in db.execute(
+            for row in query(
+                db,
                 "SELECT meter_id, at_unix_ms, reason, modality FROM gaps WHERE call_id = ? "
                 "ORDER BY rowid",
                 (call_id,),
@@ -120,14 +123,16 @@ def call(db: apsw.Connection, call_id: str) -> CallDetail | None:
         ],
         audit=[
             AuditView(at_unix_ms=row[0], step=row[1], detail=row[2])
-            for row in db.execute(
+            for row in query(
+                db,
                 "SELECT at_unix_ms, step, detail FROM audit WHERE call_id = ? ORDER BY rowid",
                 (call_id,),
             )
         ],
         quarantined=[
             QuarantinedView(meter_id=row[0], seq=row[1], reason=row[2], record=row[3])
-            for row in db.execute(
+            for row in query(
+                db,
                 "SELECT q.meter_id, q.seq, q.reason, q.record FROM quarantine q "
                 "JOIN meters m USING (meter_id) WHERE m.call_id = ? ORDER BY q.meter_id, q.seq",
                 (call_id,),
@@ -142,8 +147,9 @@ def _legs(db: apsw.Connection, call_id: str) -> list[LegView]:
         "price_id, pricing_source, started_at_unix_ms, stopped_at_unix_ms, speech_id"
     )
     views: list[LegView] = []
-    for row in db.execute(
-        f"SELECT {fields} FROM legs WHERE call_id = ? ORDER BY started_at_unix_ms, key",  # noqa: S608
+    for row in query(
+        db,
+        f"SELECT {fields} FROM legs WHERE call_id = ? ORDER BY started_at_unix_ms, key",
         (call_id,),
     ):
         attributes = msgspec.json.decode(row[2])
@@ -178,7 +184,7 @@ def _entries(db: apsw.Connection, call_id: str) -> list[EntryView]:
     columns = ", ".join(f"e.{unit}" for unit in UNIT_COLUMNS)
     sql = (
         "SELECT e.number, l.meter_id, l.number, e.part, e.amount_nano_usd, e.price_id, e.basis, "
-        f"e.accrued_at_unix_ms, e.posted_at_unix_ms, {columns} "  # noqa: S608 - our own columns
+        f"e.accrued_at_unix_ms, e.posted_at_unix_ms, {columns} "
         "FROM entries e JOIN legs l ON l.key = e.leg_key WHERE e.call_id = ? ORDER BY e.number"
     )
     return [
@@ -201,13 +207,14 @@ def _entries(db: apsw.Connection, call_id: str) -> list[EntryView]:
             },
             EntryView,
         )
-        for row in db.execute(sql, (call_id,))
+        for row in query(db, sql, (call_id,))
     ]
 
 
 def _meters(db: apsw.Connection, call_id: str) -> list[MeterView]:
     views: list[MeterView] = []
-    for row in db.execute(
+    for row in query(
+        db,
         "SELECT meter_id, state, job_id, opened, durable_seq, charged_nano_usd, posted_nano_usd, "
         "held_nano_usd, held_windows FROM meters WHERE call_id = ? ORDER BY meter_id",
         (call_id,),
@@ -228,43 +235,43 @@ def _meters(db: apsw.Connection, call_id: str) -> list[MeterView]:
     return views
 
 
-
-
-def costs(db: apsw.Connection, query: CostQuery) -> list[CostRow]:
+def costs(db: apsw.Connection, asked: CostQuery) -> list[CostRow]:
     """Accrued cost between two instants, by any of `GROUPS`."""
-    unknown = [group for group in query.group_by if group not in GROUPS]
+    unknown = [group for group in asked.group_by if group not in GROUPS]
     if unknown:
-        raise ValueError(f"cannot group costs by {unknown[0]!r}: expected one of {', '.join(GROUPS)}")
-    columns = ", ".join(query.group_by)
-    where, values = "quarter_unix_ms >= ? AND quarter_unix_ms < ?", [
-        query.from_unix_ms,
-        query.until_unix_ms,
-    ]
-    if query.project is not None:
+        raise ValueError(
+            f"cannot group costs by {unknown[0]!r}: expected one of {', '.join(GROUPS)}"
+        )
+    columns = ", ".join(asked.group_by)
+    where = "quarter_unix_ms >= ? AND quarter_unix_ms < ?"
+    values: list[int | str] = [asked.from_unix_ms, asked.until_unix_ms]
+    if asked.project is not None:
         where += " AND project = ?"
-        values.append(query.project)  # type: ignore[arg-type]
+        values.append(asked.project)
     select = f"{columns}, " if columns else ""
     group = f" GROUP BY {columns} ORDER BY 1" if columns else ""
     sql = (
-        f"SELECT {select}sum(amount_nano_usd), sum(leg_count), sum(unpriced_leg_count) "  # noqa: S608
+        f"SELECT {select}sum(amount_nano_usd), sum(leg_count), sum(unpriced_leg_count) "
         f"FROM rollups WHERE {where}{group}"
     )
     return [
         CostRow(
-            group=dict(zip(query.group_by, row[:-3], strict=True)),
+            group=dict(zip(asked.group_by, row[:-3], strict=True)),
             amount_nano_usd=row[-3],
             leg_count=row[-2],
             unpriced_leg_count=row[-1],
         )
-        for row in db.execute(sql, values)
+        for row in query(db, sql, values)
         if row[-2] is not None
     ]
 
 
 def counters(db: apsw.Connection) -> dict[str, int]:
     """Counters, and gauges read off the tables; names are fixed words."""
-    found: dict[str, int] = dict(db.execute("SELECT name, value FROM counters").fetchall())
-    for state, count in db.execute("SELECT state, count(*) FROM calls GROUP BY state"):
+    found: dict[str, int] = {
+        row[0]: row[1] for row in query(db, "SELECT name, value FROM counters")
+    }
+    for state, count in query(db, "SELECT state, count(*) FROM calls GROUP BY state"):
         found[f"calls_{state}"] = count
     for name, sql in (
         ("entries", "SELECT count(*) FROM entries"),
@@ -275,7 +282,7 @@ def counters(db: apsw.Connection) -> dict[str, int]:
         ("webhooks", "SELECT count(*) FROM webhooks"),
         ("overshoot_nano_usd", "SELECT coalesce(sum(overshoot_nano_usd), 0) FROM windows"),
     ):
-        found[name] = db.execute(sql).fetchall()[0][0]
+        found[name] = query(db, sql)[0][0]
     return found
 
 
@@ -351,8 +358,4 @@ _DIFFERENCES: Final = (
 
 def verify(db: apsw.Connection) -> list[str]:
     """Recompute every total from the entries; one sentence per difference."""
-    return [
-        sentence.format(*row)
-        for sentence, sql in _DIFFERENCES
-        for row in db.execute(sql).fetchall()
-    ]
+    return [sentence.format(*row) for sentence, sql in _DIFFERENCES for row in query(db, sql)]

@@ -13,7 +13,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -37,6 +37,7 @@ from voicecost_ledger.stores import (
     _sqlite_reads,
 )
 from voicecost_ledger.stores._schema import MIGRATIONS, UNIT_COLUMNS
+from voicecost_ledger.stores._sqlite_query import query
 
 OLDEST_SQLITE: Final = (3, 51, 3)
 BUSY_TIMEOUT_MS: Final = 5_000
@@ -57,9 +58,9 @@ class _Table:
         columns = [*self.fields, *derived]
         self.derived = derived
         updates = ", ".join(f"{c} = excluded.{c}" for c in columns if c not in key)
-        self.select = f"SELECT {', '.join(self.fields)} FROM {name}"  # noqa: S608 - our own names
+        self.select = f"SELECT {', '.join(self.fields)} FROM {name}"
         self.upsert = (
-            f"INSERT INTO {name} ({', '.join(columns)}) "  # noqa: S608 - our own names
+            f"INSERT INTO {name} ({', '.join(columns)}) "
             f"VALUES ({', '.join('?' * len(columns))}) "
             f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"
         )
@@ -67,7 +68,9 @@ class _Table:
         self.nested = {
             field.encode_name
             for field in fields
-            if any(word in str(field.type) for word in ("dict", "list", "LegAttributes", "MeterOpen"))
+            if any(
+                word in str(field.type) for word in ("dict", "list", "LegAttributes", "MeterOpen")
+            )
         }
         self.booleans = {field.encode_name for field in fields if field.type is bool}
 
@@ -102,9 +105,7 @@ class _Table:
 
 
 _CALLS = _Table(Call, "calls", ["call_id"])
-_METERS = _Table(
-    Meter, "meters", ["meter_id"], job_id="opened.job_id", room_sid="opened.room_sid"
-)
+_METERS = _Table(Meter, "meters", ["meter_id"], job_id="opened.job_id", room_sid="opened.room_sid")
 _ROOMS = _Table(Room, "rooms", ["sid"])
 _LEGS = _Table(
     Leg,
@@ -119,12 +120,12 @@ _WINDOWS = _Table(Window, "windows", ["scope", "start_unix_ms"])
 _UNIT_LIST = ", ".join(UNIT_COLUMNS)
 _POST = (
     "INSERT INTO entries (leg_key, part, call_id, amount_nano_usd, price_id, basis, "
-    f"accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST}) "  # noqa: S608 - our own names
+    f"accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST}) "
     f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * len(UNIT_COLUMNS))})"
 )
 _ENTRIES_OF = (
     "SELECT leg_key, part, amount_nano_usd, price_id, basis, accrued_at_unix_ms, "
-    f"posted_at_unix_ms, {_UNIT_LIST} FROM entries WHERE leg_key = ? ORDER BY part"  # noqa: S608
+    f"posted_at_unix_ms, {_UNIT_LIST} FROM entries WHERE leg_key = ? ORDER BY part"
 )
 _ROLL = (
     "INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
@@ -143,7 +144,7 @@ class SqliteSession:
 
     def _find(self, table: _Table, where: str, *values: Any) -> list[Any]:
         found: list[Any] = []
-        for raw in self._db.execute(f"{table.select} WHERE {where}", values):
+        for raw in query(self._db, f"{table.select} WHERE {where}", values):
             found.append(self._one(table, table.row(raw)))
         return found
 
@@ -158,11 +159,12 @@ class SqliteSession:
         return rows[0] if rows else None
 
     def _save(self, table: _Table, row: Any) -> None:
-        self._db.execute(table.upsert, table.values(row))
+        query(self._db, table.upsert, table.values(row))
         self._known[_identity(row)] = row
 
     def ledger_identity(self) -> tuple[str, int]:
-        return self._db.execute("SELECT id, generation FROM ledger").fetchall()[0]
+        row = query(self._db, "SELECT id, generation FROM ledger")[0]
+        return row[0], row[1]
 
     def meter(self, meter_id: str) -> Meter | None:
         return self._get(_METERS, ("Meter", meter_id), "meter_id = ?", meter_id)
@@ -187,7 +189,7 @@ class SqliteSession:
 
     def withdraw_call(self, call_id: str) -> None:
         self._known.pop(("Call", call_id), None)
-        self._db.execute("DELETE FROM calls WHERE call_id = ? AND meter_count = 0", (call_id,))
+        query(self._db, "DELETE FROM calls WHERE call_id = ? AND meter_count = 0", (call_id,))
 
     def unsettled_calls(self) -> list[Call]:
         return self._find(_CALLS, "state <> 'settled' ORDER BY call_id")
@@ -219,7 +221,8 @@ class SqliteSession:
         self, participant: RoomParticipant, *, room_sid: str, left_at_unix_ms: int | None
     ) -> None:
         # A late "joined" never brings back somebody who has left.
-        self._db.execute(
+        query(
+            self._db,
             "INSERT INTO participants VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sid) DO UPDATE "
             "SET left_at_unix_ms = coalesce(left_at_unix_ms, excluded.left_at_unix_ms), "
             "disconnect_reason = coalesce(excluded.disconnect_reason, disconnect_reason)",
@@ -238,7 +241,8 @@ class SqliteSession:
     def connected_participants(self, room_sids: Sequence[str]) -> list[RoomParticipant]:
         found: list[RoomParticipant] = []
         for room_sid in room_sids:
-            for sid, identity, kind, job_id, joined in self._db.execute(
+            for sid, identity, kind, job_id, joined in query(
+                self._db,
                 "SELECT sid, identity, kind, job_id, joined_at_unix_ms FROM participants "
                 "WHERE room_sid = ? AND left_at_unix_ms IS NULL ORDER BY sid",
                 (room_sid,),
@@ -254,7 +258,8 @@ class SqliteSession:
         return found
 
     def jobs_in(self, room_sid: str) -> set[str]:
-        rows = self._db.execute(
+        rows = query(
+            self._db,
             "SELECT job_id FROM participants WHERE room_sid = ?1 AND job_id IS NOT NULL "
             "UNION SELECT job_id FROM meters WHERE room_sid = ?1 AND job_id IS NOT NULL",
             (room_sid,),
@@ -267,7 +272,7 @@ class SqliteSession:
 
     def save_leg(self, leg: Leg) -> None:
         if leg.key == 0:
-            last = self._db.execute("SELECT coalesce(max(key), 0) FROM legs").fetchall()[0][0]
+            last = query(self._db, "SELECT coalesce(max(key), 0) FROM legs")[0][0]
             leg.key = last + 1
         self._save(_LEGS, leg)
 
@@ -283,7 +288,8 @@ class SqliteSession:
         )
 
     def post(self, entry: Entry, leg: Leg, call: Call) -> None:
-        self._db.execute(
+        query(
+            self._db,
             _POST,
             (
                 entry.leg_key,
@@ -312,10 +318,11 @@ class SqliteSession:
         )
 
     def _unpriced_before(self, leg_key: int, part: int) -> bool:
-        row = self._db.execute(
+        row = query(
+            self._db,
             "SELECT amount_nano_usd IS NULL FROM entries WHERE leg_key = ? AND part = ?",
             (leg_key, part - 1),
-        ).fetchall()
+        )
         return bool(row and row[0][0])
 
     def _roll(
@@ -328,7 +335,8 @@ class SqliteSession:
         leg_count: int,
         unpriced_leg_count: int,
     ) -> None:
-        self._db.execute(
+        query(
+            self._db,
             _ROLL,
             (
                 quarter_hour(at_unix_ms),
@@ -360,7 +368,7 @@ class SqliteSession:
                 },
                 Entry,
             )
-            for raw in self._db.execute(_ENTRIES_OF, (leg.key,))
+            for raw in query(self._db, _ENTRIES_OF, (leg.key,))
         ]
 
     def move_outcome(self, leg: Leg, call: Call, was: Outcome | None) -> None:
@@ -375,12 +383,12 @@ class SqliteSession:
 
     def price_document(self, price_id: str) -> bytes | None:
         sql = "SELECT document FROM prices WHERE price_id = ?"
-        rows = self._db.execute(sql, (price_id,)).fetchall()
+        rows = query(self._db, sql, (price_id,))
         return rows[0][0] if rows else None
 
     def save_price(self, price_id: str, pricing_source: str, document: bytes) -> None:
         sql = "INSERT INTO prices VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-        self._db.execute(sql, (price_id, pricing_source, document))
+        query(self._db, sql, (price_id, pricing_source, document))
 
     def window(self, scope: str, start_unix_ms: int) -> Window | None:
         identity = ("Window", (scope, start_unix_ms))
@@ -393,7 +401,7 @@ class SqliteSession:
     def seen_event(self, event_id: str, at_unix_ms: int) -> bool:
         before = self._db.total_changes()
         sql = "INSERT INTO webhooks VALUES (?, ?) ON CONFLICT DO NOTHING"
-        self._db.execute(sql, (event_id, at_unix_ms))
+        query(self._db, sql, (event_id, at_unix_ms))
         return self._db.total_changes() == before
 
     def add_gap(
@@ -401,11 +409,12 @@ class SqliteSession:
     ) -> None:
         word = str(modality) if modality is not None else None
         values = (meter_id, call_id, at_unix_ms, reason, word)
-        self._db.execute("INSERT INTO gaps VALUES (?, ?, ?, ?, ?)", values)
+        query(self._db, "INSERT INTO gaps VALUES (?, ?, ?, ?, ?)", values)
 
     def quarantine(self, meter_id: str, seq: int, reason: str, record_json: str) -> None:
         # Capped, so that a broken client cannot fill the disk; the counter goes on counting.
-        self._db.execute(
+        query(
+            self._db,
             "INSERT INTO quarantine SELECT ?1, ?2, ?3, ?4 WHERE "
             "(SELECT count(*) FROM quarantine WHERE meter_id = ?1) < ?5 ON CONFLICT DO NOTHING",
             (meter_id, seq, reason, record_json, QUARANTINE_MAX_PER_METER),
@@ -413,14 +422,14 @@ class SqliteSession:
 
     def audit(self, call_id: str, at_unix_ms: int, step: str, detail: str) -> None:
         values = (call_id, at_unix_ms, step, detail)
-        self._db.execute("INSERT INTO audit VALUES (?, ?, ?, ?)", values)
+        query(self._db, "INSERT INTO audit VALUES (?, ?, ?, ?)", values)
 
     def count(self, counter: str, by: int = 1) -> None:
         sql = (
             "INSERT INTO counters VALUES (?, ?) "
             "ON CONFLICT DO UPDATE SET value = value + excluded.value"
         )
-        self._db.execute(sql, (counter, by))
+        query(self._db, sql, (counter, by))
 
 
 def _identity(row: Any) -> tuple[str, Any]:
@@ -480,27 +489,27 @@ class SqliteStore:
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             db = apsw.Connection(str(path))
             db.set_busy_timeout(BUSY_TIMEOUT_MS)
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
+            query(db, "PRAGMA journal_mode = WAL")
+            query(db, "PRAGMA synchronous = FULL")
             _migrate(path, db)
         return cls(path, db)
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[SqliteSession]:
+    def transaction(self) -> Generator[SqliteSession, None, None]:
         """One transaction; commits on leaving, rolls back on any exception.
 
         Raises:
             StoreUnavailable: Nothing of it is durable.
         """
         with self._lock, _translated(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
+            query(self._db, "BEGIN IMMEDIATE")
             try:
                 yield SqliteSession(self._db)
-                self._db.execute("COMMIT")
+                query(self._db, "COMMIT")
             except BaseException:
                 # A full disk may have rolled back already.
                 if not self._db.get_autocommit():
-                    self._db.execute("ROLLBACK")
+                    query(self._db, "ROLLBACK")
                 raise
 
     def calls(self, query: CallQuery) -> list[CallSummary]:
@@ -536,7 +545,7 @@ class SqliteStore:
             self._all_readers.clear()
 
     @contextlib.contextmanager
-    def _read(self) -> Iterator[apsw.Connection]:
+    def _read(self) -> Generator[apsw.Connection, None, None]:
         if str(self.path) == ":memory:":
             with self._lock, _translated(self.path):
                 yield self._db
@@ -549,15 +558,15 @@ class SqliteStore:
                 self._readers.db = db
                 self._all_readers.append(db)
             # One snapshot for all statements of a question.
-            db.execute("BEGIN")
+            query(db, "BEGIN")
             try:
                 yield db
             finally:
-                db.execute("COMMIT")
+                query(db, "COMMIT")
 
 
 def _migrate(path: Path, db: apsw.Connection) -> None:
-    done: int = db.execute("PRAGMA user_version").fetchall()[0][0]
+    done: int = query(db, "PRAGMA user_version")[0][0]
     if done > len(MIGRATIONS):
         raise StoreRefused(
             f"{path} was written by a newer voicecost (schema {done}, this one knows "
@@ -565,28 +574,28 @@ def _migrate(path: Path, db: apsw.Connection) -> None:
         )
     if done == len(MIGRATIONS):
         return
-    db.execute("BEGIN IMMEDIATE")
+    query(db, "BEGIN IMMEDIATE")
     try:
         # Another process may have been faster while we waited for the lock.
-        done = db.execute("PRAGMA user_version").fetchall()[0][0]
-        tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0]
+        done = query(db, "PRAGMA user_version")[0][0]
+        tables = query(db, "SELECT count(*) FROM sqlite_schema")[0][0]
         if done == 0 and tables:
             raise StoreRefused(f"{path} is a SQLite file, but no ledger of voicecost")
         for script in MIGRATIONS[done:]:
-            db.execute(script)
+            query(db, script)
         if done == 0:
             identity = ("LG_" + secrets.token_hex(8), 1, time.time_ns() // 1_000_000)
-            db.execute("INSERT INTO ledger VALUES (?, ?, ?)", identity)
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        db.execute("COMMIT")
+            query(db, "INSERT INTO ledger VALUES (?, ?, ?)", identity)
+        query(db, f"PRAGMA user_version = {len(MIGRATIONS)}")
+        query(db, "COMMIT")
     except BaseException:
         if not db.get_autocommit():
-            db.execute("ROLLBACK")
+            query(db, "ROLLBACK")
         raise
 
 
 @contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def _translated(path: Path) -> Generator[None, None, None]:
     """SQLite's and the file system's errors as ours, with what to do."""
     try:
         yield
