@@ -1,0 +1,77 @@
+"""Turns that cost something no leg shows: a custom `llm_node`, a speech model without legs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from livekit.agents import AgentSession, ConversationItemAddedEvent
+from livekit.agents.llm import ChatMessage, RealtimeModel
+
+from voicecost_ledger.records import Modality
+
+TURN_WITHOUT_LLM: Final = "turn_without_llm"
+AUDIO_WITHOUT_TTS: Final = "audio_without_tts"
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Legs of one modality: those of a known speech, and how many others await their turn."""
+
+    speech_ids: set[str]
+    unclaimed: int = 0
+
+    def claim(self, speech_id: str | None) -> bool:
+        """Whether a leg explains the turn of this speech."""
+        if speech_id is not None and speech_id in self.speech_ids:
+            return True
+        if self.unclaimed == 0:
+            return False
+        self.unclaimed -= 1
+        return True
+
+
+class Turns:
+    """Compares LiveKit's own account of each assistant message with the legs that were seen.
+
+    A message's metrics say whether an LLM node and a TTS node produced it (`session.say` has no
+    LLM, audio that the application plays has no TTS), so either without a leg is a gap.
+    """
+
+    def __init__(self) -> None:
+        self._seen = {each: _Seen(set()) for each in (Modality.LLM, Modality.TTS)}
+
+    def leg_opened(self, modality: Modality, speech_id: str | None) -> None:
+        """Note a leg; `speech_id` None when it was opened outside of a speech's own tasks."""
+        seen = self._seen.get(modality)
+        if seen is None:
+            return
+        if speech_id is None:
+            seen.unclaimed += 1
+        else:
+            seen.speech_ids.add(speech_id)
+
+    def gaps(
+        self, session: AgentSession[Any], event: ConversationItemAddedEvent
+    ) -> Iterable[tuple[str, Modality]]:
+        """The (reason, modality) of each service that this message used unseen."""
+        message = event.item
+        if not isinstance(message, ChatMessage) or message.role != "assistant":
+            return
+        speech = session.current_speech
+        speech_id = None if speech is None else speech.id
+        made_by_llm = "llm_node_ttft" in message.metrics or _is_realtime(session)
+        if made_by_llm and not self._seen[Modality.LLM].claim(speech_id):
+            yield TURN_WITHOUT_LLM, Modality.LLM
+        if "tts_node_ttfb" in message.metrics and not self._seen[Modality.TTS].claim(speech_id):
+            yield AUDIO_WITHOUT_TTS, Modality.TTS
+
+
+def _is_realtime(session: AgentSession[Any]) -> bool:
+    """Whether the speaking agent's model is a realtime one: its turns report no LLM node."""
+    try:
+        agent = session.current_agent
+    except RuntimeError:
+        return isinstance(session.llm, RealtimeModel)
+    return isinstance(agent.llm or session.llm, RealtimeModel)

@@ -1,0 +1,169 @@
+"""A meter's money: what it may still spend, what its budgets say, and when its call has to end.
+
+The ledger decides (commands and grants); the meter obeys, and acts by itself only where it has no
+credit left and hears of none: then it ends the call (I11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from voicecost_ledger.protocol import Action, Command
+from voicecost_ledger.records import OnBudget
+
+from ._room_messages import State
+from .log import logger
+
+if TYPE_CHECKING:
+    from ._runtime import MeterLink
+    from ._settings import Settings
+
+CREDIT_MAX_S: Final = 2.0
+"""How long a meter without credit waits for more, or for a command, before it ends the call."""
+_CALL: Final = "call"
+_ORDER: Final = tuple(State)
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetEvent:
+    """What a callback of `meter.on("budget", ...)` is given; each kind comes once per budget.
+
+    Attributes:
+        kind: `warn` at the budget's share, `exhausted` when it is used up.
+        budget: Which one: `call`, `project:shop`, ...; `credit` when the ledger could not be
+            reached and what it had granted is spent.
+        limit_nano_usd: Its limit; None for `credit`.
+        spent_nano_usd: What was spent of it when this was decided.
+    """
+
+    kind: Literal["warn", "exhausted"]
+    budget: str
+    limit_nano_usd: int | None
+    spent_nano_usd: int
+
+
+BudgetCallback = Callable[[BudgetEvent], object]
+EndCall = Callable[[bool], Coroutine[None, None, None]]
+"""Brings the call to its end; True: with a last sentence first."""
+
+
+class Credit:
+    """The course of a meter's budgets, forward only: see `State`. On the session's loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        end_call: EndCall,
+        changed: Callable[[], None],
+        context: contextvars.Context,
+    ) -> None:
+        """End the call with `end_call` in `context`; say with `changed` that the state moved."""
+        self._settings = settings
+        self._end_call = end_call
+        self._changed = changed
+        self._context = context
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._link: MeterLink | None = None
+        self._total_nano_usd = 0
+        self._told: set[tuple[str, str]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self.callbacks: list[BudgetCallback] = []
+        self.state = State.OPEN
+        self.cut = False
+
+    def opened(self, link: MeterLink, loop: asyncio.AbstractEventLoop) -> None:
+        """The meter has a link to its ledger; before this everything may be spent."""
+        self._link, self._loop = link, loop
+
+    def closed(self) -> None:
+        """The session is over: nothing is decided any more."""
+        self.state = State.CLOSED
+        self._stop_waiting()
+
+    def charged(self, total_nano_usd: int) -> None:
+        """The meter's total moved. Its own budget is watched here too, ledger or not."""
+        self._total_nano_usd = total_nano_usd
+        budget = self._settings.budget
+        if budget is None or self.state not in (State.OPEN, State.WARNED):
+            return
+        limit = budget.limit_nano_usd
+        if total_nano_usd >= limit and total_nano_usd:
+            self._tell(BudgetEvent("exhausted", _CALL, limit, total_nano_usd))
+        elif total_nano_usd * 100 >= limit * budget.warn_at_percent and total_nano_usd:
+            self._tell(BudgetEvent("warn", _CALL, limit, total_nano_usd))
+
+    def may_spend(self, next_nano_usd: int) -> bool:
+        """Whether so much more may be spent; the first no asks the ledger for more."""
+        if self.cut:
+            return False
+        link = self._link
+        if link is None or link.may_spend(self._total_nano_usd, next_nano_usd):
+            return True
+        if self._timer is None and self._ending is None and self._loop is not None:
+            link.exhausted(self._total_nano_usd)
+            self._timer = self._loop.call_later(CREDIT_MAX_S, self._nothing_came)
+        return False
+
+    def granted(self) -> None:
+        """A new grant is in force."""
+        link = self._link
+        if self._timer is not None and link is not None and link.may_spend(self._total_nano_usd, 0):
+            self._stop_waiting()
+
+    def obey(self, command: Command) -> None:
+        """Do what the ledger commands."""
+        # A call's own budget is `call:ID` to the ledger; there is one per meter.
+        name = _CALL if command.budget.startswith(f"{_CALL}:") else command.budget
+        kind = "warn" if command.action is Action.WARN else "exhausted"
+        self._tell(BudgetEvent(kind, name, command.limit_nano_usd, command.spent_nano_usd))
+        if command.action is not Action.WARN:
+            self._end(speak=command.action is Action.WRAP_UP)
+
+    def move(self, state: State) -> None:
+        """Go on to `state`; never back: a warning after the wrap-up began changes nothing."""
+        if _ORDER.index(state) > _ORDER.index(self.state):
+            self.state = state
+            self.cut = self.cut or state is State.ENDING
+            self._changed()
+
+    def _tell(self, event: BudgetEvent) -> None:
+        if self.state is State.CLOSED or (event.kind, event.budget) in self._told:
+            return
+        self._told.add((event.kind, event.budget))
+        self.move(State.WARNED if event.kind == "warn" else State.EXHAUSTED)
+        for callback in tuple(self.callbacks):
+            try:
+                callback(event)
+            except Exception as error:  # the application's code must not stop the ending
+                logger.error('a callback of meter.on("budget") raised %s', type(error).__name__)
+
+    def _nothing_came(self) -> None:
+        self._timer = None
+        self._tell(BudgetEvent("exhausted", "credit", None, self._total_nano_usd))
+        self._end(speak=self._settings.on_budget is OnBudget.WRAP_UP)
+
+    def _end(self, *, speak: bool) -> None:
+        """Start the ending; an `end` overtakes a wrap-up, nothing else is started twice."""
+        if self.state in (State.CLOSED, State.ENDING) or self._loop is None:
+            return
+        if self._ending is not None:
+            if speak:
+                return
+            self._ending.cancel()
+        self._stop_waiting()
+        self.move(State.WRAPPING_UP if speak else State.ENDING)
+        # The ledger's thread asked; the job's API works only in the job's own context.
+        self._ending = self._loop.create_task(
+            self._end_call(speak), name="voicecost_ending", context=self._context
+        )
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,117 @@
+"""Where a meter runs: the LiveKit job around it, if any, and what happens when that job ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from livekit.agents import JobContext, get_job_context
+
+from voicecost_ledger.records import Environment
+
+if TYPE_CHECKING:
+    from livekit import rtc
+
+METERS_CLOSE_MAX_S: Final = 4.0
+"""How long a job that shuts down waits for its meters. LiveKit kills the process after 10 s by
+default (`shutdown_process_timeout`); closing a session with open user speech takes 2 s."""
+FLUSH_MAX_S: Final = 2.0
+"""How long it then waits for the ledger's acknowledgement. The rest stays in the spool."""
+
+
+class JobMeter(Protocol):
+    """What a job needs of its meters."""
+
+    async def wait_closed(self) -> None:
+        """Return when the meter is closed."""
+        ...
+
+    def close(self, reason: str) -> None:
+        """Close the meter now, if it is open."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What is known of a meter's surroundings; the strings are None outside a LiveKit job."""
+
+    environment: Environment
+    job: JobContext | None = None
+    agent: str | None = None
+    livekit_url: str | None = None
+    room_name: str | None = None
+    room_sid: str | None = None
+    job_id: str | None = None
+
+
+def under_pytest() -> bool:
+    """Whether this very process is running a test.
+
+    The variable alone is inherited by worker processes that a test starts, and those are as real
+    as any; the module alone is imported by some libraries in production.
+    """
+    return "PYTEST_CURRENT_TEST" in os.environ and "pytest" in sys.modules
+
+
+def here() -> Place:
+    """The place of the running task: call it in a job's entrypoint or in a task made there."""
+    job = get_job_context(required=False)
+    if job is None:
+        return Place(Environment.TEST if under_pytest() else Environment.PROCESS)
+    agent = job.job.agent_name or None
+    if job.is_fake_job():  # `console`, or a simulated job: no room that LiveKit knows of
+        environment = Environment.TEST if under_pytest() else Environment.CONSOLE
+        return Place(environment, job, agent)
+    # Public nowhere; the worker exports the same address for `job.api`.
+    url: str | None = getattr(getattr(job, "_info", None), "url", None)
+    return Place(
+        Environment.TEST if under_pytest() else Environment.JOB,
+        job,
+        agent,
+        livekit_url=url or os.environ.get("LIVEKIT_URL") or None,
+        room_name=job.job.room.name or None,
+        room_sid=job.job.room.sid or None,
+        job_id=job.job.id or None,
+    )
+
+
+def room_of(job: JobContext | None) -> rtc.Room | None:
+    """The room a job is connected to, or None."""
+    if job is None or job.is_fake_job() or not job.room.isconnected():
+        return None
+    return job.room
+
+
+_meters_of: weakref.WeakKeyDictionary[JobContext, list[JobMeter]] = weakref.WeakKeyDictionary()
+# The thread executor runs many jobs in one process, each with its own loop and thread.
+_meters_lock = threading.Lock()
+
+
+def join(job: JobContext, meter: JobMeter, flushed: Callable[[float], Awaitable[object]]) -> None:
+    """Let a job's end wait for this meter, then for `flushed(timeout_s)`.
+
+    LiveKit runs the shutdown callbacks after it has closed the job's first session and left the
+    room, all of them at once; other sessions close in callbacks of their own, beside ours.
+    """
+    with _meters_lock:
+        meters = _meters_of.get(job)
+        if meters is not None:
+            meters.append(meter)
+            return
+        meters = _meters_of[job] = [meter]
+
+    async def settle_voicecost_meters() -> None:
+        waiting = [asyncio.ensure_future(each.wait_closed()) for each in meters]
+        await asyncio.wait(waiting, timeout=METERS_CLOSE_MAX_S)
+        for each, wait in zip(meters, waiting, strict=True):
+            wait.cancel()
+            each.close("shutdown")
+        await flushed(FLUSH_MAX_S)
+
+    job.add_shutdown_callback(settle_voicecost_meters)

@@ -1,0 +1,494 @@
+"""A meter: what one AgentSession costs, from its first request to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
+
+import livekit.agents
+
+from voicecost_ledger._version import __version__
+from voicecost_ledger.money import format_usd
+from voicecost_ledger.records import (
+    Basis,
+    Coverage,
+    Gap,
+    LegAttributes,
+    LegStop,
+    Modality,
+    Outcome,
+)
+
+from . import _attribution, _ending, _faults, _job
+from ._coverage import Turns
+from ._credit import BudgetCallback, Credit
+from ._room_messages import RoomMessages, State, cost_message
+from .legs import Leg
+from .log import logger
+
+if TYPE_CHECKING:
+    from livekit import rtc
+    from livekit.agents import AgentSession, CloseEvent, ConversationItemAddedEvent
+
+    from voicecost_ledger.pricing import PriceBook
+    from voicecost_ledger.protocol import Command, Grant
+
+    from ._runtime import MeterLink
+    from ._settings import Settings
+
+LEGS_STOP_MAX_S: Final = 2.0
+"""How long a closed session's last requests (a probe, a tool's) may still run to their own end."""
+ROOM_MESSAGE_MAX_S: Final = 0.1
+_ACLOSE: Final = "_aclose_impl"  # every way a session ends goes through it, failures included
+_STARTED: Final = "_started"
+_LOOP: Final = "_loop"
+_CallbackT = TypeVar("_CallbackT", bound=BudgetCallback)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a meter has charged so far, by its own price book; the ledger's rating is the bill.
+
+    Attributes:
+        total_nano_usd: Nano-USD (one billionth of a dollar) of all legs whose price is known.
+        by_modality: The same for each of `stt`, `llm` and `tts`.
+        unpriced_leg_count: Legs for which no price is known. They are not in the total: unknown
+            is not zero.
+    """
+
+    total_nano_usd: int
+    by_modality: Mapping[str, int]
+    unpriced_leg_count: int
+
+    def __str__(self) -> str:
+        unpriced = f" + {self.unpriced_leg_count} unpriced" if self.unpriced_leg_count else ""
+        return format_usd(self.total_nano_usd) + unpriced
+
+
+class Meter:
+    """What `VoiceCost.attach(session)` makes. Use it from the session's event loop.
+
+    It opens with the session's first request or its start, whichever is first, and closes with
+    the session; a session that never starts leaves nothing in the ledger.
+    """
+
+    def __init__(
+        self,
+        session: AgentSession[Any] | None,
+        settings: Settings,
+        prices: PriceBook | None,
+    ) -> None:
+        """Use `VoiceCost.attach`. `session` None is a job's meter for legs of no session."""
+        # Weakly: the registry keeps meters, and a session that never starts must not stay for it.
+        self._session_ref = None if session is None else weakref.ref(session)
+        self._settings = settings
+        self._prices = prices
+        self._place = _job.here()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._link: MeterLink | None = None
+        self._charges: dict[Leg, int | None] = {}
+        self._total_nano_usd = 0
+        self._by_modality: dict[Modality, int] = dict.fromkeys(Modality, 0)
+        self._unpriced_leg_count = 0
+        self._turns = Turns()
+        self._gap_count = 0
+        self._session_over = False
+        self._close_reason = ""
+        self._legs_timer: asyncio.TimerHandle | None = None
+        self._closed = asyncio.Event()
+        self._messages = RoomMessages(
+            settings.publish_to if session is not None else "none",
+            room=self._room,
+            message=self._room_message,
+        )
+        self._credit = Credit(
+            settings,
+            end_call=self._end_call,
+            changed=self._changed,
+            context=contextvars.copy_context(),
+        )
+
+    # ---- what applications use -----------------------------------------------------------------
+
+    @property
+    def meter_id(self) -> str | None:
+        """The meter's id in the ledger; None until the session has started."""
+        return None if self._link is None else self._link.meter_id
+
+    @property
+    def cost(self) -> Cost:
+        """What has been charged so far."""
+        return Cost(
+            self._total_nano_usd,
+            {modality.value: nano for modality, nano in self._by_modality.items()},
+            self._unpriced_leg_count,
+        )
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of the session this meter could see: `complete`, `partial`, `metrics-only`."""
+        from ._instrument import metrics_only
+
+        if metrics_only():
+            return Coverage.METRICS_ONLY
+        return Coverage.PARTIAL if self._gap_count else Coverage.COMPLETE
+
+    @overload
+    def on(self, event: Literal["budget"], callback: _CallbackT) -> _CallbackT: ...
+
+    @overload
+    def on(self, event: Literal["budget"]) -> Callable[[_CallbackT], _CallbackT]: ...
+
+    def on(self, event: Literal["budget"], callback: BudgetCallback | None = None) -> Any:
+        """Call `callback(event)` when a budget of this call is nearly or wholly used up.
+
+        Args:
+            event: `"budget"`, the only one there is.
+            callback: A plain function that takes a `BudgetEvent`. Called on the session's event
+                loop. Left out, `on` is a decorator.
+
+        Raises:
+            ValueError: There is no such event.
+            TypeError: `callback` is a coroutine function, which nobody would await.
+        """
+        if event != "budget":
+            raise ValueError(f'{event=} is unknown: the only event of a meter is "budget"')
+        if callback is None:
+            return functools.partial(self.on, event)
+        if inspect.iscoroutinefunction(callback) or not callable(callback):
+            raise TypeError(
+                f"{callback!r} cannot be called back: give a plain function, and start a task "
+                "in it with asyncio.create_task for what has to be awaited"
+            )
+        self._credit.callbacks.append(callback)
+        return callback
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Book what is requested inside the `with` to this meter.
+
+        Only for requests that LiveKit makes for no session, such as a model called from a task of
+        your own when several sessions share the job.
+        """
+        return _attribution.scoped(self)
+
+    # ---- what legs use -------------------------------------------------------------------------
+
+    @property
+    def prices(self) -> PriceBook:
+        """The price book by which this meter's legs are rated."""
+        assert self._prices is not None, "a disabled meter has no legs"
+        return self._prices
+
+    @property
+    def cut(self) -> bool:
+        """Whether the money is gone for good: every request of this meter ends."""
+        return self._credit.cut
+
+    @property
+    def wrapping_up(self) -> bool:
+        """Whether the wrap-up sentence is being said: it may use the closing reserve."""
+        return self._credit.state is State.WRAPPING_UP
+
+    def open_leg(
+        self,
+        attributes: LegAttributes,
+        usage: dict[str, int],
+        *,
+        basis: Basis = Basis.ESTIMATED,
+        speech_id: str | None = None,
+    ) -> Leg:
+        """Start a leg: its first record is written before this returns."""
+        self._open()
+        self._turns.leg_opened(attributes.modality, speech_id)
+        return Leg(self, self, attributes, usage, basis=basis, speech_id=speech_id)
+
+    def next_leg(self) -> int:
+        """The next leg's number within the meter."""
+        return self._open().next_leg()
+
+    def write(self, make: type[Any], **fields: Any) -> None:
+        """Spool a record of this meter; legs write theirs here.
+
+        Also after the meter has closed: a correction that comes late is money all the same.
+        """
+        self._open().write(make, **fields)
+        if make is LegStop and self._session_over:
+            self._close_when_quiet()
+
+    def gap(self, reason: str, modality: Modality | None = None) -> None:
+        """Say that something was used which no leg shows: the call is `partial` from here on."""
+        self._gap_count += 1
+        self.write(Gap, reason=reason, modality=modality)
+
+    def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
+        """Take over a leg's rated amount; None when no price is known for it."""
+        before = self._charges.get(leg, 0)
+        self._charges[leg] = amount_nano_usd
+        self._unpriced_leg_count += (amount_nano_usd is None) - (before is None)
+        change = (amount_nano_usd or 0) - (before or 0)
+        self._total_nano_usd += change
+        self._by_modality[leg.attributes.modality] += change
+        self._credit.charged(self._total_nano_usd)
+        self._messages.changed()
+
+    def may_spend(self, next_nano_usd: int) -> bool:
+        """Whether a request, push or chunk that adds this much is still within the credit."""
+        return self._credit.may_spend(next_nano_usd)
+
+    # ---- the session's life --------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Follow the session from here on. Called once, by `VoiceCost.attach`."""
+        session = self._session
+        if session is None:
+            return
+        session.on("agent_state_changed", self._on_session_moved)
+        session.on("conversation_item_added", self._on_conversation_item)
+        session.on("close", self._on_session_close)
+        original = getattr(session, _ACLOSE, None)
+        if original is not None:
+
+            @functools.wraps(original)
+            async def aclose_impl(*args: Any, **kwargs: Any) -> Any:
+                try:
+                    return await original(*args, **kwargs)
+                finally:
+                    # Also when closing failed or was cancelled, so that no `close` was emitted.
+                    self._on_closing_ended()
+
+            setattr(session, _ACLOSE, aclose_impl)
+        _attribution.register(session, self)
+        if getattr(session, _STARTED, False):
+            from ._instrument import saw_from
+
+            self._open()
+            if not saw_from(getattr(session, "_started_at", None)):
+                self.gap("attached_late")
+
+    @property
+    def _session(self) -> AgentSession[Any] | None:
+        return None if self._session_ref is None else self._session_ref()
+
+    def _unwatch(self) -> None:
+        session = self._session
+        if session is None:
+            return
+        _attribution.unregister(session)
+        session.off("agent_state_changed", self._on_session_moved)
+        session.off("conversation_item_added", self._on_conversation_item)
+        session.off("close", self._on_session_close)
+        vars(session).pop(_ACLOSE, None)
+
+    def _open(self) -> MeterLink:
+        """The meter's link to the ledger, made on first use: `MeterOpen` is its first record."""
+        if self._link is not None:
+            return self._link
+        # Here, not at import: it brings the uplink and the embedded ledger along.
+        from ._runtime import runtime
+
+        self._loop = self._running_loop()
+        if self._place.job is None:
+            self._place = _job.here()  # attached outside the job, started inside
+        place, settings = self._place, self._settings
+        budget = settings.budget if self._session_ref is not None else None
+        process = runtime(settings.url)
+        self._link = process.open_meter(
+            project=settings.project,
+            agent=settings.agent or place.agent,
+            tenant=settings.tenant,
+            tags=settings.tags,
+            environment=place.environment,
+            livekit_url=place.livekit_url,
+            room_name=place.room_name,
+            room_sid=place.room_sid,
+            job_id=place.job_id,
+            budget_nano_usd=None if budget is None else budget.limit_nano_usd,
+            warn_at_percent=80 if budget is None else budget.warn_at_percent,
+            on_budget=settings.on_budget,
+            unattributed=self._session_ref is None,
+            versions=versions(),
+            listener=self,
+        )
+        self._credit.opened(self._link, self._loop)
+        if place.job is not None:
+            _job.join(place.job, self, process.flushed)
+        self._changed()
+        return self._link
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:  # attached before the loop runs, and there are legs to adopt
+            return getattr(self._session, _LOOP)
+
+    def _on_session_moved(self, _event: object) -> None:
+        with _contained():
+            self._open()
+
+    def _on_conversation_item(self, event: ConversationItemAddedEvent) -> None:
+        with _contained():
+            session = self._session
+            if session is not None:
+                for reason, modality in self._turns.gaps(session, event):
+                    self.gap(reason, modality)
+
+    def _on_session_close(self, event: CloseEvent) -> None:
+        with _contained():
+            self._session_ended(event.reason.value)
+
+    def _on_closing_ended(self) -> None:
+        with _contained():
+            # A session that was closed before it started may still start.
+            if self._link is not None and not getattr(self._session, _STARTED, False):
+                self._session_ended("aborted")
+
+    def _session_ended(self, reason: str) -> None:
+        if self._session_over or self._link is None or self._loop is None:
+            return
+        self._session_over = True
+        self._close_reason = reason
+        self._credit.closed()
+        self._messages.publish()  # now: LiveKit leaves the room after the handlers of `close`
+        self._legs_timer = self._loop.call_later(LEGS_STOP_MAX_S, self.close, reason)
+        self._close_when_quiet()
+
+    def _close_when_quiet(self) -> None:
+        if all(leg.outcome is not None for leg in self._charges):
+            self.close(self._close_reason)
+
+    def close(self, reason: str) -> None:
+        """Stop what is still open and write the meter's last record. Closing twice is a no-op."""
+        if self._link is None or self._closed.is_set():
+            return
+        with _contained():
+            self._closed.set()
+            self._session_over = True
+            self._credit.closed()
+            if self._legs_timer is not None:
+                self._legs_timer.cancel()
+            for leg in tuple(self._charges):
+                leg.stop(Outcome.INTERRUPTED)  # a no-op for those that have their outcome
+            self._unwatch()
+            self._link.close(self.coverage, reason)
+            self._log_end()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the meter is over; what comes later is a correction."""
+        return self._closed.is_set()
+
+    async def wait_closed(self) -> None:
+        """Return when the meter is closed."""
+        await self._closed.wait()
+
+    # ---- what the ledger says, on the uplink's thread --------------------------------------------
+
+    def on_command(self, command: Command) -> None:
+        """Take a command from the ledger."""
+        self._on_loop(lambda: self._credit.obey(command))
+
+    def on_grant(self, grant: Grant) -> None:
+        """Take note of new credit; the link has it already."""
+        self._on_loop(self._credit.granted)
+
+    def on_ack(self, *_: object) -> None:
+        """Nothing to do: the link keeps count of what is durable."""
+
+    def _on_loop(self, react: Callable[[], None]) -> None:
+        def contained() -> None:
+            with _contained():
+                react()
+
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(contained)
+
+    async def _end_call(self, speak: bool) -> None:
+        """What happens at the end of the money: see `_ending`."""
+        session, link, job = self._session, self._link, self._place.job
+        if session is None or link is None:
+            return
+        if speak:
+            await _ending.wrap_up(session, self._settings.wrap_up_text)
+            link.wrapped_up()
+        self._credit.move(State.ENDING)
+        published = self._messages.publish()
+        if published is not None:  # handed to the room before the room goes
+            await asyncio.wait([published], timeout=ROOM_MESSAGE_MAX_S)
+        sidecar = self._settings.url is not None and _job.room_of(job) is not None
+        if not (sidecar and await _ending.wait_for_sidecar(self.wait_closed)):
+            await _ending.hang_up(session, job)
+
+    # ---- what is said of it all ------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        self._messages.changed()
+
+    def _room(self) -> rtc.Room | None:
+        session = self._session
+        try:
+            room = session.room_io.room if session is not None else None
+        except RuntimeError:  # started without a room
+            room = None
+        if room is not None and room.isconnected():
+            return room
+        return _job.room_of(self._place.job)
+
+    def _room_message(self) -> str:
+        cost, budget = self.cost, self._settings.budget
+        left = None if budget is None else max(0, budget.limit_nano_usd - cost.total_nano_usd)
+        return cost_message(
+            meter_id=self.meter_id or "",
+            state=self._credit.state,
+            total_nano_usd=cost.total_nano_usd,
+            by_modality=cost.by_modality,
+            unpriced_leg_count=cost.unpriced_leg_count,
+            budget_left_nano_usd=left,
+        )
+
+    def _log_end(self) -> None:
+        counts = dict.fromkeys(Modality, 0)
+        waste_nano_usd = wasted_count = 0
+        for leg, amount in self._charges.items():
+            counts[leg.attributes.modality] += 1
+            if leg.outcome is not Outcome.SERVED:
+                wasted_count += 1
+                waste_nano_usd += amount or 0
+        message = "voicecost: meter %s closed, coverage %s; legs: %s; wasted: %d; unpriced: %d"
+        arguments: list[object] = [
+            self.meter_id,
+            self.coverage.value,
+            ", ".join(f"{name.value} {count}" for name, count in counts.items()),
+            wasted_count,
+            self._unpriced_leg_count,
+        ]
+        if self._settings.log_costs:
+            message += "; cost: %s (%s), of it waste %s"
+            arguments += [
+                format_usd(self._total_nano_usd),
+                ", ".join(
+                    f"{name.value} {format_usd(nano)}" for name, nano in self._by_modality.items()
+                ),
+                format_usd(waste_nano_usd),
+            ]
+        logger.info(message, *arguments)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a meter's first record names."""
+    return {"livekit-agents": livekit.agents.__version__, "voicecost": __version__}
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    """The call comes first: a fault of ours is counted and swallowed."""
+    try:
+        yield
+    except Exception as error:
+        _faults.count("meter", error)

@@ -1,0 +1,139 @@
+"""`VoiceCost`: what the application says about a call's cost, once, and attaches to its session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from livekit.agents import AgentSession
+
+from . import _attribution, _unattributed
+from . import _settings as check
+from ._prices import prices
+from ._settings import Budget, Settings
+from .log import logger
+from .meter import Meter, versions
+
+if TYPE_CHECKING:
+    from ._room_messages import PublishTo
+
+_NO_TAGS: Final[Mapping[str, str]] = {}
+
+
+class VoiceCost:
+    """Meters what a voice call costs, and ends it when its money is gone.
+
+        session = AgentSession(stt=..., llm=..., tts=...)
+        meter = VoiceCost(project="support", budget="0.50").attach(session)
+        await session.start(agent=..., room=ctx.room)
+
+    One `VoiceCost` may be attached to any number of sessions; each gets a meter of its own. It is
+    configuration: the first one instruments LiveKit's base classes, nothing is opened or sent
+    before a session runs.
+
+    Args:
+        project: The cost project that pays. `"default"` stands for `VOICECOST_PROJECT`, if set.
+        budget: US dollars per call as `str`, `Decimal` or `int`, or a `Budget`. A float is
+            refused: most cents have no exact float. None: no budget of its own.
+        agent: The agent's name in reports; by default the job's agent name.
+        tenant: The customer on whose behalf the call is made, if you bill several.
+        tags: Up to 16 names and values for reports.
+        on_budget: What happens when the call's budget is used up. `"notify"`: callbacks and room
+            messages only; `"wrap_up"`: the agent says `wrap_up_text`, then the call is ended;
+            `"end"`: the call is ended at once.
+        wrap_up_text: The last sentence; by default a polite one in English.
+        publish_to: Who in the room is told the cost: `"none"`, `"all"`, or a callable that takes
+            a remote participant and says whether it is.
+        url: The sidecar's address; by default `VOICECOST_URL`. Without either, the ledger is kept
+            by this process in a file, see `voicecost costs`.
+        enabled: False makes `attach` do nothing; None means unless `VOICECOST_DISABLED` is set.
+
+    Raises:
+        TypeError: An argument is of a kind that cannot be meant, such as a float budget.
+        ValueError: An argument or environment variable is out of range or unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str = "default",
+        budget: Budget | str | Decimal | int | None = None,
+        agent: str | None = None,
+        tenant: str | None = None,
+        tags: Mapping[str, str] = _NO_TAGS,
+        on_budget: Literal["notify", "wrap_up", "end"] = "wrap_up",
+        wrap_up_text: str | None = None,
+        publish_to: PublishTo = "none",
+        url: str | None = None,
+        enabled: bool | None = None,
+    ) -> None:
+        if enabled is None:
+            enabled = not check.env_flag("VOICECOST_DISABLED")
+        if project == "default":
+            project = os.environ.get("VOICECOST_PROJECT") or project
+        self._settings = Settings(
+            project=check.check_name(project, "project"),
+            budget=check.check_budget(budget),
+            agent=None if agent is None else check.check_name(agent, "agent"),
+            tenant=None if tenant is None else check.check_name(tenant, "tenant"),
+            tags=check.check_tags(tags),
+            on_budget=check.check_on_budget(on_budget),
+            wrap_up_text=check.check_wrap_up_text(wrap_up_text),
+            publish_to=check.check_publish_to(publish_to),
+            url=check.ledger_url(url),
+            enabled=enabled,
+            log_costs=check.env_flag("VOICECOST_LOG_COSTS"),
+        )
+        if enabled:
+            prices()  # an alias that is not understood is said here, not in the middle of a call
+            # Here, not at import: nothing of LiveKit is touched before someone asks to meter.
+            from ._instrument import instrument
+
+            instrument()
+            _attribution.set_unattributed(_unattributed.unattributed_meter)
+
+    def attach(self, session: AgentSession[Any]) -> Meter:
+        """Meter a session, before or after its `start()`; the same session twice is a no-op.
+
+        What a session used before it was attached is adopted as far as it was seen, that is since
+        the process's first `VoiceCost()`; what ran before that makes the call `partial`. A session
+        that never starts leaves nothing in the ledger.
+
+        Args:
+            session: The session to meter. A closed one may be attached again before it is
+                started again: that is a new meter.
+
+        Returns:
+            The session's meter: the one it has already, if it has one.
+
+        Raises:
+            TypeError: `session` is no AgentSession.
+        """
+        if not isinstance(session, AgentSession):
+            raise TypeError(
+                f"cannot attach to a {type(session).__name__}: expected a livekit.agents "
+                "AgentSession"
+            )
+        known = _attribution.meter_of(session)
+        if isinstance(known, Meter):
+            return known
+        if not self._settings.enabled:
+            return Meter(session, self._settings, None)
+        from ._runtime import ledger_place
+
+        meter = Meter(session, self._settings, prices())
+        _unattributed.attached(meter, self._settings)
+        meter.watch()
+        logger.info(
+            "voicecost: metering this session; ledger: %s; %s; coverage %s",
+            ledger_place(self._settings.url),
+            ", ".join(f"{name} {version}" for name, version in versions().items()),
+            meter.coverage.value,
+        )
+        return meter
+
+    def __repr__(self) -> str:
+        settings = self._settings
+        return f"VoiceCost(project={settings.project!r}, budget={settings.budget!r})"
