@@ -154,9 +154,9 @@ def prepare_root(root: Path) -> Path:
     return root
 
 
-def make_directory(root: Path) -> tuple[Path, int]:
+def make_directory(root: Path, label: str) -> tuple[Path, int]:
     """A new directory with its lock held before any adopter can see it."""
-    name = f"{os.getpid()}-{secrets.token_hex(8)}"
+    name = f"{label}-{os.getpid()}-{secrets.token_hex(8)}"
     hidden, path = root / f".{name}", root / name
     hidden.mkdir(mode=0o700)
     fd = os.open(hidden / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -3,8 +3,8 @@
 One directory per process under the spool root, an append-only file per segment, one frame per
 record:
 
-    root/<process>/lock            flock held for the owner's life: free means dead
-    root/<process>/00000001.seg    frame frame frame ...
+    root/<label>-<pid>-<random>/lock           flock held for the owner's life: free means dead
+    root/<label>-<pid>-<random>/00000001.seg    frame frame frame ...
     frame = marker (4) | payload length u32 | crc32 of the payload u32 | payload (MessagePack)
 
 `Spool.append` is one `write(2)`: it survives SIGKILL. A thread calls fdatasync every 50 ms, which
@@ -25,6 +25,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
+
+import platformdirs
 
 from voicecost_ledger._spool_files import (
     HEADER,
@@ -54,11 +56,14 @@ from voicecost_ledger.records import (
 )
 
 __all__ = [
+    "EMBEDDED",
+    "SIDECAR",
     "AdoptedSpool",
     "Spool",
     "SpoolContents",
     "SpoolUnusableError",
     "adoptable",
+    "default_root",
     "encode_frame",
     "prepare_root",
     "read_segment",
@@ -66,6 +71,8 @@ __all__ = [
 
 logger = logging.getLogger("voicecost.spool")
 
+SIDECAR: Final = "sidecar"
+EMBEDDED: Final = "embedded"
 SEGMENT_BYTES: Final = 4 * 1024 * 1024
 SYNC_INTERVAL_MS: Final = 50
 SLOW_WRITE_MS: Final = 5
@@ -73,6 +80,14 @@ SLOW_WRITES_TOLERATED: Final = 5  # in a run of SLOW_WRITES_WINDOW appends
 SLOW_WRITES_WINDOW: Final = 100
 QUEUE_RECORDS_MAX: Final = 20_000  # about 4 MB of records waiting for a full or slow disk
 RETRY_INTERVAL_MS: Final = 1_000  # a full disk is asked again this often
+
+
+def default_root() -> Path:
+    """`VOICECOST_SPOOL_DIR`, else `voicecost/spool` in the platform's state directory."""
+    configured = os.environ.get("VOICECOST_SPOOL_DIR")
+    if configured:
+        return Path(configured)
+    return platformdirs.user_state_path("voicecost", appauthor=False) / "spool"
 
 
 class _Segment:
@@ -100,6 +115,7 @@ class Spool:
         self,
         root: Path,
         *,
+        label: str = SIDECAR,
         segment_bytes: int = SEGMENT_BYTES,
         sync_interval_ms: int = SYNC_INTERVAL_MS,
         slow_write_ms: float = SLOW_WRITE_MS,
@@ -109,6 +125,8 @@ class Spool:
 
         Args:
             root: Directory shared by all processes of the host.
+            label: Whose records these are, `SIDECAR` or `EMBEDDED`: a process that keeps its own
+                ledger must not adopt what a sidecar has half of.
             segment_bytes: A segment is closed when it has grown to this.
             sync_interval_ms: How often the keeper thread calls fdatasync while there is news.
             slow_write_ms: A write that takes longer counts as slow; repeatedly slow, writing
@@ -119,6 +137,7 @@ class Spool:
             SpoolUnusableError: `root` cannot be written or is on a network file system.
         """
         self.root = prepare_root(root)
+        self._label = label
         self.faults: Counter[str] = Counter()
         self.write_behind = False  # appends queue and the keeper writes: the disk is too slow
         self._segment_bytes = segment_bytes
@@ -304,7 +323,7 @@ class Spool:
         deleted, and still an adopter must learn which meters died with the process.
         """
         if self._directory is None:
-            self._directory, self._lock_fd = make_directory(self.root)
+            self._directory, self._lock_fd = make_directory(self.root, self._label)
         number = self._segments[-1].number + 1 if self._segments else 1
         path = self._directory / f"{number:08}{SEGMENT_SUFFIX}"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
@@ -526,10 +545,15 @@ class AdoptedSpool:
 _adopted: weakref.WeakSet[AdoptedSpool] = weakref.WeakSet()
 
 
-def adoptable(root: Path) -> list[AdoptedSpool]:
+def adoptable(root: Path, label: str | None = None) -> list[AdoptedSpool]:
     """Take every directory under `root` whose owner is dead: whose lock is free (never a pid).
 
-    What was taken is held until `delete` or `release`, or until this process dies.
+    Args:
+        root: The spool root; one that does not exist holds nothing.
+        label: Only those made with this label; None: all.
+
+    Returns:
+        What was taken: held until `delete` or `release`, or until this process dies.
     """
     taken: list[AdoptedSpool] = []
     try:
@@ -539,6 +563,8 @@ def adoptable(root: Path) -> list[AdoptedSpool]:
     for name in names:
         path = root / name
         if name.startswith(".") or not path.is_dir():
+            continue
+        if label is not None and not name.startswith(f"{label}-"):
             continue
         lock_path = path / LOCK_NAME
         try:
