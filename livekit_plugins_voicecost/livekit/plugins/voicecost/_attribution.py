@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -206,7 +206,7 @@ def set_unattributed(open_meter: Callable[[], LegMeter | None] | None) -> None:
 
 
 @contextmanager
-def scope(meter: LegMeter) -> Iterator[None]:
+def scope(meter: LegMeter) -> Generator[None]:
     """Book requests made inside to `meter`, where no session is found. For `Meter.scope()`."""
     token = _scope_meter.set(meter)
     try:

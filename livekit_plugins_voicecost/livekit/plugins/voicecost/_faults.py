@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from .log import logger
@@ -38,13 +38,13 @@ def count(kind: str, error: BaseException | None = None) -> None:
             "understated. Please report it.",
             extra={"fault": kind, "error_type": type(error).__name__ if error else None},
         )
-    if error is not None and os.environ.get("VOICECOST_RAISE_FAULTS") == "1":
-        if "PYTEST_CURRENT_TEST" in os.environ:
-            raise error
+    raising = os.environ.get("VOICECOST_RAISE_FAULTS") == "1"
+    if error is not None and raising and "PYTEST_CURRENT_TEST" in os.environ:
+        raise error
 
 
 @contextmanager
-def contained(kind: str) -> Iterator[None]:
+def contained(kind: str) -> Generator[None]:
     """Contain and count a fault of the code inside; cancellation passes through."""
     try:
         yield

@@ -1,0 +1,402 @@
+"""An attempt of a request, observed: what LLM, TTS and STT streams have in common.
+
+A `Tally` is what one leg has used so far. It becomes a `Leg` with the first record for which its
+owner has a meter, so what is seen before `attach` is adopted. An `Attempt` is one run of a
+stream's `_run`: it fills tallies and knows how the run ended, and how to end it when the money is
+gone. Nothing here lets an exception of ours out; cancellation passes through untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+from livekit.agents import APIError, APIStatusError
+
+from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
+
+from . import _attribution, _faults, _wire
+from .legs import Leg, LegMeter, affordable
+
+CLIENT_CLOSED: Final = 499
+"""LiveKit's own "client closed request": no retry, no failover, no probe follows it."""
+
+probing: ContextVar[bool] = ContextVar("voicecost_probing", default=False)
+"""Set while a FallbackAdapter starts a recovery probe, and so in everything the probe does."""
+
+
+class Tally:
+    """What one leg has used so far.
+
+    Args:
+        owner: Whose it is.
+        attributes: What it is.
+        speech: LiveKit's SpeechHandle, if any.
+    """
+
+    __slots__ = ("attributes", "basis", "leg", "outcome", "owner", "speech", "usage")
+
+    def __init__(self, owner: _attribution.Owner, attributes: LegAttributes, speech: Any) -> None:
+        self.owner = owner
+        self.attributes = attributes
+        self.speech = speech
+        self.usage: dict[str, int] = {}
+        self.basis = Basis.ESTIMATED
+        self.outcome: Outcome | None = None
+        self.leg: Leg | None = None
+
+    def allows(self, usage: dict[str, int]) -> bool:
+        """Whether the meter, if there is one, may spend what totals of `usage` would cost."""
+        if self.leg is not None:
+            return self.leg.allow(usage)
+        meter = self.owner.meter()
+        return meter is None or affordable(meter, self.attributes, usage)
+
+    def record(self, usage: dict[str, int], basis: Basis, *, ahead: bool = False) -> None:
+        """Take the totals so far; `usage` belongs to the tally from now on."""
+        if self.outcome is not None:
+            return
+        self.usage = usage
+        self.basis = basis
+        if self.leg is not None:
+            self.leg.observe(usage, basis, ahead=ahead)
+        else:
+            self._open()
+
+    def stop(
+        self, outcome: Outcome, usage: dict[str, int] | None = None, basis: Basis | None = None
+    ) -> None:
+        """Take the final totals; the leg waits for a meter where there is none yet."""
+        if self.outcome is not None:
+            return
+        if usage is not None:
+            self.usage = usage
+        if basis is not None:
+            self.basis = basis
+        if self.leg is None:
+            self._open()
+        self.outcome = outcome
+        if self.leg is not None:
+            self.leg.stop(outcome, self.usage, self.basis)
+        else:
+            self.owner.keep(self)
+
+    def discard(self) -> None:
+        """Nobody ever heard it: a preemptive generation that was thrown away after it was done."""
+        if self.outcome is Outcome.SERVED:
+            self.outcome = Outcome.DISCARDED
+            if self.leg is not None:
+                self.leg.correct(outcome=Outcome.DISCARDED)
+
+    def adopted_by(self, meter: LegMeter) -> None:
+        """A meter was attached after this had finished."""
+        assert self.outcome is not None, "only finished tallies wait for a meter"
+        self._open_with(meter)
+        if self.leg is not None:
+            self.leg.stop(self.outcome, self.usage, self.basis)
+
+    def _open(self) -> None:
+        meter = self.owner.meter()
+        if meter is not None:
+            self._open_with(meter)
+
+    def _open_with(self, meter: LegMeter) -> None:
+        speech_id: str | None = getattr(self.speech, "id", None)
+        self.leg = meter.open_leg(
+            self.attributes, self.usage, basis=self.basis, speech_id=speech_id
+        )
+
+
+class Attempt:
+    """One run of a stream's `_run`. Subclasses say what it uses; see `observe_runs`.
+
+    Args:
+        stream: LiveKit's stream.
+        owner: Whose it is, found when the stream was made.
+        speech: The SpeechHandle of that moment.
+        probe: Whether a FallbackAdapter only checks if the provider is back.
+    """
+
+    modality: Modality
+    cancelled_outcome = Outcome.INTERRUPTED
+
+    def __init__(self, stream: Any, *, owner: _attribution.Owner, speech: Any, probe: bool) -> None:
+        self.stream = stream
+        self.owner = owner
+        self.speech = speech
+        self.probe = probe
+        self.cut = False
+        self._task = asyncio.current_task()
+        self._task_cancelled = False
+
+    # What subclasses say
+
+    def begin(self, *args: Any) -> None:
+        """The run starts, with `_run`'s own arguments. Ends the attempt with `end_for_budget`."""
+
+    def finish(self, outcome: Outcome, error: BaseException | None) -> None:
+        """The run is over."""
+        raise NotImplementedError
+
+    # What the wire shows; see `_wire.WireObserver`
+
+    def text_sending(self, connection: object, payload: str) -> None:
+        """Nothing by default."""
+
+    def bytes_sending(self, connection: object, payload: bytes | bytearray | memoryview) -> None:
+        """Nothing by default."""
+
+    def answer_observed(self) -> None:
+        """Nothing by default."""
+
+    def chunk_received(self, chunk: Any) -> None:
+        """Nothing by default."""
+
+    # The rest is the same for all
+
+    def end_for_budget(self) -> None:
+        """End the run: the money is gone.
+
+        Raises:
+            CancelledError: Always, so that what was about to be sent is not. The run's own task
+                is cancelled too when this is a task that it started.
+        """
+        self.cut = True
+        if self._task is not None and asyncio.current_task() is not self._task:
+            self._task_cancelled = self._task.cancel() or self._task_cancelled
+        raise asyncio.CancelledError("voicecost: the budget is used up")
+
+    def ended_by_us(self) -> bool:
+        """Whether a cancellation that arrived is our own, and only ours; takes it back if so."""
+        if not self.cut or self._task is None:
+            return False
+        if self._task_cancelled:
+            self._task_cancelled = False
+            return self._task.uncancel() == 0
+        return self._task.cancelling() == 0
+
+    def tally(self, attributes: LegAttributes) -> Tally:
+        """A new leg of this attempt."""
+        return Tally(self.owner, attributes, self.speech)
+
+    def outcome_of(self, outcome: Outcome, tally: Tally) -> Outcome:
+        """What became of a leg, given how its run ended; watches for what is discarded later."""
+        if self.probe:
+            return Outcome.PROBE
+        if self.speech is None or self.speech.scheduled:
+            return outcome
+        # A preemptive generation: LiveKit never schedules the one that it throws away.
+        if outcome is Outcome.SERVED:
+            self.speech.add_done_callback(functools.partial(_discard_unless_scheduled, tally))
+        elif outcome is Outcome.INTERRUPTED:
+            return Outcome.DISCARDED
+        return outcome
+
+
+def _discard_unless_scheduled(tally: Tally, speech: Any) -> None:
+    try:
+        if not speech.scheduled:
+            tally.discard()
+    except Exception as error:
+        _faults.count("discard", error)
+
+
+def observe_runs(
+    stream_class: type[Any],
+    attempt_class: type[Attempt],
+    *,
+    delegating: tuple[type[Any], ...],
+    span_name: str,
+) -> Callable[[], None]:
+    """Observe every attempt of every stream derived from `stream_class`; returns the undo.
+
+    Args:
+        stream_class: LiveKit's base class.
+        attempt_class: What observes one run.
+        delegating: Classes whose runs only call other streams, which are observed themselves.
+        span_name: Class attribute that LiveKit sets to None in delegating classes.
+    """
+    base_init = stream_class.__init__
+
+    @functools.wraps(base_init)
+    def observed_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            if (
+                not isinstance(self, delegating)
+                and getattr(self, span_name, "") is not None
+                and "_run" not in self.__dict__
+            ):
+                # Before base_init: an eager task starts the first attempt in there.
+                self._run = observed(self, attempt_class, self._run)
+        except Exception as error:
+            _faults.count("observe_stream", error)
+        base_init(self, *args, **kwargs)
+
+    stream_class.__init__ = observed_init
+
+    def undo() -> None:
+        stream_class.__init__ = base_init
+
+    return undo
+
+
+def observed(
+    stream: Any, attempt_class: type[Attempt], run: Callable[..., Awaitable[None]]
+) -> Callable[..., Awaitable[None]]:
+    """`run` with an `attempt_class` around every call; its owner is found here and now."""
+    owner = _attribution.current_owner()
+    speech = _attribution.current_speech()
+    probe = probing.get()
+
+    @functools.wraps(run)
+    async def observed_run(*args: Any) -> None:
+        try:
+            attempt = attempt_class(stream, owner=owner, speech=speech, probe=probe)
+        except Exception as error:
+            _faults.count("begin_attempt", error)
+            await run(*args)
+            return
+        token = _wire.observer.set(attempt)
+        try:
+            try:
+                attempt.begin(*args)
+            except Exception as error:
+                _faults.count("begin_attempt", error)
+            await run(*args)
+        except BaseException as error:
+            if not attempt.ended_by_us():
+                _finish(attempt, _outcome(attempt, error), error)
+                raise
+            _finish(attempt, Outcome.CUT, error)
+            if attempt.modality is not Modality.STT:
+                raise cut_error() from None
+        else:
+            attempt.ended_by_us()  # a plugin that swallowed our cancellation
+            _finish(attempt, Outcome.CUT if attempt.cut else Outcome.SERVED, None)
+        finally:
+            _wire.observer.reset(token)
+
+    return observed_run
+
+
+def cut_error() -> APIStatusError:
+    """The error that ends a request without retry, failover or probe."""
+    return APIStatusError(
+        "voicecost ended this request: the budget is used up", status_code=CLIENT_CLOSED
+    )
+
+
+def _outcome(attempt: Attempt, error: BaseException) -> Outcome:
+    if attempt.cut:
+        return Outcome.CUT
+    if isinstance(error, asyncio.CancelledError):
+        return attempt.cancelled_outcome
+    if isinstance(error, APIStatusError) and error.status_code == CLIENT_CLOSED:
+        return Outcome.INTERRUPTED  # the plugin's own "client closed request"
+    return Outcome.FAILED
+
+
+def _finish(attempt: Attempt, outcome: Outcome, error: BaseException | None) -> None:
+    try:
+        attempt.finish(outcome, error)
+    except Exception as fault:
+        _faults.count("finish_attempt", fault)
+
+
+_NEVER_SENT: Final = frozenset(
+    {
+        "ClientConnectorError", "ClientConnectorDNSError", "ClientConnectorSSLError",
+        "ClientConnectorCertificateError", "ConnectionTimeoutError",  # aiohttp
+        "ConnectError", "ConnectTimeout", "PoolTimeout",  # httpx
+        "ConnectionRefusedError", "gaierror",
+    }
+)  # fmt: skip
+
+
+def was_refused(error: BaseException | None) -> bool:
+    """Whether a failed request cost nothing: refused with an HTTP error, or never sent.
+
+    A status outside of 400 to 599 is a WebSocket's close code, not a refusal.
+    """
+    if isinstance(error, APIStatusError) and 400 <= error.status_code <= 599:
+        return True
+    if not isinstance(error, APIError):
+        return False
+    cause: BaseException | None = error
+    for _ in range(8):  # the plugins wrap the client's error, which wraps its transport's
+        if cause is None:
+            return False
+        if type(cause).__name__ in _NEVER_SENT:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def option(stream: Any, component: Any, name: str) -> Any:
+    """A plugin's option by its usual name: the stream's own copy, else the component's."""
+    for holder in (stream, component):
+        value = getattr(getattr(holder, "_opts", None), name, None)
+        if value is not None:
+            return value
+    return None
+
+
+def option_text(stream: Any, component: Any, name: str) -> str:
+    """The same as text; empty where it is not given or no plain text."""
+    value = option(stream, component, name)
+    return str(value) if isinstance(value, str) else ""
+
+
+_HOST_OPTIONS: Final = ("endpoint_url", "base_url", "ws_url", "api_url", "url")
+
+
+def host_of(stream: Any, component: Any) -> str:
+    """The host a plugin's requests go to, from its options or its client; empty when unknown."""
+    for name in _HOST_OPTIONS:
+        value = option_text(stream, component, name)
+        if value:
+            return _host(value)
+    for holder in (stream, component):
+        for value in (
+            getattr(getattr(holder, "_client", None), "base_url", None),
+            getattr(holder, "_base_url", None),
+        ):
+            if value is not None:
+                return _host(str(value))
+    return ""
+
+
+def _host(url: str) -> str:
+    return urlsplit(url if "//" in url else f"//{url}").hostname or ""
+
+
+def describe(
+    stream: Any,
+    component: Any,
+    modality: Modality,
+    *,
+    model: str = "",
+    language: str = "",
+    voice: str = "",
+    channel_count: int = 1,
+    streaming: bool = True,
+    service_tier: str = "",
+) -> LegAttributes:
+    """The attributes of a leg of this stream; `component` is the plugin's LLM, TTS or STT."""
+    known = cast("str", model or option_text(stream, component, "model") or component.model)
+    return LegAttributes(
+        modality=modality,
+        provider=component.provider,
+        model=known,
+        label=component.label,
+        host=host_of(stream, component),
+        language=language,
+        voice=voice,
+        channel_count=channel_count,
+        streaming=streaming,
+        service_tier=service_tier,
+    )

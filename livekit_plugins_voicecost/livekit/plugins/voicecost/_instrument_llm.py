@@ -1,0 +1,188 @@
+"""LLM legs: one per attempt of a request, from the prompt's size to the provider's own count."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from livekit.agents.llm import ChatChunk, ToolContext
+
+from voicecost_ledger.records import Basis, Modality, Outcome
+
+from . import _faults
+from ._estimates import Counts, Estimates, estimates_for, llm_usage
+from ._instrument_attempts import Attempt, describe, was_refused
+
+_FRAME_CHARACTERS = 12
+"""Around each message the provider's chat template puts about three tokens."""
+
+
+class LLMAttempt(Attempt):
+    """One attempt of an LLM request."""
+
+    modality = Modality.LLM
+    _began = False
+    _refused_by_us = False
+
+    def begin(self, *args: Any) -> None:
+        """Open the leg with the prompt, before the request goes out."""
+        stream = self.stream
+        self._counts = Counts(prompt_characters(stream._chat_ctx, stream._tools))
+        attributes = describe(
+            stream,
+            stream._llm,
+            Modality.LLM,
+            model=_text(getattr(stream, "_model", "")),
+            service_tier=_text(getattr(stream, "_extra_kwargs", {}).get("service_tier", "")),
+        )
+        self._tally = self.tally(attributes)
+        self._estimates: Estimates = estimates_for(self.owner.meter(), attributes)
+        self._reported: tuple[int, int, int] | None = None
+        self._wire_seen = False
+        usage = self._estimates.usage(self._counts)
+        self._input_tokens = usage["input_tokens"]
+        self._cached_input_tokens = usage["cached_input_tokens"]
+        self._began = True
+        if not self._tally.allows(usage):
+            self._refused_by_us = True
+            self.end_for_budget()
+        self._tally.record(usage, Basis.ESTIMATED)
+        # Answers of clients that are not OpenAI's show as LiveKit's own chunks.
+        send_nowait: Callable[[ChatChunk], None] = stream._event_ch.send_nowait
+
+        def observed_send_nowait(chunk: ChatChunk) -> None:
+            try:
+                self._livekit_chunk(chunk)
+            except Exception as error:
+                _faults.count("llm_chunk", error)
+            send_nowait(chunk)
+
+        stream._event_ch.send_nowait = observed_send_nowait
+
+    def answer_observed(self) -> None:
+        """Raw chunks come from the wire: LiveKit's own, made of them, count nothing."""
+        self._wire_seen = True
+
+    def chunk_received(self, chunk: Any) -> None:
+        """Count a raw OpenAI chunk; tool arguments come in many, LiveKit shows one."""
+        characters = 0
+        for choice in chunk.choices:
+            delta = choice.delta
+            if delta is None:  # Azure's content filter sends such
+                continue
+            if delta.content:
+                characters += len(delta.content)
+            for call in delta.tool_calls or ():
+                if call.function is not None:
+                    characters += len(call.function.name or "") + len(call.function.arguments or "")
+        usage = chunk.usage
+        if usage is not None:
+            details = usage.prompt_tokens_details
+            self._report(
+                usage.prompt_tokens or 0,
+                (details.cached_tokens or 0) if details is not None else 0,
+                usage.completion_tokens or 0,
+            )
+        if characters:
+            self._received(characters)
+
+    def finish(self, outcome: Outcome, error: BaseException | None) -> None:
+        """Settle the leg: as reported, as nothing when it was refused, else as estimated."""
+        if not self._began:
+            return
+        self.stream._event_ch.__dict__.pop("send_nowait", None)
+        if self._refused_by_us:
+            return  # never sent: there is no leg
+        counts, tally = self._counts, self._tally
+        outcome = self.outcome_of(outcome, tally)
+        if self._reported is not None:
+            usage = llm_usage(counts, *self._reported)
+            tally.stop(outcome, usage, Basis.REPORTED)
+            # Now the meter is known if it ever will be, also where it was attached meanwhile.
+            estimates_for(self.owner.meter(), tally.attributes).learn(counts, usage)
+        elif counts.completion_chunks == 0 and was_refused(error):
+            tally.stop(outcome, llm_usage(counts, 0, 0, 0), Basis.OBSERVED)
+        else:
+            estimates = estimates_for(self.owner.meter(), tally.attributes)
+            tally.stop(outcome, estimates.usage(counts), Basis.ESTIMATED)
+            if tally.leg is not None:
+                estimates.settle_later(tally.leg, counts)
+
+    def _livekit_chunk(self, chunk: ChatChunk) -> None:
+        usage = chunk.usage
+        if usage is not None:
+            self._report(usage.prompt_tokens, usage.prompt_cached_tokens, usage.completion_tokens)
+        delta = chunk.delta
+        if delta is None or self._wire_seen:
+            return
+        characters = len(delta.content or "") + sum(
+            len(call.name) + len(call.arguments) for call in delta.tool_calls
+        )
+        if characters:
+            self._received(characters)
+
+    def _report(self, input_tokens: int, cached: int, output_tokens: int) -> None:
+        if input_tokens <= 0 and output_tokens <= 0:
+            return  # LiveKit's 0/0 is no report
+        self._reported = (input_tokens, cached, output_tokens)
+        self._tally.record(llm_usage(self._counts, *self._reported), Basis.REPORTED)
+
+    def _received(self, characters: int) -> None:
+        counts = self._counts
+        counts.completion_characters += characters
+        counts.completion_chunks += 1
+        if self._reported is not None:
+            return  # some providers report with every chunk
+        usage = llm_usage(
+            counts,
+            self._input_tokens,
+            self._cached_input_tokens,
+            self._estimates.output_tokens(counts),
+        )
+        # What has arrived is owed; what may still come is what the budget can refuse.
+        allowed = self._tally.allows(usage)
+        self._tally.record(usage, Basis.ESTIMATED)
+        if not allowed:
+            self.end_for_budget()
+
+
+def prompt_characters(chat_ctx: Any, tools: list[Any]) -> int:
+    """Characters of a request as it is rendered for the model: messages, tool calls, tools."""
+    total = 0
+    for item in chat_ctx.items:
+        if item.type == "message":
+            total += len(item.role) + _FRAME_CHARACTERS
+            for part in item.content:
+                # Instructions render as text too; images and audio have no characters.
+                text = part if isinstance(part, str) else getattr(part, "transcript", None)
+                total += len(text) if text else 0
+        elif item.type == "function_call":
+            total += len(item.name) + len(item.arguments) + _FRAME_CHARACTERS
+        elif item.type == "function_call_output":
+            total += len(item.output) + _FRAME_CHARACTERS
+    return total + sum(map(_tool_characters, tools))
+
+
+_known_tools: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+
+def _tool_characters(tool: Any) -> int:
+    """A tool's schema, rendered once: it is the same for every request."""
+    try:
+        known = _known_tools.get(tool)
+    except TypeError:  # not hashable, or not weakly
+        known = None
+    if known is not None:
+        return known
+    schemas = ToolContext([tool]).parse_function_tools("openai", strict=True)
+    size = len(msgspec.json.encode(schemas))
+    with contextlib.suppress(TypeError):
+        _known_tools[tool] = size
+    return size
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
