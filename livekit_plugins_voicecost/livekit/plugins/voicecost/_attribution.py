@@ -54,7 +54,6 @@ class _Registry:
         self.waiting: weakref.WeakKeyDictionary[Any, deque[Waiting]] = weakref.WeakKeyDictionary()
         self.waiting_outside: deque[Waiting] = deque(maxlen=_WAITING_MAX)
         self.unattributed: Callable[[], LegMeter | None] | None = None
-        self.metrics_only = False
 
 
 _registry = _Registry()
@@ -147,16 +146,6 @@ def current_meter() -> LegMeter | None:
     return current_owner().meter()
 
 
-def metrics_only() -> bool:
-    """Whether some of this process's requests are seen only through LiveKit's metric events."""
-    return _registry.metrics_only
-
-
-def set_metrics_only(value: bool) -> None:
-    """Say whether LiveKit's private surface was where we expect it; the instrumentation knows."""
-    _registry.metrics_only = value
-
-
 def current_speech() -> Any:
     """LiveKit's SpeechHandle of the running context, or None."""
     return _speech_variable.get(None) if _speech_variable is not None else None
@@ -206,7 +195,7 @@ def set_unattributed(open_meter: Callable[[], LegMeter | None] | None) -> None:
 
 
 @contextmanager
-def scope(meter: LegMeter) -> Generator[None]:
+def scoped(meter: LegMeter) -> Generator[None]:
     """Book requests made inside to `meter`, where no session is found. For `Meter.scope()`."""
     token = _scope_meter.set(meter)
     try:

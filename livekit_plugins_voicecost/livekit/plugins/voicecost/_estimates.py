@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from .legs import Leg, LegMeter
 
 _CHARACTERS_PER_TOKEN: Final = 4
-_CHUNK_CHARACTERS_MAX: Final = 12
-"""Uncalibrated: up to this many characters a chunk on average, chunks are taken for tokens."""
 _REPORTS_MAX: Final = 512
 
 
@@ -137,8 +135,6 @@ class Estimates:
             known = self._fallback.output_tokens(counts)
         if known is not None:
             return known
-        if counts.completion_characters <= counts.completion_chunks * _CHUNK_CHARACTERS_MAX:
-            return counts.completion_chunks
         return -(-counts.completion_characters // _CHARACTERS_PER_TOKEN)
 
     def learn(self, counts: Counts, usage: dict[str, int]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import importlib
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -31,6 +32,16 @@ from .log import logger
 
 _lock = threading.Lock()
 _undos: list[Callable[[], None]] = []
+
+
+class _State:
+    """What the instrumentation found, and since when it is in place."""
+
+    metrics_only = False
+    since_unix_s: float | None = None
+
+
+_state = _State()
 
 # Streams that only call other streams, which are observed themselves.
 _DELEGATING: Final = {
@@ -80,7 +91,8 @@ def instrument() -> None:
                 _undos.append(observe())
             except Exception as error:
                 _faults.count(observe.__name__.strip("_"), error)
-        _attribution.set_metrics_only(bool(moved))
+        _state.metrics_only = bool(moved)
+        _state.since_unix_s = time.time()
         if moved:
             logger.warning(
                 "livekit-agents %s is not laid out as voicecost knows it (%s): what cannot be "
@@ -96,7 +108,19 @@ def uninstrument() -> None:
     with _lock:
         while _undos:
             _undos.pop()()
-        _attribution.set_metrics_only(False)
+        _state.metrics_only = False
+        _state.since_unix_s = None
+
+
+def metrics_only() -> bool:
+    """Whether some requests of this process are seen only through LiveKit's metric events."""
+    return _state.metrics_only
+
+
+def saw_from(unix_s: float | None) -> bool:
+    """Whether everything since `unix_s` (as of `time.time`) was observed; None: nobody knows."""
+    since = _state.since_unix_s
+    return since is not None and unix_s is not None and since <= unix_s
 
 
 def _observe_streams(undos: list[Callable[[], None]]) -> list[str]:

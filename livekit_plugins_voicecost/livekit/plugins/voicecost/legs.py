@@ -53,11 +53,6 @@ class LegMeter(Protocol):
         """Open a leg and record its start; the caller never changes `usage` afterwards."""
         ...
 
-    @property
-    def records(self) -> LegRecords:
-        """Where its legs write to: the meter's link to the spool."""
-        ...
-
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         """The leg's rated amount moved; None: it has no price."""
         ...
@@ -83,7 +78,8 @@ class Leg:
     """One provider request or connection of a meter.
 
     Args:
-        meter: Told of every change of the amount; its `records` take what the leg writes.
+        meter: Told of every change of the amount.
+        records: Where its records go.
         attributes: What the leg is; its price is looked up by them, once.
         usage: Its totals at the start, by unit; belongs to the leg from now on.
         basis: How `usage` is known.
@@ -114,6 +110,7 @@ class Leg:
     def __init__(
         self,
         meter: LegMeter,
+        records: LegRecords,
         attributes: LegAttributes,
         usage: dict[str, int],
         *,
@@ -121,7 +118,7 @@ class Leg:
         speech_id: str | None = None,
     ) -> None:
         self._meter = meter
-        self._records = records = meter.records
+        self._records = records
         self._interim_s = _INTERIM_S[attributes.modality]
         self._price: Price | None = meter.prices.price_for(attributes, _now_unix_ms())
         self._timer: asyncio.TimerHandle | None = None
