@@ -40,7 +40,7 @@ class BillRow:
     generated_ahead: dict[str, int] = field(default_factory=dict[str, int])
     """Second bill: what a provider that notices a disconnect half a second late adds to `units`."""
     connected_ms: int | None = None
-    """Wall clock the connection was open; None where a request is not a connection."""
+    """STT: wall clock the connection was open; None while it is, and for other services."""
     attributes: dict[str, str | int] = field(default_factory=dict[str, str | int])
     ended: Ending | None = None
     ended_at_unix_ms: int | None = None

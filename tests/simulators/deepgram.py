@@ -11,7 +11,6 @@ from .deepgram_listen import Listen
 from .deepgram_speak import Speak
 from .server import Simulator
 
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

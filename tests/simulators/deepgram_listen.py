@@ -19,6 +19,7 @@ Billing rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import time
@@ -305,10 +306,9 @@ class _Connection:
         return "completed"
 
     async def _send(self, body: dict[str, Any]) -> None:
-        try:
+        # A client that has gone: the next receive says so, and what it sent stays counted.
+        with contextlib.suppress(ConnectionError):
             await self._websocket.send_str(json.dumps(body))
-        except ConnectionError:
-            pass  # the client has gone: the next receive says so, and what it sent stays counted
 
 
 def _refuse(status: int, message: str) -> web.Response:

@@ -18,9 +18,9 @@ Billing rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
-import time
 import uuid
 from array import array
 from dataclasses import dataclass
@@ -99,6 +99,7 @@ class Speak:
                 "dg-char-count": str(len(text)),
             }
         )
+        dies_after = fault.dies_after if fault else None
         try:
             if fault is not None and fault.silent:
                 await asyncio.Event().wait()
@@ -106,12 +107,11 @@ class Speak:
             await asyncio.sleep(self.first_byte_delay_ms / 1000)
             sent_ms = 0
             for chunk in voice.audio(len(text) * self.character_ms):
-                if fault is not None and fault.dies_after is not None:
-                    if sent_ms >= fault.dies_after:
-                        self.bill.close(row, "died")
-                        assert request.transport is not None
-                        request.transport.abort()
-                        return response
+                if dies_after is not None and sent_ms >= dies_after:
+                    self.bill.close(row, "died")
+                    assert request.transport is not None
+                    request.transport.abort()
+                    return response
                 await response.write(chunk)
                 sent_ms += voice.duration_ms(chunk)
                 await self.pace(voice, chunk)
@@ -216,11 +216,9 @@ class _Connection:
         self._flushed_count = 0
         self._cleared_count = 0
         self._sent_ms = 0
-        self._opened_ms = time.monotonic_ns() // 1_000_000
 
     async def serve(self) -> None:
         """Serve until either side leaves."""
-        ended: Ending = "cancelled"
         writer: asyncio.Task[None] | None = None
         try:
             await self._send(
@@ -261,10 +259,8 @@ class _Connection:
         finally:
             if writer is not None:
                 writer.cancel()
-            connected_ms = time.monotonic_ns() // 1_000_000 - self._opened_ms
             for row in self._open_rows:
-                row.connected_ms = connected_ms
-                self._speak.bill.close(row, ended)
+                self._speak.bill.close(row, "cancelled")
 
     def _receive(self, text: str) -> None:
         if self._row is None:
@@ -305,6 +301,8 @@ class _Connection:
         while True:
             work = await self._work.get()
             if work is None:
+                for row in self._open_rows:  # all that was ever asked for has been sent
+                    self._speak.bill.close(row, "completed")
                 await self._websocket.close()
                 return
             if isinstance(work, BillRow) or work == 0:
@@ -347,10 +345,9 @@ class _Connection:
         self._flushed_count += 1
 
     async def _send(self, body: dict[str, Any]) -> None:
-        try:
+        # A client that has gone: the reader sees it and closes the rows.
+        with contextlib.suppress(ConnectionError):
             await self._websocket.send_str(json.dumps(body))
-        except ConnectionError:
-            pass  # the client has gone: the reader sees it and closes the rows
 
 
 def _refuse(status: int, message: str) -> web.Response:

@@ -102,6 +102,8 @@ class OpenAISimulator(Simulator):
         tools: list[dict[str, Any]] = body.get("tools") or []
         try:
             model = str(body["model"])
+            if body.get("n") not in (None, 1):
+                raise ValueError(f"n={body['n']} is not simulated: one choice only")
             prompt = render_prompt(messages, tools)
         except (KeyError, TypeError, ValueError) as error:
             return _error(400, f"Invalid request: {error!r}", "invalid_request_error")
@@ -167,10 +169,10 @@ class OpenAISimulator(Simulator):
             }
         )
         dies_after = fault.dies_after if fault else None
+        await asyncio.sleep(self.first_token_delay_ms / 1000)  # headers come with the first token
         await response.prepare(request)
         extra: dict[str, Any] = {"usage": None} if include_usage else {}
         await _send(response, completion.chunk({"role": "assistant", "content": ""}) | extra)
-        await asyncio.sleep(self.first_token_delay_ms / 1000)
         for delta in completion.deltas:
             if dies_after is not None and row.units["output_tokens"] >= dies_after:
                 self.bill.close(row, "died")

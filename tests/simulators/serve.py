@@ -80,7 +80,10 @@ class Control:
         return web.json_response(self.bill.as_json(since_unix_ms=since_unix_ms))
 
     async def _script(self, request: web.Request) -> web.Response:
-        self.follow(await request.json())
+        try:
+            self.follow(await request.json())
+        except (KeyError, TypeError, ValueError) as error:
+            return web.json_response({"error": repr(error)}, status=400)
         return web.json_response({})
 
     async def _faults(self, request: web.Request) -> web.Response:
@@ -89,8 +92,11 @@ class Control:
             "stt": self.deepgram.listen.faults,
             "tts": self.deepgram.speak.faults,
         }
-        for service, faults in (await request.json()).items():
-            lists[service].add(*(Fault(**fault) for fault in faults))
+        try:
+            for service, faults in (await request.json()).items():
+                lists[service].add(*(Fault(**fault) for fault in faults))
+        except (KeyError, TypeError, ValueError) as error:
+            return web.json_response({"error": repr(error)}, status=400)
         return web.json_response({})
 
 

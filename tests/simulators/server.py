@@ -33,12 +33,12 @@ class LoopbackServer:
             part.add_routes(app)
         # handler_cancellation: a client that disconnects is noticed at once, also between writes.
         # shutdown_timeout: nobody waits for a silent or a long answer when the test is over.
-        self._runner = web.AppRunner(
+        self._runner = runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05
         )
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
-        host, port = self._runner.addresses[0][:2]
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self._port).start()
+        host, port = runner.addresses[0][:2]
         self.url = f"http://{host}:{port}"
         return self
 

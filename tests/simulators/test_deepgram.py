@@ -11,9 +11,10 @@ import aiohttp
 import pytest
 from livekit import rtc
 from livekit.agents import APIError
-from livekit.agents.stt import SpeechEventType
+from livekit.agents.stt import SpeechEvent, SpeechEventType
 from livekit.agents.types import APIConnectOptions
 from livekit.plugins.deepgram import STT, TTS
+
 from tests.simulators import DeepgramSimulator, Fault
 
 ONE_TRY = APIConnectOptions(max_retry=0, timeout=5)
@@ -49,7 +50,10 @@ async def test_each_stretch_of_sound_is_the_next_transcript(http: aiohttp.Client
             stream.push_frame(audio(1_500, amplitude=8_000))
             stream.push_frame(audio(600))
         stream.end_input()
-        events = [event async for event in stream]
+        events: list[SpeechEvent] = []
+        while [event.type for event in events].count(SpeechEventType.END_OF_SPEECH) < 3:
+            events.append(await anext(stream))
+        await deepgram.bill.settled()
         await stream.aclose()
 
     heard = [e.alternatives[0].text for e in events if e.type is SpeechEventType.FINAL_TRANSCRIPT]
@@ -90,24 +94,25 @@ async def test_what_is_being_said_at_a_finalize_is_given_at_once(
         stream = hearing(deepgram, http).stream(conn_options=ONE_TRY)
         stream.push_frame(audio(1_000, amplitude=8_000))
         stream.flush()
-        async for event in stream:
-            if event.type is SpeechEventType.FINAL_TRANSCRIPT:
-                break
+        finals = (e async for e in stream if e.type is SpeechEventType.FINAL_TRANSCRIPT)
+        final = await anext(finals)
         await stream.aclose()
         await deepgram.bill.settled()
-    assert event.alternatives[0].text == "I was about to say"
+    assert final.alternatives[0].text == "I was about to say"
     assert deepgram.bill.total("audio_ms") == 1_000
 
 
 async def test_each_channel_is_billed(http: aiohttp.ClientSession) -> None:
-    async with DeepgramSimulator() as deepgram:
-        async with http.ws_connect(
+    async with (
+        DeepgramSimulator() as deepgram,
+        http.ws_connect(
             f"{deepgram.listen_url}?sample_rate=8000&channels=2&model=nova-3",
             headers={"Authorization": "Token x"},
-        ) as socket:
-            await socket.send_bytes(bytes(8_000 * 2 * 2))  # a second of two channels
-            await socket.send_str(json.dumps({"type": "CloseStream"}))
-            metadata = await socket.receive_json()
+        ) as socket,
+    ):
+        await socket.send_bytes(bytes(8_000 * 2 * 2))  # a second of two channels
+        await socket.send_str(json.dumps({"type": "CloseStream"}))
+        metadata = await socket.receive_json()
     assert metadata["duration"] == pytest.approx(1.0)
     assert deepgram.bill.total("audio_ms") == 2_000
 
@@ -118,8 +123,7 @@ async def test_audio_sent_before_the_provider_dies_is_billed(http: aiohttp.Clien
         stream = hearing(deepgram, http).stream(conn_options=ONE_TRY)
         stream.push_frame(audio(2_000))
         with pytest.raises(APIError):
-            async for _ in stream:
-                pass
+            [event async for event in stream]
         await stream.aclose()
     (row,) = deepgram.bill.rows
     assert row.ended == "died"
@@ -139,7 +143,8 @@ async def test_every_character_on_the_wire_is_billed(http: aiohttp.ClientSession
     (row,) = deepgram.bill.rows
     assert (row.ended, row.model) == ("completed", "aura-2-andromeda-en")
     assert row.units == {"characters": len(text) + 1}
-    assert sum(frame.duration for frame in frames) == pytest.approx(0.065 * (len(text) + 1), abs=0.1)
+    heard_ms = round(1000 * sum(frame.duration for frame in frames))
+    assert heard_ms == pytest.approx(65 * (len(text) + 1), abs=100)
     assert {frame.sample_rate for frame in frames} == {24_000}
 
 
@@ -194,12 +199,11 @@ async def test_a_synthesizer_that_dies_in_mid_audio_bills_its_text(
     async with DeepgramSimulator(speed=0) as deepgram:
         deepgram.speak.faults.add(Fault(dies_after=300))
         tts = speaking(deepgram, http)
-        with pytest.raises(APIError):
-            async with tts.stream(conn_options=ONE_TRY) as stream:
-                stream.push_text("This answer will never be heard to its very end.")
-                stream.end_input()
-                async for _ in stream:
-                    pass
+        async with tts.stream(conn_options=ONE_TRY) as stream:
+            stream.push_text("This answer will never be heard to its very end.")
+            stream.end_input()
+            with pytest.raises(APIError):
+                [event async for event in stream]
         await tts.aclose()
     (row,) = deepgram.bill.rows
     assert (row.ended, row.units) == ("died", {"characters": 49})
@@ -222,9 +226,9 @@ async def test_a_refusal_costs_nothing(http: aiohttp.ClientSession) -> None:
         deepgram.speak.faults.add(Fault(status=429))
         deepgram.listen.faults.add(Fault(status=429))
         tts = speaking(deepgram, http)
-        with pytest.raises(APIError):
-            async with tts.synthesize("Hello", conn_options=ONE_TRY) as stream:
-                await anext(stream)
+        async with tts.synthesize("Hello", conn_options=ONE_TRY) as speech:
+            with pytest.raises(APIError):
+                await anext(speech)
         stream = hearing(deepgram, http).stream(conn_options=ONE_TRY)
         with pytest.raises(APIError):
             await anext(stream)

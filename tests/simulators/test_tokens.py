@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tests.simulators import LONG_ANSWER
 from tests.simulators.tokens import count_tokens, render_prompt, tokenize
 

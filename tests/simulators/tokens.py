@@ -22,18 +22,26 @@ _WORDS = re.compile(
     r"'(?:s|t|re|ve|m|ll|d)\b| ?[A-Za-z]+|\d{1,3}| ?[^\sA-Za-z\d]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     re.IGNORECASE,
 )
-_ENDINGS = ("ization", "ations", "ation", "ingly", "ments", "ment", "ness", "able", "ible", "ally")
-_ENDINGS += ("tion", "sion", "ings", "ing", "ers", "est", "ous", "ful", "ity", "ies", "ed", "ly")
+_ENDINGS = re.compile(
+    "(?:ization|ations?|ingly|ments?|ness|[ai]ble|ally|[ts]ion|ings?|ers|est|ous|ful|ity|ies|ed|ly)$",
+    re.IGNORECASE,
+)
 _LONG_BUT_FREQUENT = frozenset(
-    """about account actually address after again against already although always another anything
-    appointment around assistant available because before better between business calendar change
-    confirm confirmed customer delivery different difference everything example experience first
-    following friday further general hello however hundred important information instead invoice
-    little message minutes monday morning nothing number options orders people perhaps please
-    possible present problem provide question rather really reservation right saturday schedule
-    second service several should something special standard started sunday support system thank
-    thanks themselves there these things think thousand through thursday today together tomorrow
-    tuesday understand weather wednesday welcome without wonderful would yesterday your""".split()
+    re.findall(
+        r"\w+",
+        """
+        about account actually address after again against already although always another
+        anything appointment around assistant available because before better between business
+        calendar change confirm confirmed customer delivery different difference everything
+        example experience first following friday further general hello however hundred
+        important information instead invoice little message minutes monday morning nothing
+        number options orders people perhaps please possible present problem provide question
+        rather really reservation right saturday schedule second service several should
+        something special standard started sunday support system thank thanks themselves there
+        these things think thousand through thursday today together tomorrow tuesday understand
+        weather wednesday welcome without wonderful would yesterday your
+        """,
+    )
 )
 
 
@@ -61,14 +69,11 @@ def _pieces(word: str) -> Iterator[str]:
     if len(bare) <= 7 and chance % 4:  # three of four short words earned a token of their own
         yield word
         return
-    stem, ending = word, ""
-    for candidate in _ENDINGS:
-        if bare.lower().endswith(candidate) and len(bare) - len(candidate) >= 3:
-            stem, ending = word[: -len(candidate)], word[-len(candidate) :]
-            break
-    yield from _runs(stem, 4 + chance % 3)
+    ending = _ENDINGS.search(word, len(word) - len(bare) + 3)  # a stem of three letters is left
+    stem_length = ending.start() if ending else len(word)
+    yield from _runs(word[:stem_length], 4 + chance % 3)
     if ending:
-        yield ending
+        yield ending[0]
 
 
 def _runs(text: str, length: int) -> Iterator[str]:
