@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from voicecost_catalog.hosts import check_host_aliases
 from voicecost_ledger.money import parse_usd
@@ -18,6 +18,7 @@ from voicecost_ledger.policy import BudgetAction, ProjectPolicy
 from voicecost_sidecar.config import ConfigError, FileValues, livekit_value
 from voicecost_sidecar.databases import DatabaseUrlError, sqlite_path
 
+_SECTIONS: Final = ("livekit", "projects", "database", "time_zone", "host_aliases")
 _NULL_TAG: Final = "tag:yaml.org,2002:null"
 
 
@@ -38,76 +39,107 @@ def read_config_file(file: Path, environ: Mapping[str, str]) -> FileValues:
     try:
         # Composed, not constructed: nodes keep line numbers and a number's own text, so 5.00
         # never passes through a float. pure: the C parser gives no such nodes.
-        root: Node | None = YAML(typ="rt", pure=True).compose(text)
+        yaml: Any = YAML(typ="rt", pure=True)  # Any: ruamel.yaml is half typed
+        composed = yaml.compose(text)
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        marked: Any = error
+        mark = marked.problem_mark or marked.context_mark
         line = None if mark is None else mark.line + 1
-        raise ConfigError(f"is not YAML: {error.problem}", file=str(file), line=line) from None
-    return _File(file, environ).values(root)
+        raise ConfigError(f"is not YAML: {marked.problem}", file=str(file), line=line) from None
+    return _File(file, environ).values(None if composed is None else _node(composed))
+
+
+class _Node(msgspec.Struct, frozen=True, kw_only=True):
+    """A value in the file: a text, keys with values, or neither (nothing, or a list)."""
+
+    line: int
+    text: str | None = None
+    items: list[tuple[_Node, _Node]] | None = None
+
+
+def _node(composed: Any) -> _Node:
+    line: int = composed.start_mark.line + 1
+    if composed.id == "mapping":
+        return _Node(line=line, items=[(_node(key), _node(value)) for key, value in composed.value])
+    if composed.id == "scalar" and composed.tag != _NULL_TAG:
+        return _Node(line=line, text=str(composed.value))
+    return _Node(line=line)
 
 
 class _File:
-    """Reads the nodes of one file; every refusal names its line."""
+    """Reads the nodes of one file."""
 
     def __init__(self, file: Path, environ: Mapping[str, str]) -> None:
         self._file = file
         self._environ = environ
 
-    def values(self, root: Node | None) -> FileValues:
+    def values(self, root: _Node | None) -> FileValues:
         values = FileValues()
-        if root is None or _is_null(root):
+        if root is None:
             return values
-        readers: dict[str, Callable[[str, Node], None]] = {
-            "livekit": lambda key, node: setattr(values, "livekit", self._livekit(key, node)),
-            "projects": lambda key, node: setattr(values, "projects", self._projects(key, node)),
-            "database": lambda key, node: setattr(
-                values, "database_path", self._database(key, node)
-            ),
-            "time_zone": lambda key, node: setattr(values, "time_zone", self._zone(key, node)),
-            "host_aliases": lambda key, node: setattr(values, "host_aliases", self._hosts(key, node)),
-        }
-        for key, path, node in self._items("", root, allowed=tuple(readers)):
-            readers[key](path, node)
+        for key, path, node in self._items("", root, allowed=_SECTIONS):
+            match key:
+                case "livekit":
+                    values.livekit = self._livekit(path, node)
+                case "projects":
+                    values.projects = dict(self._projects(path, node))
+                case "database":
+                    values.database_path = self._database(path, node)
+                case "time_zone":
+                    values.time_zone = self._zone(path, node)
+                case _:
+                    values.host_aliases = self._hosts(path, node)
         return values
 
-    def _livekit(self, path: str, node: Node) -> dict[str, str]:
+    def _livekit(self, path: str, node: _Node) -> dict[str, str]:
         found: dict[str, str] = {}
         for key, at, value in self._items(path, node, allowed=("url", "api_key", "api_secret")):
-            found[key] = livekit_value(
-                key, self._text(at, value), lambda problem, v=value, p=at: self._refuse(v, p, problem)
-            )
+
+            def refuse(problem: str, value: _Node = value, at: str = at) -> NoReturn:
+                self._refuse(value, at, problem)
+
+            found[key] = livekit_value(key, self._text(at, value), refuse)
         return found
 
-    def _projects(self, path: str, node: Node) -> dict[str, ProjectPolicy]:
-        projects: dict[str, ProjectPolicy] = {}
+    def _projects(self, path: str, node: _Node) -> Iterator[tuple[str, ProjectPolicy]]:
         for project_id, at, value in self._items(path, node):
-            fields: dict[str, Any] = {"name": project_id}
+            name, budget, action = project_id, None, BudgetAction.WARN
             allowed = ("name", "daily_budget", "budget_action")
             for key, at_key, field in self._items(at, value, allowed=allowed):
-                text = self._text(at_key, field)
-                if key == "daily_budget":
-                    try:
-                        fields["daily_budget_nano_usd"] = parse_usd(text, name=key)
-                    except ValueError as error:
-                        self._refuse(field, at_key, str(error))
-                elif key == "budget_action":
-                    if text not in {action.value for action in BudgetAction}:
-                        words = " or ".join(action.value for action in BudgetAction)
-                        self._refuse(field, at_key, f"{text!r} is no action: expected {words}")
-                    fields["budget_action"] = BudgetAction(text)
-                else:
-                    fields[key] = text
-            projects[project_id] = ProjectPolicy(**fields)
-        return projects
+                match key:
+                    case "daily_budget":
+                        budget = self._usd(at_key, field)
+                    case "budget_action":
+                        action = self._action(at_key, field)
+                    case _:
+                        name = self._text(at_key, field)
+            yield (
+                project_id,
+                ProjectPolicy(name=name, daily_budget_nano_usd=budget, budget_action=action),
+            )
 
-    def _database(self, path: str, node: Node) -> Path:
+    def _usd(self, path: str, node: _Node) -> int:
+        try:
+            return parse_usd(self._text(path, node), name="daily_budget")
+        except ValueError as error:
+            self._refuse(node, path, str(error))
+
+    def _action(self, path: str, node: _Node) -> BudgetAction:
+        text = self._text(path, node)
+        try:
+            return BudgetAction(text)
+        except ValueError:
+            words = " or ".join(action.value for action in BudgetAction)
+            self._refuse(node, path, f"{text!r} is no action: expected {words}")
+
+    def _database(self, path: str, node: _Node) -> Path:
         try:
             # Relative to the file, not to wherever the command was started.
             return sqlite_path(self._text(path, node), base=self._file.absolute().parent)
         except DatabaseUrlError as error:
             self._refuse(node, path, str(error))
 
-    def _zone(self, path: str, node: Node) -> str:
+    def _zone(self, path: str, node: _Node) -> str:
         name = self._text(path, node)
         try:
             ZoneInfo(name)
@@ -117,7 +149,7 @@ class _File:
             )
         return name
 
-    def _hosts(self, path: str, node: Node) -> dict[str, str]:
+    def _hosts(self, path: str, node: _Node) -> dict[str, str]:
         aliases: dict[str, str] = {}
         for host, at, value in self._items(path, node):
             try:
@@ -127,13 +159,13 @@ class _File:
         return aliases
 
     def _items(
-        self, path: str, node: Node, *, allowed: tuple[str, ...] | None = None
-    ) -> Iterator[tuple[str, str, Node]]:
-        if not isinstance(node, MappingNode):
+        self, path: str, node: _Node, *, allowed: tuple[str, ...] | None = None
+    ) -> Iterator[tuple[str, str, _Node]]:
+        if node.items is None:
             expected = f"keys ({', '.join(allowed)})" if allowed else "keys and their values"
             self._refuse(node, path, f"expected {expected}")
         seen: set[str] = set()
-        for key_node, value in node.value:
+        for key_node, value in node.items:
             key = self._text(path, key_node)
             at = f"{path}.{key}" if path else key
             if allowed is not None and key not in allowed:
@@ -143,10 +175,9 @@ class _File:
             seen.add(key)
             yield key, at, value
 
-    def _text(self, path: str, node: Node) -> str:
-        if not isinstance(node, ScalarNode) or _is_null(node):
+    def _text(self, path: str, node: _Node) -> str:
+        if node.text is None:
             self._refuse(node, path, "expected one value; leave the key out to say nothing")
-        text: str = node.value
 
         def expand(match: re.Match[str]) -> str:
             value = self._environ.get(match[1])
@@ -154,16 +185,10 @@ class _File:
                 self._refuse(node, path, f"the environment variable {match[1]} is not set")
             return value
 
-        text = re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", expand, text)
+        text = re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", expand, node.text)
         if not text.strip():
             self._refuse(node, path, "is empty: leave the key out to say nothing")
         return text
 
-    def _refuse(self, node: Node, path: str, problem: str) -> NoReturn:
-        raise ConfigError(
-            problem, file=str(self._file), line=node.start_mark.line + 1, key=path
-        )
-
-
-def _is_null(node: Node) -> bool:
-    return isinstance(node, ScalarNode) and node.tag == _NULL_TAG
+    def _refuse(self, node: _Node, path: str, problem: str) -> NoReturn:
+        raise ConfigError(problem, file=str(self._file), line=node.line, key=path)

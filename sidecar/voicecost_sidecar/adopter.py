@@ -108,7 +108,9 @@ class Adopter:
             for meter_id, records in meters.items()
         ]
         durable_seqs: dict[str, int] = {}
-        hello = Hello(version=PROTOCOL_VERSION, process_id=f"adopter:{spool.path.name}", meters=held)
+        hello = Hello(
+            version=PROTOCOL_VERSION, process_id=f"adopter:{spool.path.name}", meters=held
+        )
         for reply in await self._hub.submit(hello):
             if isinstance(reply, Welcome):
                 durable_seqs = reply.durable_seqs

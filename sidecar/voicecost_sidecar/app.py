@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
@@ -47,9 +47,7 @@ class Parts(msgspec.Struct, kw_only=True):
 class LedgerResponse(Response[Any]):
     """Structs as JSON with money as strings."""
 
-    def render(
-        self, content: Any, media_type: str, enc_hook: Serializer | None = None
-    ) -> bytes:
+    def render(self, content: Any, media_type: str, enc_hook: Serializer | None = None) -> bytes:
         """Encode by our rule what Litestar would encode by its own."""
         if isinstance(content, msgspec.Struct):
             return encode_json(content)
@@ -67,7 +65,7 @@ def create_app(
     """
 
     @asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+    async def lifespan(_: Litestar) -> AsyncGenerator[None]:
         async with running():
             yield
 
@@ -99,8 +97,7 @@ def create_app(
         ],
         guards=[guard],
         dependencies={
-            name: Provide(lambda value=value: value, sync_to_thread=False)
-            for name, value in msgspec.structs.asdict(parts).items()
+            name: _constant(value) for name, value in msgspec.structs.asdict(parts).items()
         },
         exception_handlers={StoreUnavailable: _store_unavailable},
         lifespan=[lifespan],
@@ -110,6 +107,10 @@ def create_app(
         # Ours is set up by `serve`; Litestar's would log exceptions with what is in them.
         logging_config=LoggingConfig(configure_root_logger=False, log_exceptions="never"),
     )
+
+
+def _constant(value: object) -> Provide:
+    return Provide(lambda: value, sync_to_thread=False)
 
 
 @post(
@@ -150,7 +151,8 @@ def _store_unavailable(_: Request[Any, Any, Any], error: StoreUnavailable) -> Re
     return Response(
         content={
             "status_code": 503,
-            "detail": f"the ledger is not available ({error.reason}): nothing was stored, try again",
+            "detail": f"the ledger is not available ({error.reason}): nothing was stored; try "
+            "again",
         },
         status_code=503,
         media_type=MediaType.JSON,

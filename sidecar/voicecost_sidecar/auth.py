@@ -110,7 +110,7 @@ class Authenticator:
             raise AuthError("no LiveKit key is configured here: set `livekit` in voicecost.yaml")
         required = ["exp", "iss"] + (["aud"] if audience else [])
         try:
-            return jwt.decode(
+            return jwt.decode(  # pyright: ignore[reportUnknownMemberType] -- `key` has no type
                 token,
                 key=livekit.api_secret,
                 algorithms=["HS256"],

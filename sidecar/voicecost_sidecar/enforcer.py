@@ -116,4 +116,6 @@ class Enforcer:
             if sid not in {room.sid for room in live}:
                 return True
             await asyncio.sleep(pause_s)
-        raise RoomServiceError("DeleteRoom", "still_listed", "the room is listed after its deletion")
+        raise RoomServiceError(
+            "DeleteRoom", "still_listed", "the room is listed after its deletion"
+        )

@@ -83,9 +83,7 @@ class Hub:
 
         def deliver(done: Future[list[Effect]]) -> None:
             error = done.exception()
-            self.unavailable_reason = (
-                error.reason if isinstance(error, StoreUnavailable) else None
-            )
+            self.unavailable_reason = error.reason if isinstance(error, StoreUnavailable) else None
             if error is not None:
                 if not answer.done():
                     answer.set_exception(error)

@@ -94,7 +94,7 @@ async def ingest(socket: WebSocket[Any, Any, Any], hub: Hub) -> None:
     """Serve one agent process until it goes; that closes none of its meters."""
     await socket.accept()
     connection = SocketConnection()
-    ways_to_end = [
+    ways_to_end: list[asyncio.Task[Any]] = [
         asyncio.create_task(_receive(socket, connection, hub)),
         asyncio.create_task(_send(socket, connection)),
         asyncio.create_task(connection.overflown.wait()),

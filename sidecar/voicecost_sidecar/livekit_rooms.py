@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Final, Self
@@ -118,12 +117,12 @@ class LiveKitRooms:
 
 
 @asynccontextmanager
-async def _translated(method: str) -> AsyncIterator[None]:
+async def _translated(method: str) -> AsyncGenerator[None]:
     try:
         yield
     except api.ServerError as error:
         raise RoomServiceError(method, error.code, error.message) from error
-    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+    except (aiohttp.ClientError, TimeoutError) as error:
         raise RoomServiceError(method, "unavailable", type(error).__name__) from error
 
 

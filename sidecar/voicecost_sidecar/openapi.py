@@ -18,8 +18,9 @@ from litestar.openapi.spec import Components, SecurityScheme
 from voicecost_ledger._version import __version__
 from voicecost_ledger.protocol import ClientMessage, ServerMessage
 from voicecost_ledger.stores import CallDetail
-from voicecost_sidecar.api import CallList, Costs, Health
+from voicecost_sidecar.api import Health
 from voicecost_sidecar.money_json import money_schema
+from voicecost_sidecar.queries import CallList, Costs
 
 _REF: Final = "#/components/schemas/{name}"
 _BODIES: Final = (CallDetail, CallList, Costs, Health, list[ClientMessage], list[ServerMessage])
@@ -61,6 +62,8 @@ def openapi_config() -> OpenAPIConfig:
             security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}
         ),
         security=[{"token": []}],
-        openapi_router=Router("/", route_handlers=[], opt={"auth": "none"}, include_in_schema=False),
+        openapi_router=Router(
+            "/", route_handlers=[], opt={"auth": "none"}, include_in_schema=False
+        ),
         render_plugins=[_Document(path="/openapi.json")],
     )

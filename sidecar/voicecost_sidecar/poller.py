@@ -45,7 +45,7 @@ class PollerCounts(msgspec.Struct):
 class _Seen(msgspec.Struct):
     """What is known of a room without asking again."""
 
-    people: set[str] = msgspec.field(default_factory=set)  # participant SIDs, agents left out
+    people: set[str] = set()  # participant SIDs, agents left out
     has_agent: bool = False
     searches: int = 0
 

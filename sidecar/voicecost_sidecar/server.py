@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import msgspec
 import uvicorn
@@ -118,7 +117,7 @@ class Sidecar:
         )
 
     @asynccontextmanager
-    async def _running(self) -> AsyncIterator[None]:
+    async def _running(self) -> AsyncGenerator[None]:
         async with AsyncExitStack() as stack:
             if self._rooms is not None:
                 await stack.enter_async_context(self._rooms)
@@ -142,7 +141,9 @@ async def _kept_alive(run: Callable[[], Awaitable[None]]) -> None:
         try:
             await run()
         except Exception as error:
-            logger.error("%s failed (%s); starting it again", run.__qualname__, type(error).__name__)
+            logger.error(
+                "%s failed (%s); starting it again", run.__qualname__, type(error).__name__
+            )
         await asyncio.sleep(RESTART_PAUSE_S)
 
 
@@ -163,34 +164,32 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-def uvicorn_server(app: Litestar) -> uvicorn.Server:
-    """A server as we measured it: no deflate, no access log (paths hold call ids)."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            ws="websockets-sansio",
-            ws_per_message_deflate=False,
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+class SidecarServer(uvicorn.Server):
+    """Uvicorn as we measured it: no deflate, no access log (paths hold call ids).
+
+    Args:
+        app: What to serve.
+        on_started: Called once requests are answered.
+    """
+
+    def __init__(self, app: Litestar, *, on_started: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                cast("Any", app),  # ASGI types of Litestar and uvicorn differ in name only
+                ws="websockets-sansio",
+                ws_per_message_deflate=False,
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+            )
         )
-    )
+        self._on_started = on_started
 
-
-def serve(sidecar: Sidecar, listening: socket.socket, *, on_started: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `on_started` is called once requests are answered."""
-
-    async def main() -> None:
-        server = uvicorn_server(sidecar.app)
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
-        if server.started:
-            on_started()
-        await serving
-
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
-        asyncio.run(main())
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so."""
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._on_started()

@@ -85,7 +85,7 @@ def _participant(seen: _Participant) -> RoomParticipant:
 
 
 def participant_kind(name: str) -> ParticipantKind:
-    """LiveKit's name for a kind. One we do not know yet counts as a person: it keeps a call open."""
+    """LiveKit's name for a kind. An unknown one counts as a person: it keeps a call open."""
     try:
         return ParticipantKind(name)
     except ValueError:

@@ -1,0 +1,289 @@
+"""The `voicecost` command. Reading needs the base install; `serve` needs the extra `sidecar`."""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from rich.console import Console, RenderableType
+
+from voicecost_ledger._version import __version__
+from voicecost_ledger.calls import CallState
+from voicecost_ledger.stores import Store, StoreRefused, StoreUnavailable
+from voicecost_ledger.stores.sqlite import SqliteStore
+from voicecost_sidecar.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load_config
+from voicecost_sidecar.money_json import encode_json
+from voicecost_sidecar.periods import PERIODS, PeriodError
+from voicecost_sidecar.queries import GROUPS, read_calls, read_costs
+from voicecost_sidecar.tables import call_table, calls_table, costs_table
+
+USAGE_ERROR: Final = 2
+_SERVING: Final = ("litestar", "uvicorn", "websockets", "aiohttp", "jwt", "ruamel.yaml")
+
+app = typer.Typer(
+    help="What your voice calls cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON; money as strings of nano-USD.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="Instead of voicecost.yaml here.", show_default=False),
+]
+PeriodName = Annotated[
+    str | None, typer.Option("--period", help=f"One of {', '.join(PERIODS)}.", show_default=False)
+]
+From = Annotated[
+    str | None, typer.Option("--from", help="ISO 8601 date or time.", show_default=False)
+]
+To = Annotated[
+    str | None,
+    typer.Option("--to", help="The same, exclusive; a date means its end.", show_default=False),
+]
+Project = Annotated[str | None, typer.Option(help="Only this project.", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def voicecost(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """What your voice calls cost."""
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def calls(
+    period: PeriodName = None,
+    from_: From = None,
+    to: To = None,
+    project: Project = None,
+    state: Annotated[CallState | None, typer.Option(show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """List calls, newest first."""
+    with _ledger(config) as (store, settings):
+        found = read_calls(
+            store,
+            time_zone=settings.time_zone,
+            name=period,
+            from_=from_,
+            to=to,
+            project=project,
+            state=state,
+            limit=limit,
+        )
+        _show(found, as_json, lambda: calls_table(found, settings.time_zone))
+
+
+@app.command()
+def call(call_id: str, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Show one call: its legs, what each cost and where the price is from."""
+    with _ledger(config) as (store, settings):
+        detail = store.call(call_id)
+        if detail is None:
+            _fail(f"no call {call_id!r} in {settings.database_path}: `voicecost calls` lists them")
+        _show(detail, as_json, lambda: call_table(detail, settings.time_zone))
+
+
+@app.command()
+def costs(
+    period: PeriodName = None,
+    from_: From = None,
+    to: To = None,
+    project: Project = None,
+    group_by: Annotated[
+        str, typer.Option(help=f"Some of {', '.join(GROUPS)}, separated by commas.")
+    ] = "project",
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was spent; today, unless a period is given."""
+    with _ledger(config) as (store, settings):
+        found = read_costs(
+            store,
+            time_zone=settings.time_zone,
+            name=period,
+            from_=from_,
+            to=to,
+            project=project,
+            group_by=group_by,
+        )
+        _show(found, as_json, lambda: costs_table(found))
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument()] = DEFAULT_CONFIG_FILE, as_json: AsJson = False
+) -> None:
+    """Write a commented voicecost.yaml."""
+    example = importlib.resources.files("voicecost_sidecar").joinpath("voicecost.example.yaml")
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(example.read_text(encoding="utf-8"))
+    except FileExistsError:
+        _fail(f"{file} is there already and stays as it is: name another file")
+    except OSError as error:
+        _fail(f"{file} cannot be written: {error.strerror}")
+    _show({"file": str(file)}, as_json, lambda: f"Wrote {file}.")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Loopback, unless TLS is in front.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8787,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the sidecar: take in records and webhooks, keep the ledger, enforce budgets."""
+    missing = [name for name in _SERVING if not _is_installed(name)]
+    if missing:
+        _fail(
+            f"serving needs packages that are not installed ({', '.join(missing)}): "
+            "pip install 'livekit-plugins-voicecost[sidecar]'"
+        )
+    # The web stack: a second, and not there in a base install.
+    from voicecost_sidecar import server
+    from voicecost_sidecar.auth import TokenFileError, read_or_make_token, token_file
+
+    settings = _settings(config)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    made_in: Path | None = None
+    token = os.environ.get("VOICECOST_TOKEN", "").strip()
+    try:
+        settings.database_path.parent.mkdir(parents=True, exist_ok=True)
+        if not token:
+            file = token_file(settings.database_path)
+            token, made = read_or_make_token(file)
+            made_in = file if made else None
+        listening = server.listening_socket(host, port)
+    except TokenFileError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"cannot serve on {host}:{port} over {settings.database_path}: {error}")
+    with listening, _opened(settings.database_path) as store:
+        sidecar = server.Sidecar(settings, store, token=token, spool_root=server.spool_root())
+        try:
+            sidecar.warm()
+        except ValueError as error:
+            _fail(f"{config or DEFAULT_CONFIG_FILE}: host_aliases: {error}")
+        bound_port = listening.getsockname()[1]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{bound_port}"
+
+        def say() -> None:
+            if made_in is not None:
+                err.print(
+                    f"A token was made and is kept in {made_in}. Agents, and you, need it:\n"
+                    f"  export VOICECOST_URL={url} VOICECOST_TOKEN={token}",
+                    soft_wrap=True,
+                    highlight=False,
+                )
+            started = {
+                "url": url,
+                "database": str(settings.database_path),
+                "livekit_project": settings.livekit_project,
+                "webhook_url": f"{url}/livekit/webhook",
+                "spools": str(server.spool_root()),
+            }
+            _show(started, as_json, lambda: _started_text(started))
+            sys.stdout.flush()
+
+        server.SidecarServer(sidecar.app, on_started=say).run(sockets=[listening])
+
+
+def _started_text(started: dict[str, str | None]) -> str:
+    livekit = started["livekit_project"]
+    webhook = (
+        f"{livekit}, webhook to {started['webhook_url']}"
+        if livekit
+        else ("none configured: no room is seen or ended (set LIVEKIT_URL, _API_KEY, _API_SECRET)")
+    )
+    return (
+        f"voicecost {__version__} listens on {started['url']}\n"
+        f"  ledger   {started['database']}\n"
+        f"  LiveKit  {webhook}\n"
+        f"  spools   {started['spools']}"
+    )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent package
+        return False
+
+
+def _settings(config: Path | None) -> Config:
+    try:
+        return load_config(config)
+    except ConfigError as error:
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        _fail(
+            f"reading a configuration file needs {error.name}: "
+            "pip install 'livekit-plugins-voicecost[sidecar]'"
+        )
+
+
+@contextmanager
+def _ledger(config: Path | None) -> Generator[tuple[Store, Config]]:
+    """The ledger for reading, and what goes wrong with it in words."""
+    settings = _settings(config)
+    if not settings.database_path.exists():
+        _fail(
+            f"there is no ledger at {settings.database_path} yet: run a call with VoiceCost, or "
+            "set VOICECOST_DATABASE_URL"
+        )
+    with _opened(settings.database_path) as store:
+        try:
+            yield store, settings
+        except PeriodError as error:
+            _fail(str(error))
+        except StoreUnavailable as error:
+            _fail(str(error))
+        except ValueError as error:
+            _fail(str(error))
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[SqliteStore]:
+    try:
+        store = SqliteStore.open(path)
+    except (StoreRefused, StoreUnavailable) as error:
+        _fail(str(error))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _show(value: Any, as_json: bool, table: Callable[[], RenderableType]) -> None:
+    if as_json:
+        sys.stdout.write(encode_json(value).decode() + "\n")
+    else:
+        out.print(table(), highlight=False)
+
+
+def _fail(problem: str) -> NoReturn:
+    err.print(f"voicecost: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(USAGE_ERROR)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

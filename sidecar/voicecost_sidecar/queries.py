@@ -1,0 +1,122 @@
+"""What people ask the ledger, for the API and the command line alike."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import msgspec
+
+from voicecost_ledger.calls import CallState
+from voicecost_ledger.stores import CallQuery, CallSummary, CostQuery, CostRow, Store
+from voicecost_sidecar.periods import period
+
+GROUPS: Final = ("project", "agent", "tenant", "provider", "model", "modality", "outcome")
+
+
+class CallList(msgspec.Struct, frozen=True, kw_only=True):
+    """Calls, newest first. `has_more`: ask again with `to` = the last one's `opened_at_unix_ms`."""
+
+    calls: list[CallSummary]
+    has_more: bool
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
+    """Posted cost accrued in a span. Unpriced legs are in no amount: their cost is not known."""
+
+    from_unix_ms: int
+    until_unix_ms: int
+    time_zone: str
+    group_by: tuple[str, ...]
+    rows: list[CostRow]
+    total_nano_usd: int
+    leg_count: int
+    unpriced_leg_count: int
+
+
+def read_costs(
+    store: Store,
+    *,
+    time_zone: str,
+    name: str | None = None,
+    from_: str | None = None,
+    to: str | None = None,
+    project: str | None = None,
+    group_by: str = "project",
+) -> Costs:
+    """The costs of a span, for the API and the command line alike.
+
+    Args:
+        store: The ledger.
+        time_zone: Where a day begins.
+        name: One of `PERIODS`.
+        from_: ISO 8601, instead of `name`.
+        to: The same, exclusive.
+        project: Only this one.
+        group_by: Some of `GROUPS`, separated by commas.
+
+    Raises:
+        PeriodError: The span is not understood.
+        ValueError: A group is unknown.
+        StoreUnavailable: The ledger cannot be read.
+    """
+    groups = tuple(group.strip() for group in group_by.split(",") if group.strip())
+    for group in groups:
+        if group not in GROUPS:
+            raise ValueError(f"cannot group by {group!r}: expected some of {', '.join(GROUPS)}")
+    span = period(now_unix_ms=now_unix_ms(), time_zone=time_zone, name=name, from_=from_, to=to)
+    rows = store.costs(
+        CostQuery(
+            from_unix_ms=span.from_unix_ms,
+            until_unix_ms=span.until_unix_ms,
+            project=project,
+            group_by=groups,
+        )
+    )
+    return Costs(
+        from_unix_ms=span.from_unix_ms,
+        until_unix_ms=span.until_unix_ms,
+        time_zone=time_zone,
+        group_by=groups,
+        rows=rows,
+        total_nano_usd=sum(row.amount_nano_usd for row in rows),
+        leg_count=sum(row.leg_count for row in rows),
+        unpriced_leg_count=sum(row.unpriced_leg_count for row in rows),
+    )
+
+
+def read_calls(
+    store: Store,
+    *,
+    time_zone: str,
+    name: str | None = None,
+    from_: str | None = None,
+    to: str | None = None,
+    project: str | None = None,
+    state: CallState | None = None,
+    limit: int = 50,
+) -> CallList:
+    """The calls opened in a span (without one: all), newest first; see `read_costs`.
+
+    Raises:
+        PeriodError: The span is not understood.
+        StoreUnavailable: The ledger cannot be read.
+    """
+    span = None
+    if name is not None or from_ is not None or to is not None:
+        span = period(now_unix_ms=now_unix_ms(), time_zone=time_zone, name=name, from_=from_, to=to)
+    found = store.calls(
+        CallQuery(
+            project=project,
+            state=state,
+            opened_from_unix_ms=span and span.from_unix_ms,
+            opened_until_unix_ms=span and span.until_unix_ms,
+            limit=limit + 1,
+        )
+    )
+    return CallList(calls=found[:limit], has_more=len(found) > limit)
+
+
+def now_unix_ms() -> int:
+    """The wall clock."""
+    return time.time_ns() // 1_000_000
