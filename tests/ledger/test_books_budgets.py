@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -102,7 +103,7 @@ def test_a_day_begins_at_midnight_of_the_time_zone(at: str, time_zone: str, expe
     assert budgets.day_start(moment, time_zone) == start
 
 
-def call_with_budget(desk: Desk, budget_nano_usd: int, **opened: object) -> TestMeter:
+def call_with_budget(desk: Desk, budget_nano_usd: int, **opened: Any) -> TestMeter:
     meter = desk.meter(
         room_sid="RM_x", room_name="x", job_id="AJ_x", budget_nano_usd=budget_nano_usd, **opened
     )
