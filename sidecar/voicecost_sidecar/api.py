@@ -7,14 +7,13 @@ from typing import Annotated, Final
 import msgspec
 from litestar import MediaType, Response, get
 from litestar.exceptions import ClientException, NotFoundException
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from voicecost_ledger._version import __version__
 from voicecost_ledger.calls import CallState
-from voicecost_ledger.stores import CallDetail, Store
-from voicecost_sidecar.config import Config
-from voicecost_sidecar.hub import Hub
-from voicecost_sidecar.metrics import METRICS_CONTENT_TYPE, Metrics
+from voicecost_ledger.stores import CallDetail
+from voicecost_sidecar.metrics import METRICS_CONTENT_TYPE
+from voicecost_sidecar.parts import PartsDependency
 from voicecost_sidecar.periods import PERIODS, PeriodError
 from voicecost_sidecar.queries import GROUPS, CallList, Costs, read_calls, read_costs
 
@@ -29,38 +28,40 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None  # "full", "locked", "io", ... of the last commit that failed
 
 
-Name = Annotated[str | None, Parameter(query="period", description=f"One of {', '.join(PERIODS)}.")]
+Name = Annotated[
+    str | None, QueryParameter(name="period", description=f"One of {', '.join(PERIODS)}.")
+]
 From = Annotated[
-    str | None, Parameter(query="from", description="ISO 8601 date or time, instead of `period`.")
+    str | None,
+    QueryParameter(name="from", description="ISO 8601 date or time, instead of `period`."),
 ]
 To = Annotated[
-    str | None, Parameter(query="to", description="The same, exclusive; a date means its end.")
+    str | None, QueryParameter(name="to", description="The same, exclusive; a date means its end.")
 ]
 
 
 @get("/health", opt={"auth": "none"}, sync_to_thread=False)
-def health(hub: Hub) -> Health:
+def health(parts: PartsDependency) -> Health:
     """Whether the sidecar works."""
-    reason = hub.unavailable_reason
+    reason = parts.hub.unavailable_reason
     return Health(status="degraded" if reason else "ok", version=__version__, reason=reason)
 
 
 @get("/v1/calls", sync_to_thread=True)
 def list_calls(
-    store: Store,
-    config: Config,
+    parts: PartsDependency,
     name: Name = None,
     from_: From = None,
     to: To = None,
-    project: str | None = None,
-    call_state: Annotated[CallState | None, Parameter(query="state")] = None,
-    limit: Annotated[int, Parameter(ge=1, le=CALLS_MAX)] = 50,
+    project: FromQuery[str | None] = None,
+    call_state: Annotated[CallState | None, QueryParameter(name="state")] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=CALLS_MAX)] = 50,
 ) -> CallList:
     """Calls, newest first."""
     try:
         return read_calls(
-            store,
-            time_zone=config.time_zone,
+            parts.store,
+            time_zone=parts.config.time_zone,
             name=name,
             from_=from_,
             to=to,
@@ -73,9 +74,9 @@ def list_calls(
 
 
 @get("/v1/calls/{call_id:str}", sync_to_thread=True)
-def get_call(store: Store, call_id: str) -> CallDetail:
+def get_call(parts: PartsDependency, call_id: FromPath[str]) -> CallDetail:
     """One call: its legs, entries, meters, gaps and the steps of its enforcement."""
-    detail = store.call(call_id)
+    detail = parts.store.call(call_id)
     if detail is None:
         raise NotFoundException(f"no call {call_id!r} in this ledger")
     return detail
@@ -83,21 +84,20 @@ def get_call(store: Store, call_id: str) -> CallDetail:
 
 @get("/v1/costs", sync_to_thread=True)
 def get_costs(
-    store: Store,
-    config: Config,
+    parts: PartsDependency,
     name: Name = None,
     from_: From = None,
     to: To = None,
-    project: str | None = None,
+    project: FromQuery[str | None] = None,
     group_by: Annotated[
-        str, Parameter(description=f"Some of {', '.join(GROUPS)}, separated by commas.")
+        str, QueryParameter(description=f"Some of {', '.join(GROUPS)}, separated by commas.")
     ] = "project",
 ) -> Costs:
     """What was spent in a span, grouped."""
     try:
         return read_costs(
-            store,
-            time_zone=config.time_zone,
+            parts.store,
+            time_zone=parts.config.time_zone,
             name=name,
             from_=from_,
             to=to,
@@ -109,6 +109,6 @@ def get_costs(
 
 
 @get("/v1/metrics", sync_to_thread=True, media_type=MediaType.TEXT)
-def get_metrics(metrics: Metrics) -> Response[bytes]:
+def get_metrics(parts: PartsDependency) -> Response[bytes]:
     """Counters for Prometheus."""
-    return Response(content=metrics.render(), media_type=METRICS_CONTENT_TYPE)
+    return Response(content=parts.metrics.render(), media_type=METRICS_CONTENT_TYPE)

@@ -16,32 +16,18 @@ from litestar.handlers import BaseRouteHandler
 from litestar.logging import LoggingConfig
 from litestar.types import Serializer
 
-from voicecost_ledger.stores import Store, StoreUnavailable
+from voicecost_ledger.stores import StoreUnavailable
 from voicecost_sidecar.api import get_call, get_costs, get_metrics, health, list_calls
-from voicecost_sidecar.auth import Authenticator, AuthError
-from voicecost_sidecar.config import Config
-from voicecost_sidecar.hub import Hub
+from voicecost_sidecar.auth import AuthError
 from voicecost_sidecar.ingest import RETRY_AFTER_S, ingest, post_records
-from voicecost_sidecar.metrics import Metrics
 from voicecost_sidecar.money_json import encode_json
 from voicecost_sidecar.openapi import openapi_config
-from voicecost_sidecar.poller import Poller
+from voicecost_sidecar.parts import Parts, PartsDependency
 from voicecost_sidecar.webhooks import WebhookError, parse_webhook
 
 logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024
-
-
-class Parts(msgspec.Struct, kw_only=True):
-    """What the routes work with."""
-
-    config: Config
-    store: Store
-    hub: Hub
-    authenticator: Authenticator
-    metrics: Metrics
-    poller: Poller | None
 
 
 class LedgerResponse(Response[Any]):
@@ -96,9 +82,7 @@ def create_app(
             livekit_webhook,
         ],
         guards=[guard],
-        dependencies={
-            name: _constant(value) for name, value in msgspec.structs.asdict(parts).items()
-        },
+        dependencies={"parts": Provide(lambda: parts, sync_to_thread=False)},
         exception_handlers={StoreUnavailable: _store_unavailable},
         lifespan=[lifespan],
         response_class=LedgerResponse,
@@ -109,10 +93,6 @@ def create_app(
     )
 
 
-def _constant(value: object) -> Provide:
-    return Provide(lambda: value, sync_to_thread=False)
-
-
 @post(
     "/livekit/webhook",
     opt={"auth": "webhook"},
@@ -120,29 +100,23 @@ def _constant(value: object) -> Provide:
     media_type=MediaType.TEXT,
     security=[{}],
 )
-async def livekit_webhook(
-    request: Request[Any, Any, Any],
-    authenticator: Authenticator,
-    config: Config,
-    hub: Hub,
-    poller: Poller | None,
-) -> str:
+async def livekit_webhook(request: Request[Any, Any, Any], parts: PartsDependency) -> str:
     """Take one of LiveKit's webhooks: 200 only once it is committed, 503 when it cannot be.
 
     LiveKit takes a 4xx for delivered and never sends it again: here it means not LiveKit's.
     """
     body = await request.body()
     try:
-        authenticator.check_webhook(request.headers.get("Authorization"), body)
+        parts.authenticator.check_webhook(request.headers.get("Authorization"), body)
     except AuthError as error:
         raise NotAuthorizedException(str(error)) from None
     try:
-        event = parse_webhook(body, livekit_project=config.livekit_project or "")
+        event = parse_webhook(body, livekit_project=parts.config.livekit_project or "")
     except WebhookError as error:
         raise ClientException(str(error)) from None
-    await hub.submit(event)
-    if poller is not None:
-        poller.saw(event)
+    await parts.hub.submit(event)
+    if parts.poller is not None:
+        parts.poller.saw(event)
     return "stored"
 
 

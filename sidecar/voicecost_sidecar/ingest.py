@@ -26,6 +26,7 @@ from voicecost_ledger.protocol import (
 )
 from voicecost_ledger.stores import StoreUnavailable
 from voicecost_sidecar.hub import Hub
+from voicecost_sidecar.parts import PartsDependency
 
 UNCOMMITTED_MAX: Final = 256  # messages of one socket under way; then its TCP window fills up
 UNSENT_MAX: Final = 4096  # a client that does not read is let go
@@ -90,9 +91,10 @@ class SocketConnection:
 
 
 @websocket("/v1/ingest", opt={"auth": "agent"})
-async def ingest(socket: WebSocket[Any, Any, Any], hub: Hub) -> None:
+async def ingest(socket: WebSocket[Any, Any, Any], parts: PartsDependency) -> None:
     """Serve one agent process until it goes; that closes none of its meters."""
     await socket.accept()
+    hub = parts.hub
     connection = SocketConnection()
     ways_to_end: list[asyncio.Task[Any]] = [
         asyncio.create_task(_receive(socket, connection, hub)),
@@ -143,7 +145,7 @@ async def _send(socket: WebSocket[Any, Any, Any], connection: SocketConnection) 
 
 
 @post("/v1/records", opt={"auth": "agent"}, status_code=200)
-async def post_records(request: Request[Any, Any, Any], hub: Hub) -> Response[bytes]:
+async def post_records(request: Request[Any, Any, Any], parts: PartsDependency) -> Response[bytes]:
     """Take a list of client messages; answer with what a socket would have been sent.
 
     MessagePack or, with `Content-Type: application/json`, JSON, and the answer in kind. 503 means
@@ -164,7 +166,8 @@ async def post_records(request: Request[Any, Any, Any], hub: Hub) -> Response[by
             told.append(message)
 
     answers = await asyncio.gather(
-        *(hub.submit(message, on_unserved=tell) for message in messages), return_exceptions=True
+        *(parts.hub.submit(message, on_unserved=tell) for message in messages),
+        return_exceptions=True,
     )
     stored = True
     for message, answer in zip(messages, answers, strict=True):

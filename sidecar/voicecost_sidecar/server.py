@@ -19,19 +19,21 @@ from platformdirs import user_state_path
 from voicecost_catalog import open_price_book
 from voicecost_ledger.bookkeeper import Bookkeeper
 from voicecost_ledger.events import EndRoom
-from voicecost_ledger.stores.sqlite import SqliteStore
+from voicecost_ledger.stores import Store
 from voicecost_sidecar.adopter import Adopter
-from voicecost_sidecar.app import Parts, create_app
+from voicecost_sidecar.app import create_app
 from voicecost_sidecar.auth import Authenticator
 from voicecost_sidecar.config import Config
 from voicecost_sidecar.enforcer import Enforcer
 from voicecost_sidecar.hub import Hub
 from voicecost_sidecar.livekit_rooms import LiveKitRooms
 from voicecost_sidecar.metrics import Metrics
+from voicecost_sidecar.parts import Parts
 from voicecost_sidecar.poller import Poller
 
 RESTART_PAUSE_S: Final = 1.0
 SHUTDOWN_TIMEOUT_S: Final = 5
+_LEDGER_GAUGES: Final = frozenset({"posted_nano_usd", "overshoot_nano_usd", "unpriced_legs"})
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class Sidecar:
     def __init__(
         self,
         config: Config,
-        store: SqliteStore,
+        store: Store,
         *,
         token: str,
         spool_root: Path,
@@ -102,10 +104,11 @@ class Sidecar:
     def _end_room(self, order: EndRoom) -> None:
         self._enforcer.end_room(order)
 
-    def _metrics(self, store: SqliteStore) -> Metrics:
+    def _metrics(self, store: Store) -> Metrics:
         poller = self._poller
         counters: dict[str, Callable[[], Mapping[str, int]]] = {
-            "ledger": store.counters,
+            "ledger": lambda: _ledger_numbers(store, growing=True),
+            "bookkeeper": lambda: {"faults": self._bookkeeper.fault_count},
             "enforcer": lambda: msgspec.structs.asdict(self._enforcer.counts),
             "adopter": lambda: msgspec.structs.asdict(self._adopter.counts),
         }
@@ -113,7 +116,10 @@ class Sidecar:
             counters["poller"] = lambda: msgspec.structs.asdict(poller.counts)
         return Metrics(
             counters=counters,
-            gauges={"ingest": lambda: {"served_meters": self._hub.served_meter_count}},
+            gauges={
+                "ledger": lambda: _ledger_numbers(store, growing=False),
+                "ingest": lambda: {"served_meters": self._hub.served_meter_count},
+            },
         )
 
     @asynccontextmanager
@@ -133,6 +139,15 @@ class Sidecar:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _ledger_numbers(store: Store, *, growing: bool) -> dict[str, int]:
+    """The ledger's counters, or its gauges: calls by state, and sums that corrections lower."""
+    return {
+        name: value
+        for name, value in store.counters().items()
+        if growing != (name in _LEDGER_GAUGES or name.startswith("calls_"))
+    }
 
 
 async def _kept_alive(run: Callable[[], Awaitable[None]]) -> None:
