@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from livekit.agents import AgentSession, ConversationItemAddedEvent
 from livekit.agents.llm import ChatMessage, RealtimeModel
 
@@ -15,8 +15,7 @@ TURN_WITHOUT_LLM: Final = "turn_without_llm"
 AUDIO_WITHOUT_TTS: Final = "audio_without_tts"
 
 
-@dataclass(slots=True)
-class _Seen:
+class _Seen(msgspec.Struct):
     """Legs of one modality: those of a known speech, and how many others await their turn."""
 
     speech_ids: set[str]
@@ -70,8 +69,9 @@ class Turns:
 
 def _is_realtime(session: AgentSession[Any]) -> bool:
     """Whether the speaking agent's model is a realtime one: its turns report no LLM node."""
+    typed_in_part: Any = session
     try:
-        agent = session.current_agent
+        own = typed_in_part.current_agent.llm  # "not given" is falsy: then the session's is used
     except RuntimeError:
-        return isinstance(session.llm, RealtimeModel)
-    return isinstance(agent.llm or session.llm, RealtimeModel)
+        own = None
+    return isinstance(own or typed_in_part.llm, RealtimeModel)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
+
+from voicecost_ledger.budgets import closing_reserve
 from voicecost_ledger.protocol import Action, Command
 from voicecost_ledger.records import OnBudget
 
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
     from ._runtime import MeterLink
     from ._settings import Settings
 
-CREDIT_MAX_S: Final = 2.0
-"""How long a meter without credit waits for more, or for a command, before it ends the call."""
+DECISION_MAX_S: Final = 2.0
+"""How long a meter whose money is used up waits for more credit, or for the ledger's command,
+before it ends the call by itself."""
 _CALL: Final = "call"
 _ORDER: Final = tuple(State)
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetEvent:
+class BudgetEvent(msgspec.Struct, frozen=True):
     """What a callback of `meter.on("budget", ...)` is given; each kind comes once per budget.
 
     Attributes:
@@ -71,7 +73,8 @@ class Credit:
         self._link: MeterLink | None = None
         self._total_nano_usd = 0
         self._told: set[tuple[str, str]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._no_credit: asyncio.TimerHandle | None = None
+        self._soft_end: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[None] | None = None
         self.callbacks: list[BudgetCallback] = []
         self.state = State.OPEN
@@ -93,10 +96,12 @@ class Credit:
         if budget is None or self.state not in (State.OPEN, State.WARNED):
             return
         limit = budget.limit_nano_usd
-        if total_nano_usd >= limit and total_nano_usd:
+        if total_nano_usd >= max(1, limit):
             self._tell(BudgetEvent("exhausted", _CALL, limit, total_nano_usd))
-        elif total_nano_usd * 100 >= limit * budget.warn_at_percent and total_nano_usd:
+        elif total_nano_usd * 100 >= limit * budget.warn_at_percent:
             self._tell(BudgetEvent("warn", _CALL, limit, total_nano_usd))
+        if total_nano_usd >= max(1, limit - closing_reserve(limit)):
+            self._await_the_end()
 
     def may_spend(self, next_nano_usd: int) -> bool:
         """Whether so much more may be spent; the first no asks the ledger for more."""
@@ -105,16 +110,18 @@ class Credit:
         link = self._link
         if link is None or link.may_spend(self._total_nano_usd, next_nano_usd):
             return True
-        if self._timer is None and self._ending is None and self._loop is not None:
+        if self._no_credit is None and self._ending is None and self._loop is not None:
             link.exhausted(self._total_nano_usd)
-            self._timer = self._loop.call_later(CREDIT_MAX_S, self._nothing_came)
+            self._no_credit = self._loop.call_later(DECISION_MAX_S, self._nothing_came)
         return False
 
     def granted(self) -> None:
         """A new grant is in force."""
         link = self._link
-        if self._timer is not None and link is not None and link.may_spend(self._total_nano_usd, 0):
-            self._stop_waiting()
+        waiting = self._no_credit
+        if waiting is not None and link is not None and link.may_spend(self._total_nano_usd, 0):
+            waiting.cancel()
+            self._no_credit = None
 
     def obey(self, command: Command) -> None:
         """Do what the ledger commands."""
@@ -143,9 +150,23 @@ class Credit:
             except Exception as error:  # the application's code must not stop the ending
                 logger.error('a callback of meter.on("budget") raised %s', type(error).__name__)
 
+    def _await_the_end(self) -> None:
+        """Only the closing reserve is left: the ledger's command is due, or it is not there."""
+        if (
+            self._settings.on_budget is not OnBudget.NOTIFY
+            and self._soft_end is None
+            and self._ending is None
+            and self._loop is not None
+        ):
+            self._soft_end = self._loop.call_later(DECISION_MAX_S, self._nothing_came)
+
     def _nothing_came(self) -> None:
-        self._timer = None
-        self._tell(BudgetEvent("exhausted", "credit", None, self._total_nano_usd))
+        budget = self._settings.budget
+        if self._soft_end is not None and budget is not None:
+            event = BudgetEvent("exhausted", _CALL, budget.limit_nano_usd, self._total_nano_usd)
+        else:
+            event = BudgetEvent("exhausted", "credit", None, self._total_nano_usd)
+        self._tell(event)
         self._end(speak=self._settings.on_budget is OnBudget.WRAP_UP)
 
     def _end(self, *, speak: bool) -> None:
@@ -164,6 +185,7 @@ class Credit:
         )
 
     def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._no_credit, self._soft_end):
+            if timer is not None:
+                timer.cancel()
+        self._no_credit = self._soft_end = None

@@ -8,9 +8,9 @@ import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 from livekit.agents import JobContext, get_job_context
 
 from voicecost_ledger.records import Environment
@@ -37,8 +37,7 @@ class JobMeter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """What is known of a meter's surroundings; the strings are None outside a LiveKit job."""
 
     environment: Environment

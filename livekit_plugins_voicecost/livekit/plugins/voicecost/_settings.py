@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
+
+import msgspec
 
 from voicecost_ledger.money import parse_usd
 from voicecost_ledger.records import OnBudget
@@ -73,15 +74,14 @@ class Budget:
         return f'Budget("{usd:f}", warn_at_percent={self._warn_at_percent})'
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """A `VoiceCost`'s arguments and environment, checked. `url` None: the embedded ledger."""
 
     project: str = "default"
     budget: Budget | None = None
     agent: str | None = None
     tenant: str | None = None
-    tags: dict[str, str] = field(default_factory=dict[str, str])
+    tags: dict[str, str] = {}
     on_budget: OnBudget = OnBudget.WRAP_UP
     wrap_up_text: str = WRAP_UP_TEXT
     publish_to: PublishTo = "none"
@@ -109,13 +109,13 @@ def check_name(value: object, name: str) -> str:
     return value
 
 
-def check_tags(tags: object) -> dict[str, str]:
+def check_tags(tags: Any) -> dict[str, str]:
     """At most 16 tags, names and values as in `check_name`."""
     if not isinstance(tags, Mapping):
         raise TypeError(
             f"tags={tags!r} is a {type(tags).__name__}: expected a mapping of strings to strings"
         )
-    entries: Mapping[Any, Any] = tags
+    entries = cast("Mapping[object, object]", tags)
     if len(entries) > MAX_TAG_COUNT:
         raise ValueError(f"tags has {len(entries)} entries: expected at most {MAX_TAG_COUNT}")
     return {
@@ -151,7 +151,7 @@ def check_wrap_up_text(value: object) -> str:
 def check_publish_to(value: Any) -> PublishTo:
     """Who is told: nobody, everybody, or whom a callable picks."""
     if callable(value) or value in ("none", "all"):
-        return value
+        return cast("PublishTo", value)
     raise ValueError(
         f'publish_to={value!r} is unknown: expected "none", "all", or a callable that takes a '
         "participant and says whether it is told"

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from livekit.agents import get_job_context
 
 from ._prices import prices
@@ -19,12 +19,11 @@ from ._settings import Settings
 from .meter import Meter
 
 
-@dataclass(slots=True)
-class _Place:
+class _Place(msgspec.Struct):
     """What is attached in one job, or in a process without jobs."""
 
     settings: Settings
-    meters: list[Meter] = field(default_factory=list[Meter])
+    meters: list[Meter] = []
     own: Meter | None = None
     closing: asyncio.Task[None] | None = None
 

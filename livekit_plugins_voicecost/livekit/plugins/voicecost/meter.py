@@ -7,12 +7,12 @@ import contextvars
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import livekit.agents
+import msgspec
 
 from voicecost_ledger._version import __version__
 from voicecost_ledger.money import format_usd
@@ -26,9 +26,10 @@ from voicecost_ledger.records import (
     Outcome,
 )
 
-from . import _attribution, _ending, _faults, _job
+from . import _attribution, _ending, _job
 from ._coverage import Turns
 from ._credit import BudgetCallback, Credit
+from ._faults import contained
 from ._room_messages import RoomMessages, State, cost_message
 from .legs import Leg
 from .log import logger
@@ -48,12 +49,12 @@ LEGS_STOP_MAX_S: Final = 2.0
 ROOM_MESSAGE_MAX_S: Final = 0.1
 _ACLOSE: Final = "_aclose_impl"  # every way a session ends goes through it, failures included
 _STARTED: Final = "_started"
+_STARTED_AT: Final = "_started_at"  # LiveKit's wall clock, seconds
 _LOOP: Final = "_loop"
 _CallbackT = TypeVar("_CallbackT", bound=BudgetCallback)
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(msgspec.Struct, frozen=True):
     """What a meter has charged so far, by its own price book; the ledger's rating is the bill.
 
     Attributes:
@@ -134,6 +135,7 @@ class Meter:
     @property
     def coverage(self) -> Coverage:
         """How much of the session this meter could see: `complete`, `partial`, `metrics-only`."""
+        # Here, not at import: it knows all of LiveKit's streams.
         from ._instrument import metrics_only
 
         if metrics_only():
@@ -235,6 +237,8 @@ class Meter:
         change = (amount_nano_usd or 0) - (before or 0)
         self._total_nano_usd += change
         self._by_modality[leg.attributes.modality] += change
+        if self._link is not None:
+            self._link.total_nano_usd = self._total_nano_usd
         self._credit.charged(self._total_nano_usd)
         self._messages.changed()
 
@@ -246,7 +250,7 @@ class Meter:
 
     def watch(self) -> None:
         """Follow the session from here on. Called once, by `VoiceCost.attach`."""
-        session = self._session
+        session: Any = self._session  # LiveKit's `on` and `off` are typed in part only
         if session is None:
             return
         session.on("agent_state_changed", self._on_session_moved)
@@ -269,22 +273,22 @@ class Meter:
             from ._instrument import saw_from
 
             self._open()
-            if not saw_from(getattr(session, "_started_at", None)):
-                self.gap("attached_late")
+            if not saw_from(getattr(session, _STARTED_AT, None)):
+                self.gap("attached_late")  # what it used before the process's first VoiceCost()
 
     @property
     def _session(self) -> AgentSession[Any] | None:
         return None if self._session_ref is None else self._session_ref()
 
     def _unwatch(self) -> None:
-        session = self._session
+        session: Any = self._session
         if session is None:
             return
         _attribution.unregister(session)
         session.off("agent_state_changed", self._on_session_moved)
         session.off("conversation_item_added", self._on_conversation_item)
         session.off("close", self._on_session_close)
-        vars(session).pop(_ACLOSE, None)
+        session.__dict__.pop(_ACLOSE, None)
 
     def _open(self) -> MeterLink:
         """The meter's link to the ledger, made on first use: `MeterOpen` is its first record."""
@@ -329,22 +333,22 @@ class Meter:
             return getattr(self._session, _LOOP)
 
     def _on_session_moved(self, _event: object) -> None:
-        with _contained():
+        with contained("meter"):
             self._open()
 
     def _on_conversation_item(self, event: ConversationItemAddedEvent) -> None:
-        with _contained():
+        with contained("meter"):
             session = self._session
             if session is not None:
                 for reason, modality in self._turns.gaps(session, event):
                     self.gap(reason, modality)
 
     def _on_session_close(self, event: CloseEvent) -> None:
-        with _contained():
+        with contained("meter"):
             self._session_ended(event.reason.value)
 
     def _on_closing_ended(self) -> None:
-        with _contained():
+        with contained("meter"):
             # A session that was closed before it started may still start.
             if self._link is not None and not getattr(self._session, _STARTED, False):
                 self._session_ended("aborted")
@@ -367,7 +371,7 @@ class Meter:
         """Stop what is still open and write the meter's last record. Closing twice is a no-op."""
         if self._link is None or self._closed.is_set():
             return
-        with _contained():
+        with contained("meter"):
             self._closed.set()
             self._session_over = True
             self._credit.closed()
@@ -402,12 +406,12 @@ class Meter:
         """Nothing to do: the link keeps count of what is durable."""
 
     def _on_loop(self, react: Callable[[], None]) -> None:
-        def contained() -> None:
-            with _contained():
+        def reaction() -> None:
+            with contained("meter"):
                 react()
 
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(contained)
+            self._loop.call_soon_threadsafe(reaction)
 
     async def _end_call(self, speak: bool) -> None:
         """What happens at the end of the money: see `_ending`."""
@@ -483,12 +487,3 @@ class Meter:
 def versions() -> dict[str, str]:
     """The versions that a meter's first record names."""
     return {"livekit-agents": livekit.agents.__version__, "voicecost": __version__}
-
-
-@contextmanager
-def _contained() -> Iterator[None]:
-    """The call comes first: a fault of ours is counted and swallowed."""
-    try:
-        yield
-    except Exception as error:
-        _faults.count("meter", error)

@@ -10,9 +10,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from livekit.agents import AgentSession
 
 from . import _attribution, _unattributed
-from . import _settings as check
 from ._prices import prices
-from ._settings import Budget, Settings
+from ._settings import (
+    Budget,
+    Settings,
+    check_budget,
+    check_name,
+    check_on_budget,
+    check_publish_to,
+    check_tags,
+    check_wrap_up_text,
+    env_flag,
+    ledger_url,
+)
 from .log import logger
 from .meter import Meter, versions
 
@@ -70,21 +80,21 @@ class VoiceCost:
         enabled: bool | None = None,
     ) -> None:
         if enabled is None:
-            enabled = not check.env_flag("VOICECOST_DISABLED")
+            enabled = not env_flag("VOICECOST_DISABLED")
         if project == "default":
             project = os.environ.get("VOICECOST_PROJECT") or project
         self._settings = Settings(
-            project=check.check_name(project, "project"),
-            budget=check.check_budget(budget),
-            agent=None if agent is None else check.check_name(agent, "agent"),
-            tenant=None if tenant is None else check.check_name(tenant, "tenant"),
-            tags=check.check_tags(tags),
-            on_budget=check.check_on_budget(on_budget),
-            wrap_up_text=check.check_wrap_up_text(wrap_up_text),
-            publish_to=check.check_publish_to(publish_to),
-            url=check.ledger_url(url),
+            project=check_name(project, "project"),
+            budget=check_budget(budget),
+            agent=None if agent is None else check_name(agent, "agent"),
+            tenant=None if tenant is None else check_name(tenant, "tenant"),
+            tags=check_tags(tags),
+            on_budget=check_on_budget(on_budget),
+            wrap_up_text=check_wrap_up_text(wrap_up_text),
+            publish_to=check_publish_to(publish_to),
+            url=ledger_url(url),
             enabled=enabled,
-            log_costs=check.env_flag("VOICECOST_LOG_COSTS"),
+            log_costs=env_flag("VOICECOST_LOG_COSTS"),
         )
         if enabled:
             prices()  # an alias that is not understood is said here, not in the middle of a call
