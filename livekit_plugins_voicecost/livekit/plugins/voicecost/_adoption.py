@@ -1,0 +1,107 @@
+"""Brings home what dead processes of this host left in their spools, and ends their meters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from voicecost_ledger.records import Record
+from voicecost_ledger.spool import AdoptedSpool, SpoolContents, adoptable
+
+from ._faults import contained
+from .log import logger
+
+
+class _Orphan:
+    """One adopted spool on its way: what must become durable before the next step."""
+
+    def __init__(self, spool: AdoptedSpool, contents: SpoolContents) -> None:
+        self.spool = spool
+        self.contents = contents
+        self.sealed = False
+        self.durable: dict[str, int] = {}
+        self.last_seqs: dict[str, int] = {}
+        self.await_durable(contents.records)
+
+    def await_durable(self, records: list[Record]) -> None:
+        for record in records:
+            known = self.last_seqs.get(record.meter_id, 0)
+            self.last_seqs[record.meter_id] = max(known, record.seq)
+
+    @property
+    def all_durable(self) -> bool:
+        return all(self.durable.get(meter, 0) >= seq for meter, seq in self.last_seqs.items())
+
+
+class Adoption:
+    """Adopts free spools under a root; the uplink sends their records like any others.
+
+    A spool is read, sent, sealed (its meters are closed with reason "adopted", in the spool
+    first), sent again and deleted. Whatever dies in between, the next adopter goes on from there.
+
+    Args:
+        root: The spool root of this host.
+        label: Whose spools, see `Spool`.
+        send: Takes the records to be sent, in order.
+    """
+
+    def __init__(self, root: Path, label: str, send: Callable[[list[Record]], None]) -> None:
+        self._root = root
+        self._label = label
+        self._send = send
+        self._orphans: list[_Orphan] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether an adopted spool is not home yet."""
+        return bool(self._orphans)
+
+    def look(self) -> None:
+        """Adopt every spool whose owner is dead."""
+        with contained("adoption"):
+            for spool in adoptable(self._root, self._label):
+                contents = spool.read()
+                logger.info(
+                    "adopting a dead process's spool: %d records, %d bytes could not be read",
+                    len(contents.records),
+                    contents.skipped_bytes,
+                )
+                if not contents.records:
+                    spool.delete()
+                    continue
+                self._orphans.append(_Orphan(spool, contents))
+                self._send(contents.records)
+
+    def acknowledged(self, durable: Mapping[str, int]) -> None:
+        """The authority has this much of each meter: take the next step with what is home."""
+        for orphan in list(self._orphans):
+            for meter_id in orphan.last_seqs.keys() & durable.keys():
+                orphan.durable[meter_id] = max(durable[meter_id], orphan.durable.get(meter_id, 0))
+            if orphan.all_durable:
+                with contained("adoption"):
+                    self._next_step(orphan)
+
+    def _next_step(self, orphan: _Orphan) -> None:
+        sealing: list[Record] = []
+        if not orphan.sealed:
+            try:
+                sealing = orphan.spool.seal(
+                    orphan.contents, orphan.durable, time.time_ns() // 1_000_000
+                )
+            except OSError:
+                self._orphans.remove(orphan)
+                orphan.spool.release()  # a full disk: whoever looks next tries again
+                raise
+            orphan.sealed = True
+        if sealing:
+            orphan.await_durable(sealing)
+            self._send(sealing)
+        else:
+            self._orphans.remove(orphan)
+            orphan.spool.delete()
+
+    def release(self) -> None:
+        """The process ends: leave what is not home to the next adopter."""
+        while self._orphans:
+            self._orphans.pop().spool.release()

@@ -1,0 +1,219 @@
+"""A meter's link to its ledger: records go down it, the right to spend comes back up."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from voicecost_ledger.grants import Allowance, FailureHandling
+from voicecost_ledger.protocol import ClientMessage, Command, Grant
+from voicecost_ledger.records import Coverage, MeterClose, Record
+from voicecost_ledger.uplink import Uplink
+
+from . import _faults
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS's runs on in sleep
+_NEVER: Final = sys.maxsize
+_TOTALS_MAX: Final = 4096  # forgetting the oldest only understates what is acknowledged
+
+
+def steady_ms() -> int:
+    """Milliseconds on a clock that never goes back and runs through suspend (leases need that)."""
+    return time.clock_gettime_ns(_CLOCK) // 1_000_000
+
+
+class MeterListener(Protocol):
+    """What a meter hears from its ledger. Called on the uplink's thread: return at once."""
+
+    def on_command(self, command: Command, /) -> object:
+        """Do this; the same command may come twice."""
+        ...
+
+    def on_grant(self, grant: Grant, /) -> object:
+        """New credit is in force; `MeterLink.may_spend` knows it already."""
+        ...
+
+    def on_ack(self, durable_seq: int, /) -> object:
+        """Every record up to this one is durable."""
+        ...
+
+
+class Outlet(Protocol):
+    """What a link needs of the process's runtime."""
+
+    @property
+    def uplink(self) -> Uplink:
+        """The protocol machine, only for what is handed in."""
+        ...
+
+    def record(self, record: Record) -> None:
+        """Spool a record and pass it on."""
+        ...
+
+    def hand_in(self, action: Callable[[int], list[ClientMessage]]) -> None:
+        """Run on the uplink's thread, soon, with the time in ms."""
+        ...
+
+
+class MeterLink:
+    """One meter's way to its ledger. Thread-safe; nothing here raises, awaits or waits.
+
+    Attributes:
+        meter_id: Random; the meter's name in the ledger.
+        room_name: Where its call is, if in a LiveKit room.
+        allowance: What it may spend.
+        total_nano_usd: Its own rated total as last told.
+    """
+
+    __slots__ = (
+        "_acked_nano_usd",
+        "_closed",
+        "_legs",
+        "_listener",
+        "_lock",
+        "_outlet",
+        "_report_at_nano_usd",
+        "_seq",
+        "_totals",
+        "allowance",
+        "meter_id",
+        "room_name",
+        "total_nano_usd",
+    )
+
+    def __init__(
+        self,
+        outlet: Outlet,
+        listener: MeterListener | None,
+        *,
+        room_name: str | None = None,
+        budget_nano_usd: int | None = None,
+        failure_handling: FailureHandling = FailureHandling.CONTINUE,
+    ) -> None:
+        """Draw an id; use `Runtime.open_meter`."""
+        self.meter_id = uuid.uuid4().hex
+        self.room_name = room_name
+        self.allowance = Allowance(
+            steady_ms(), budget_nano_usd=budget_nano_usd, failure_handling=failure_handling
+        )
+        self.total_nano_usd = 0
+        self._outlet = outlet
+        self._listener = listener
+        self._lock = threading.Lock()
+        self._seq = 0
+        self._legs = itertools.count(1)
+        self._closed = False
+        self._totals: deque[tuple[int, int]] = deque(maxlen=_TOTALS_MAX)  # seq, total by then
+        self._acked_nano_usd = 0
+        self._report_at_nano_usd = _NEVER
+
+    @property
+    def soft_end_nano_usd(self) -> int | None:
+        """The total at which the call begins to wrap up; None: no budget applies."""
+        return self.allowance.soft_end_nano_usd
+
+    def next_leg(self) -> int:
+        """The next leg's number within the meter."""
+        return next(self._legs)
+
+    def write(self, make: type[Record], **fields: Any) -> None:
+        """Spool one record; `meter_id`, `seq` and `at_unix_ms` are filled in.
+
+        A record after `close` is kept too: a late correction amends the call.
+        """
+        try:
+            with self._lock:
+                seq = self._seq + 1
+                record = make(
+                    meter_id=self.meter_id,
+                    seq=seq,
+                    at_unix_ms=time.time_ns() // 1_000_000,
+                    **fields,
+                )
+                self._seq = seq
+                self._totals.append((seq, self.total_nano_usd))
+                self._outlet.record(record)
+        except Exception as error:
+            _faults.count("record", error)
+
+    def may_spend(self, total_nano_usd: int, next_nano_usd: int) -> bool:
+        """Whether the meter may go from its total to `total + next`: ask before every push."""
+        self.total_nano_usd = total_nano_usd
+        if total_nano_usd + next_nano_usd >= self._report_at_nano_usd:
+            self._report_at_nano_usd = _NEVER  # once; the next grant or acknowledgement sets it
+            self.flush()
+        return self.allowance.may_spend(
+            total_nano_usd, next_nano_usd, self._acked_nano_usd, steady_ms()
+        )
+
+    def exhausted(self, total_nano_usd: int) -> None:
+        """The meter has stopped for want of credit: report all and ask for more, at once."""
+        self.total_nano_usd = total_nano_usd
+        uplink, meter_id = self._outlet.uplink, self.meter_id
+        self._outlet.hand_in(lambda now_ms: uplink.exhausted(meter_id, total_nano_usd, now_ms))
+
+    def wrapped_up(self) -> None:
+        """The wrap-up sentence was said, or given up: the room may go."""
+        uplink, meter_id = self._outlet.uplink, self.meter_id
+        self._outlet.hand_in(lambda now_ms: uplink.wrapped_up(meter_id, now_ms))
+
+    def flush(self) -> None:
+        """Send at once what would linger to be sent with more."""
+        self._outlet.hand_in(self._outlet.uplink.flush)
+
+    def close(self, coverage: Coverage, reason: str) -> None:
+        """Write the meter's last record. Closing twice is a no-op."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.write(MeterClose, coverage=coverage, reason=reason)
+        self.flush()
+
+    # -- on the uplink's thread -------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether the meter is closed and every record of it durable."""
+        return self._closed and not self._totals
+
+    def acked(self, durable_seq: int) -> None:
+        """The authority has every record up to this one."""
+        totals = self._totals
+        # Popped one by one: a writer may append meanwhile.
+        while totals and totals[0][0] <= durable_seq:
+            self._acked_nano_usd = totals.popleft()[1]
+        self._set_report()
+        if self._listener is not None:
+            with _faults.contained("listener"):
+                self._listener.on_ack(durable_seq)
+
+    def granted(self, grant: Grant) -> None:
+        """A grant came."""
+        if not self.allowance.granted(grant):
+            return
+        self._set_report()
+        if self._listener is not None:
+            with _faults.contained("listener"):
+                self._listener.on_grant(grant)
+
+    def commanded(self, command: Command) -> None:
+        """A command came."""
+        if self._listener is not None:
+            with _faults.contained("listener"):
+                self._listener.on_command(command)
+
+    def _set_report(self) -> None:
+        """Half of the unreported window or of the grant: at that total the uplink acts at once."""
+        window = self.allowance.report_at_nano_usd(self._acked_nano_usd)
+        grant = self._outlet.uplink.report_at_nano_usd(self.meter_id)
+        self._report_at_nano_usd = min(
+            _NEVER if window is None or window <= self.total_nano_usd else window,
+            _NEVER if grant is None else grant,
+        )
