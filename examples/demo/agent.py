@@ -56,7 +56,7 @@ class Waiter(Agent):
         return f"table 7 by the window is free for {guest_count} at {time}"
 
 
-def open_session(*, budget_usd: str | None) -> AgentSession[None]:
+def open_session(terms: dict[str, Any]) -> AgentSession[None]:
     """A metered session: one line more than without VoiceCost, before `session.start`."""
     session: AgentSession[None] = AgentSession(
         stt=STT(base_url=os.environ.get("DEEPGRAM_STT_URL", "https://api.deepgram.com/v1/listen")),
@@ -69,15 +69,19 @@ def open_session(*, budget_usd: str | None) -> AgentSession[None]:
         turn_handling={"turn_detection": "stt"},
     )
     if VoiceCost is not None:
-        VoiceCost(project="demo", budget=budget_usd, publish_to="all").attach(session)
+        VoiceCost(
+            project="demo",
+            budget=terms.get("budget_usd"),
+            wrap_up_text=terms.get("wrap_up_text"),
+            publish_to="all",
+        ).attach(session)
     return session
 
 
 @server.rtc_session(agent_name="waiter")
 async def answer(ctx: JobContext) -> None:
     """Take one call."""
-    terms: dict[str, Any] = json.loads(ctx.job.metadata or "{}")
-    session = open_session(budget_usd=terms.get("budget_usd"))
+    session = open_session(json.loads(ctx.job.metadata or "{}"))
     leave_notes(session, name=ctx.room.name, job_id=ctx.job.id)
     await session.start(agent=Waiter(), room=ctx.room)
 

@@ -1,6 +1,6 @@
 """The three calls: what the caller says, what the model answers, and what must come of it.
 
-A conversation is played through a `Phone`, in a real room or without one. What each side says is
+A conversation is played by a `Caller`, in a real room or without one. What each side says is
 told to the provider simulators beforehand, which neither hear nor think.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from examples.demo.caller import Line
+from examples.demo.caller import Caller
 from tests.simulators.script import Reply, ToolCall
 
 _MENU: Final = (
@@ -29,33 +29,6 @@ _STORY: Final = (
 )
 
 
-class Phone(Protocol):
-    """How a caller takes part in a call. `examples.demo.caller.Caller` has this shape."""
-
-    heard_ms: int
-    lines: list[Line]
-
-    async def speak(self, seconds: float) -> None:
-        """Make voice-like sound for so long."""
-        ...
-
-    async def hears_start(self, *, timeout_s: float = 15.0) -> None:
-        """Wait until the agent speaks."""
-        ...
-
-    async def hears_end(self, *, timeout_s: float = 30.0) -> None:
-        """Wait until the agent is silent."""
-        ...
-
-    async def hears_for(self, seconds: float) -> None:
-        """Listen until so much more was heard of the agent."""
-        ...
-
-    async def hang_up(self) -> None:
-        """Leave the call."""
-        ...
-
-
 @dataclass(frozen=True)
 class Conversation:
     """One call.
@@ -67,45 +40,47 @@ class Conversation:
         replies: What the model answers.
         play: The caller's part up to the point where the call ends.
         budget_usd: The call's budget; None for none.
+        wrap_up_text: What the agent says when the budget is used up.
     """
 
     name: str
     title: str
     said: list[str]
     replies: list[Reply]
-    play: Callable[[Phone], Awaitable[None]]
+    play: Callable[[Caller], Awaitable[None]]
     budget_usd: str | None = None
+    wrap_up_text: str | None = None
 
 
-async def _book_a_table(phone: Phone) -> None:
-    await _hears_a_sentence(phone)  # the greeting
-    await phone.speak(1.6)
-    await _hears_a_sentence(phone)  # after the agent has used its tool
-    await phone.speak(1.2)
-    await phone.hears_start()
-    await phone.hears_for(2.0)
-    await phone.speak(1.0)  # in the middle of the menu
-    await phone.hears_end()
-    await _hears_a_sentence(phone)  # the answer to that
-    await phone.hang_up()
+async def _book_a_table(caller: Caller) -> None:
+    await _hears_a_sentence(caller)  # the greeting
+    await caller.speak(1.6)
+    await _hears_a_sentence(caller)  # after the agent has used its tool
+    await caller.speak(1.2)
+    await caller.hears_start()
+    await caller.hears_for(2.0)
+    await caller.speak(1.0)  # in the middle of the menu
+    await caller.hears_end()
+    await _hears_a_sentence(caller)  # the answer to that
+    await caller.hang_up()
 
 
-async def _ask_too_much(phone: Phone) -> None:
-    await _hears_a_sentence(phone)
-    await phone.speak(1.2)
-    await phone.hears_start()
+async def _ask_too_much(caller: Caller) -> None:
+    await _hears_a_sentence(caller)
+    await caller.speak(1.2)
+    await caller.hears_start()
 
 
-async def _ask_for_a_story(phone: Phone) -> None:
-    await _hears_a_sentence(phone)
-    await phone.speak(1.2)
-    await phone.hears_start()
-    await phone.hears_for(2.0)
+async def _ask_for_a_story(caller: Caller) -> None:
+    await _hears_a_sentence(caller)
+    await caller.speak(1.2)
+    await caller.hears_start()
+    await caller.hears_for(2.0)
 
 
-async def _hears_a_sentence(phone: Phone) -> None:
-    await phone.hears_start()
-    await phone.hears_end()
+async def _hears_a_sentence(caller: Caller) -> None:
+    await caller.hears_start()
+    await caller.hears_end()
 
 
 BOOKING: Final = Conversation(
@@ -135,6 +110,7 @@ TOO_DEAR: Final = Conversation(
     replies=[Reply(match="menu", text=_MENU)],
     play=_ask_too_much,
     budget_usd="0.01",
+    wrap_up_text="I am sorry, I have to go back to my guests. Good bye!",
 )
 
 KILLED: Final = Conversation(

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 
 from examples.demo.processes import Child, NotReadyError, Processes
+from voicecost_ledger.calls import CallState
 from voicecost_ledger.stores import CallDetail, CallSummary
 
 _VOICECOST: Final = Path(sys.executable).with_name("voicecost")
@@ -102,50 +103,42 @@ class Sidecar:
         body = await self._get("/v1/calls")
         return msgspec.convert(body["calls"], list[CallSummary], strict=False)
 
-    async def calls_in(self, room_name: str) -> list[CallSummary]:
-        """The calls of a room name, oldest first."""
-        return [call for call in reversed(await self.calls()) if call.room_name == room_name]
+    async def calls_in(self, room_name: str | None, *, since_unix_ms: int = 0) -> list[CallSummary]:
+        """The calls of a room name (None: those without a room), oldest first."""
+        return [
+            call
+            for call in reversed(await self.calls())
+            if call.room_name == room_name and call.opened_at_unix_ms >= since_unix_ms
+        ]
 
     async def call(self, call_id: str) -> CallDetail:
         """One call with its legs and entries."""
         return msgspec.convert(await self._get(f"/v1/calls/{call_id}"), CallDetail, strict=False)
 
     async def settled(
-        self, room_name: str, *, count: int = 1, timeout_s: float = 30.0
+        self,
+        room_name: str | None,
+        *,
+        count: int = 1,
+        since_unix_ms: int = 0,
+        timeout_s: float = 30.0,
     ) -> list[CallDetail]:
-        """Wait until a room name has so many calls and all are settled.
+        """Wait until a room name has so many calls and all are settled; oldest first.
 
         Raises:
             TimeoutError: They are not, in time; says what they are.
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            found = await self.calls_in(room_name)
-            if len(found) >= count and all(call.state == "settled" for call in found):
+            found = await self.calls_in(room_name, since_unix_ms=since_unix_ms)
+            if len(found) >= count and all(call.state is CallState.SETTLED for call in found):
                 return [await self.call(call.call_id) for call in found]
             if time.monotonic() > deadline:
                 states = [f"{call.call_id} is {call.state}" for call in found]
                 raise TimeoutError(
-                    f"after {timeout_s} s not {count} settled calls in {room_name!r}: "
+                    f"after {timeout_s} s not {count} settled calls in room {room_name!r}: "
                     f"{', '.join(states) or 'there is none'}"
                 )
-            await asyncio.sleep(0.05)
-
-    async def until(
-        self, room_name: str, condition: Callable[[CallSummary], bool], *, timeout_s: float = 15.0
-    ) -> CallSummary:
-        """Wait until the newest call of a room name fulfils a condition.
-
-        Raises:
-            TimeoutError: It does not, in time.
-        """
-        deadline = time.monotonic() + timeout_s
-        while True:
-            found = await self.calls_in(room_name)
-            if found and condition(found[-1]):
-                return found[-1]
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"after {timeout_s} s still {found[-1:]!r}")
             await asyncio.sleep(0.05)
 
     async def _get(self, path: str) -> Any:

@@ -20,9 +20,10 @@ from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 from examples.demo.bills import Billed
-from examples.demo.caller import Caller
 from examples.demo.livekit_server import LiveKitServer, free_ports
-from examples.demo.processes import Processes
+from examples.demo.processes import Child, Processes
+from examples.demo.room_caller import RoomCaller
+from examples.demo.roomless import WireCaller
 from examples.demo.sidecar import Sidecar
 from tests.simulators.bill import Bill, BillRow
 from tests.simulators.deepgram import DeepgramSimulator
@@ -65,7 +66,8 @@ class Providers:
         """Whose prices hold for them, as `host_aliases` in voicecost.yaml."""
         return {
             urlsplit(self._openai.url).netloc: "openai",
-            urlsplit(self._deepgram.url).netloc: "deepgram",
+            # Without its port, which not every plugin's requests can be asked for.
+            urlsplit(self._deepgram.url).hostname or "": "deepgram",
         }
 
     async def billed_since(self, row_count: int, *, timeout_s: float = 10.0) -> list[Billed]:
@@ -107,48 +109,59 @@ class Stage:
 
     Args:
         folder: Everything that is written goes here: logs, spool, ledger, configuration.
-        binary: The livekit-server program.
-        metered: Whether the agent is metered, and a sidecar is there to take what it meters.
+        binary: The livekit-server program; None plays without rooms.
+
+    Attributes:
+        providers: The simulated providers.
+        sidecar: The sidecar.
+        livekit: The LiveKit server; None without rooms.
     """
 
-    def __init__(self, folder: Path, binary: Path, *, metered: bool = True) -> None:
+    def __init__(self, folder: Path, binary: Path | None) -> None:
         self._folder = folder.absolute()
         self._notes = self._folder / "notes"
         self._binary = binary
-        self._metered = metered
         self._rest = contextlib.AsyncExitStack()
+        self._processes: Processes
+        self._agent_env: dict[str, str] = {}
         self.providers = Providers()
-        self.livekit: LiveKitServer
         self.sidecar: Sidecar
+        self.livekit: LiveKitServer | None = None
 
     @contextlib.asynccontextmanager
     async def call(
-        self, room_name: str, *, budget_usd: str | None = None
-    ) -> AsyncGenerator[Caller]:
-        """A caller who has joined a room for which the agent was asked; hangs up at the end."""
-        token = self.livekit.token(
-            room_name,
-            "caller",
-            agent_name=_AGENT_NAME,
-            metadata=json.dumps({"budget_usd": budget_usd}),
-        )
-        async with Caller.dial(self.livekit.url, token) as caller:
+        self, name: str, *, budget_usd: str | None = None, wrap_up_text: str | None = None
+    ) -> AsyncGenerator[RoomCaller | WireCaller]:
+        """A caller in conversation with the agent; hangs up at the end of the block.
+
+        Args:
+            name: The room's name, and of the notes that the agent leaves.
+            budget_usd: The call's budget; None for none.
+            wrap_up_text: What the agent says when it is used up.
+        """
+        terms = json.dumps({"budget_usd": budget_usd, "wrap_up_text": wrap_up_text})
+        if self.livekit is None:
+            dialled = WireCaller.dial(lambda port: self._start_roomless_agent(port, name, terms))
+        else:
+            token = self.livekit.token(name, "caller", agent_name=_AGENT_NAME, metadata=terms)
+            dialled = RoomCaller.dial(self.livekit.url, token)
+        async with dialled as caller:
             yield caller
 
-    def kill_job(self, room_name: str) -> None:
-        """SIGKILL the agent's process of that room, and nothing else."""
-        os.kill(self.note(room_name, "job")["pid"], signal.SIGKILL)
+    def kill_agent(self, name: str) -> None:
+        """SIGKILL the process of that call's agent, and nothing else."""
+        os.kill(self.note(name, "job")["pid"], signal.SIGKILL)
 
-    def note(self, room_name: str, kind: str) -> Any:
+    def note(self, name: str, kind: str) -> Any:
         """What the agent wrote down: `job` at its start, `usage` when its session closed.
 
         Raises:
             FileNotFoundError: It has not (a killed agent writes no `usage`).
         """
-        return json.loads((self._notes / f"{room_name}.{kind}.json").read_text())
+        return json.loads((self._notes / f"{name}.{kind}.json").read_text())
 
-    async def usage(self, room_name: str, *, timeout_s: float = 10.0) -> list[dict[str, Any]]:
-        """LiveKit's `session.usage` of the room's agent, once its session has closed.
+    async def usage(self, name: str, *, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+        """LiveKit's `session.usage` of the call's agent, once its session has closed.
 
         Raises:
             FileNotFoundError: It has not, in time.
@@ -156,7 +169,7 @@ class Stage:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                return self.note(room_name, "usage")
+                return self.note(name, "usage")
             except (FileNotFoundError, json.JSONDecodeError):  # not there, or half written
                 if time.monotonic() > deadline:
                     raise
@@ -172,32 +185,42 @@ class Stage:
         return self
 
     async def _raise(self) -> None:
-        processes = self._rest.enter_context(Processes(self._folder / "logs"))
+        self._processes = self._rest.enter_context(Processes(self._folder / "logs"))
         await self._rest.enter_async_context(self.providers)
         (port,) = free_ports(1)
-        webhook_urls = [f"http://127.0.0.1:{port}/livekit/webhook"] if self._metered else []
-        self.livekit = LiveKitServer(
-            processes, self._binary, self._folder, webhook_urls=webhook_urls
-        )
-        await self.livekit.start()
-        agent_env = self.livekit.env | self.providers.env | {"DEMO_NOTES": str(self._notes)}
-        if self._metered:
-            self.sidecar = Sidecar(
-                processes,
-                self._folder,
-                port,
-                env=self.livekit.env,
-                host_aliases=self.providers.host_aliases,
+        livekit_env: dict[str, str] = {}
+        if self._binary is not None:
+            webhook = f"http://127.0.0.1:{port}/livekit/webhook"
+            self.livekit = LiveKitServer(
+                self._processes, self._binary, self._folder, webhook_urls=[webhook]
             )
-            await self._rest.enter_async_context(self.sidecar)
-            agent_env |= self.sidecar.env
-        else:
-            agent_env["VOICECOST_DISABLED"] = "1"
-        worker = processes.start(
-            "agent", [sys.executable, "-m", "livekit.agents", "start", _AGENT], env=agent_env
+            await self.livekit.start()
+            livekit_env = self.livekit.env
+        self.sidecar = Sidecar(
+            self._processes,
+            self._folder,
+            port,
+            env=livekit_env,
+            host_aliases=self.providers.host_aliases,
         )
-        # A call that comes before the worker has registered gets no agent, ever.
-        await worker.ready(lambda output: '"registered worker"' in output)
+        self._agent_env = (
+            livekit_env | self.providers.env | self.sidecar.env | {"DEMO_NOTES": str(self._notes)}
+        )
+        # Both take seconds to import what they need: side by side.
+        worker = self._start_worker() if self.livekit is not None else None
+        await self._rest.enter_async_context(self.sidecar)
+        if worker is not None:
+            # A call that comes before the worker has registered gets no agent, ever.
+            await worker.ready(lambda output: '"registered worker"' in output)
+
+    def _start_worker(self) -> Child:
+        command = [sys.executable, "-m", "livekit.agents", "start", _AGENT]
+        return self._processes.start("agent", command, env=self._agent_env)
+
+    def _start_roomless_agent(self, port: int, name: str, terms: str) -> None:
+        module = "examples.demo.roomless_agent"
+        command = [sys.executable, "-m", module, str(port), name, terms]
+        self._processes.start("agent", command, env=self._agent_env)
 
     async def __aexit__(
         self,

@@ -30,7 +30,5 @@ async def stage(
     tmp_path_factory: pytest.TempPathFactory, livekit_server_binary: Path
 ) -> AsyncGenerator[Stage]:
     """Everything a call needs, shared by all tests: each plays in a room of its own."""
-    async with Stage(
-        tmp_path_factory.mktemp("stage"), livekit_server_binary, metered=False
-    ) as stage:
+    async with Stage(tmp_path_factory.mktemp("stage"), livekit_server_binary) as stage:
         yield stage

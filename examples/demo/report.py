@@ -1,0 +1,107 @@
+"""What the demo shows of a call: the ledger leg by leg, and three sums side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.table import Table
+
+from examples.demo.bills import Sum, difference_percent
+from voicecost_ledger.money import format_usd
+from voicecost_ledger.records import Modality
+from voicecost_ledger.stores import CallDetail, LegView
+
+_PLACES = 6  # of a dollar: a demo call costs cents
+
+
+def ledger_table(call: CallDetail) -> Table:
+    """The legs of a call, as the ledger has them."""
+    state = f"{call.summary.state}, {call.summary.reason}"
+    table = Table(
+        title=f"The ledger: call {call.summary.call_id} ({state})",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("provider", "service", "units", "basis", "outcome"):
+        table.add_column(heading)
+    table.add_column("cost", justify="right")
+    table.add_column("price source")
+    for leg in sorted(call.legs, key=lambda leg: leg.started_at_unix_ms):
+        table.add_row(
+            leg.provider,  # as LiveKit's plugin names it; OpenAI's gives the host
+            f"{leg.modality.upper()} {leg.model}",
+            _units(leg),
+            leg.basis,
+            leg.outcome or "open",
+            format_usd(leg.amount_nano_usd, places=_PLACES),
+            leg.pricing_source or "no price known",
+        )
+    total = call.summary
+    unpriced = f" + {total.unpriced_leg_count} unpriced" if total.unpriced_leg_count else ""
+    table.add_section()
+    table.add_row(
+        "",
+        "total",
+        "",
+        "",
+        f"waste {format_usd(total.waste_nano_usd, places=_PLACES)}",
+        f"[bold]{format_usd(total.total_nano_usd, places=_PLACES)}[/]{unpriced}",
+        f"coverage {total.coverage}",
+    )
+    return table
+
+
+def comparison_table(sums: Mapping[str, Sum | None], *, reference: str) -> Table:
+    """Sums of one call side by side, each with its difference from the one named `reference`.
+
+    A sum that is None could not be had: its row says so.
+    """
+    table = Table(title="The same call, priced alike", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("according to")
+    for modality in Modality:
+        table.add_column(modality.upper(), justify="right")
+    table.add_column("total", justify="right")
+    table.add_column("difference", justify="right")
+    of = sums[reference]
+    assert of is not None
+    for name, amounts in sums.items():
+        if amounts is None:
+            table.add_row(name, *["nothing"] * len(Modality), "nothing", "[red]-100.00 %[/]")
+            continue
+        cells = [
+            format_usd(amounts.nano_usd_by_modality.get(modality, 0), places=_PLACES)
+            for modality in Modality
+        ]
+        total = format_usd(amounts.total_nano_usd, places=_PLACES)
+        unpriced = f" + {amounts.unpriced_count} unpriced" if amounts.unpriced_count else ""
+        percent = difference_percent(amounts.total_nano_usd, of.total_nano_usd)
+        table.add_row(name, *cells, f"[bold]{total}[/]{unpriced}", _difference(percent))
+    return table
+
+
+def ledger_sum(call: CallDetail) -> Sum:
+    """The ledger's own sum of a call."""
+    return Sum(call.summary.nano_usd_by_modality, call.summary.unpriced_leg_count)
+
+
+def _difference(percent: float | None) -> str:
+    if percent is None:
+        return "?"
+    colour = "green" if abs(percent) <= 0.5 else "red"
+    return f"[{colour}]{percent:+.2f} %[/]"
+
+
+def _units(leg: LegView) -> str:
+    usage = leg.usage
+    if leg.modality is Modality.LLM:
+        cached = usage.get("cached_input_tokens", 0)
+        of_which = f" ({cached:,} cached)" if cached else ""
+        return (
+            f"{usage.get('input_tokens', 0):,}{of_which} in,"
+            f" {usage.get('output_tokens', 0):,} out"
+        )
+    if leg.modality is Modality.TTS:
+        return f"{usage.get('characters', 0):,} characters"
+    return f"{usage.get('audio_ms', 0) / 1000:.2f} s audio"
