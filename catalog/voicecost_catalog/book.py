@@ -14,6 +14,7 @@ from voicecost_ledger.records import LegAttributes
 # What a leg says of itself comes from outside: a bound keeps made-up models from filling memory.
 _REMEMBERED_MAX: Final = 4096
 _CHANNELS_MAX: Final = 64
+_AT_UNIX_MS_MAX: Final = 250_000_000_000_000  # the year 9892, where Python's calendar nearly ends
 _ALWAYS: Final = (-(2**63), 2**63)
 
 
@@ -77,8 +78,8 @@ class CatalogPriceBook:
         return restore_price(document)
 
     def _look_up(self, leg: LegAttributes, at_unix_ms: int) -> Dated:
-        if not 1 <= leg.channel_count <= _CHANNELS_MAX:
-            return Dated(None, *_ALWAYS)
+        if not 1 <= leg.channel_count <= _CHANNELS_MAX or not 0 <= at_unix_ms < _AT_UNIX_MS_MAX:
+            return Dated(None, at_unix_ms, at_unix_ms)  # a record out of its mind: never remembered
         alias = aliased_provider(self._aliases, leg)
         for rows in self._rows.providers:
             if alias == rows.provider or (alias is None and rows.serves(leg)):

@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from voicecost_catalog.rates import Confidence, Rate
-from voicecost_catalog.rows import COMPILED_NAME, ProviderRows, Row, Rows, row_price
+from voicecost_catalog.rows import COMPILED_PATH, ProviderRows, Row, Rows, row_price
 
 DATA_DIRECTORY: Final = Path(__file__).parent / "data"
 
@@ -79,7 +79,16 @@ def compile_rows(directory: Path = DATA_DIRECTORY) -> Rows:
     Raises:
         CatalogError: A file is not understood; says which one, where, and what is allowed.
     """
-    providers = tuple(read_provider(path) for path in sorted(directory.glob("*.yaml")))
+    paths = sorted(directory.glob("*.yaml"))
+    providers = tuple(read_provider(path) for path in paths)
+    if not any(provider.prices for provider in providers):
+        raise CatalogError(directory, 0, "*.yaml", "no price in any of them")
+    claimed: dict[str, str] = {}
+    for path, provider in zip(paths, providers, strict=True):
+        for name in (provider.provider, *provider.hosts, *provider.plugin_names):
+            other = claimed.setdefault(name.lower(), provider.provider)
+            if other != provider.provider:
+                raise CatalogError(path, 0, "file", f"{name!r} already belongs to {other!r}")
     newest = max(
         date.fromisoformat(rate.checked_on)
         for provider in providers
@@ -98,9 +107,9 @@ def read_provider(path: Path) -> ProviderRows:
     try:
         tree: object = YAML().load(path.read_text(encoding="utf-8"))  # pyright: ignore[reportUnknownMemberType]  # ruamel.yaml is not fully typed
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 0
-        raise CatalogError(path, line, "yaml", str(error.problem or error.context)) from error
+        mark: Any = getattr(error, "problem_mark", None)
+        problem = str(getattr(error, "problem", None) or error)
+        raise CatalogError(path, mark.line + 1 if mark else 0, "yaml", problem) from error
     file = _File(path)
     head = file.convert(tree, _FileEntry, "")
     rows = tuple(file.row(node, index) for index, node in enumerate(head.prices))
@@ -164,7 +173,10 @@ class _File:
             message = str(error)
             found = re.search(r"at `\$\.(\w+)|field `(\w+)`", message)
             key = (found.group(1) or found.group(2)) if found else ""
-            raise self._error(node, key, where, message.split(" - at `")[0]) from error
+            problem = message.split(" - at `")[0]
+            if key in plain and problem.startswith("Expected `str`"):
+                problem = f"{plain[key]} is not text: put it in quotes (a number would lose digits)"
+            raise self._error(node, key, where, problem) from error
 
     def _rate(self, node: Any, unit: str, where: str) -> Rate:
         entry = self.convert(node, _RateEntry, where)
@@ -238,13 +250,12 @@ def encode_rows(rows: Rows) -> bytes:
 def main(arguments: Sequence[str]) -> int:
     """Write `prices.json`, or with `--check` say whether it is what the data files give."""
     compiled = encode_rows(compile_rows())
-    path = DATA_DIRECTORY.parent / COMPILED_NAME
     if "--check" not in arguments:
-        path.write_bytes(compiled)
+        COMPILED_PATH.write_bytes(compiled)
         return 0
-    if path.exists() and path.read_bytes() == compiled:
+    if COMPILED_PATH.exists() and COMPILED_PATH.read_bytes() == compiled:
         return 0
-    sys.stderr.write(f"{path} is out of date: run python -m voicecost_catalog.compile\n")
+    sys.stderr.write(f"{COMPILED_PATH} is out of date: run python -m voicecost_catalog.compile\n")
     return 1
 
 

@@ -11,7 +11,6 @@ Importing genai-prices takes a second and 30 MB: `GenaiPrices.load` belongs off 
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import threading
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from voicecost_catalog.hosts import hostname
 from voicecost_catalog.rates import ModelPrice, Rate, Rule, Tier
+from voicecost_catalog.rows import UNIX_EPOCH, unix_ms
 from voicecost_ledger.records import LegAttributes, Modality
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _UNITS: Final = {
 }
 # Prices that a text conversation does not meet: other media, tools run by the provider, and writing
 # to a prompt cache, which no plugin counts apart.
-_NOT_MET: Final = re.compile(r"audio|image|video|document|searches|cache_write|_text_")
+_NOT_MET: Final = re.compile(r"audio|image|video|document|searches|cache_write")
 _STANDARD_TIERS: Final = frozenset({"", "default", "standard", "auto", "on_demand"})
 _ALWAYS: Final = (-(2**63), 2**63)
 
@@ -74,9 +74,10 @@ class GenaiPrices:
             return providers
         with self._lock:
             if self._providers is None:
+                from genai_prices import __version__
                 from genai_prices.data import providers as bundled
 
-                self._source = f"genai-prices@{importlib.metadata.version('genai-prices')}"
+                self._source = f"genai-prices@{__version__}"
                 self._providers = bundled
             return self._providers
 
@@ -113,7 +114,7 @@ class GenaiPrices:
     def _price_of(
         self, provider: Provider, model: ModelInfo, service_tier: str, at_unix_ms: int
     ) -> Dated:
-        at = datetime.fromtimestamp(at_unix_ms // 1000, tz=UTC)
+        at = UNIX_EPOCH + timedelta(milliseconds=at_unix_ms)
         start_unix_ms, until_unix_ms = _unchanged_around(model, at)
         tier = "" if service_tier.lower() in _STANDARD_TIERS else service_tier.lower()
         price = None
@@ -199,7 +200,7 @@ def _unchanged_around(model: ModelInfo, at: datetime) -> tuple[int, int]:
     constraints = [variant.constraint for variant in model.price_variants or ()]
     if isinstance(model.prices, list):
         constraints += [conditional.constraint for conditional in model.prices]
-    at_unix_ms = int(at.timestamp()) * 1000
+    at_unix_ms = unix_ms(at)
     start, until = _ALWAYS
     for change_unix_ms in _changes(constraints, at):
         if change_unix_ms <= at_unix_ms:
@@ -217,7 +218,7 @@ def _changes(
             continue
         day = getattr(constraint, "start_date", None)
         if day is not None:
-            yield _unix_ms(datetime.combine(day, time(), tzinfo=UTC))
+            yield unix_ms(datetime.combine(day, time(), tzinfo=UTC))
             continue
         for edge in (
             getattr(constraint, "start_time", None),
@@ -227,8 +228,4 @@ def _changes(
                 continue
             of_day = edge if edge.tzinfo else edge.replace(tzinfo=UTC)
             for days in (-1, 0, 1):
-                yield _unix_ms(datetime.combine((at + timedelta(days=days)).date(), of_day))
-
-
-def _unix_ms(at: datetime) -> int:
-    return int(at.timestamp()) * 1000
+                yield unix_ms(datetime.combine((at + timedelta(days=days)).date(), of_day))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.resources
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -12,7 +12,8 @@ from voicecost_catalog.hosts import hostname, request_host
 from voicecost_catalog.rates import ModelPrice, Rate, Rule
 from voicecost_ledger.records import LegAttributes, Modality
 
-COMPILED_NAME: Final = "prices.json"
+COMPILED_PATH: Final = Path(__file__).with_name("prices.json")
+UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Row(
@@ -75,8 +76,7 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
 
 def load_rows() -> Rows:
     """The rows this package was built with (`python -m voicecost_catalog.compile` makes them)."""
-    data = importlib.resources.files("voicecost_catalog").joinpath(COMPILED_NAME).read_bytes()
-    return msgspec.json.decode(data, type=Rows)
+    return msgspec.json.decode(COMPILED_PATH.read_bytes(), type=Rows)
 
 
 def row_price(row: Row, of: ProviderRows, *, channel_count: int, pricing_source: str) -> ModelPrice:
@@ -98,7 +98,12 @@ def row_price(row: Row, of: ProviderRows, *, channel_count: int, pricing_source:
 
 def midnight_unix_ms(day: date) -> int:
     """When that day begins in UTC."""
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000
+    return unix_ms(datetime(day.year, day.month, day.day, tzinfo=UTC))
+
+
+def unix_ms(at: datetime) -> int:
+    """An instant as whole milliseconds; `datetime.timestamp()` would go through a float."""
+    return (at - UNIX_EPOCH) // timedelta(milliseconds=1)
 
 
 def _matches(name: str, model: str) -> bool:

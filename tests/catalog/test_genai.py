@@ -1,0 +1,237 @@
+"""LLM prices: the same to the nano-dollar as genai-prices gives, wherever it gives one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal
+
+import genai_prices
+import pytest
+from genai_prices.data import providers as genai_providers
+from genai_prices.types import ModelInfo, Provider
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from voicecost_catalog import ModelPrice, open_price_book
+from voicecost_catalog.genai import compile_price
+from voicecost_ledger.records import LegAttributes, Modality
+
+BOOK = open_price_book(host_aliases={"127.0.0.1:4010": "openai"})
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+NOW_UNIX_MS = 1_795_348_800_000
+MODELS = [(provider, model) for provider in genai_providers for model in provider.models]
+
+
+def llm(model: str, provider: str = "", *, host: str = "", service_tier: str = "") -> LegAttributes:
+    return LegAttributes(
+        modality=Modality.LLM,
+        provider=provider,
+        model=model,
+        host=host,
+        service_tier=service_tier,
+    )
+
+
+def unix_ms(at: datetime) -> int:
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+def ours(provider: Provider, model: ModelInfo, at: datetime) -> ModelPrice | None:
+    return compile_price(
+        model.get_prices(at), provider=provider.id, model=model.id, source_url="", pricing_source=""
+    )
+
+
+def theirs_nano_usd(
+    provider: Provider, model: ModelInfo, at: datetime, usage: dict[str, int]
+) -> int:
+    usd = model.calc_price(
+        genai_prices.Usage(
+            input_tokens=usage["input_tokens"],
+            cache_read_tokens=usage["cached_input_tokens"],
+            output_tokens=usage["output_tokens"],
+        ),
+        provider,
+        genai_request_timestamp=at,
+    ).total_price
+    return int((usd * 10**9).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
+
+
+def why_unpriced(model: ModelInfo, at: datetime) -> str | None:
+    """The explained list: every reason for which we have no price where genai-prices says one."""
+    priced = {key for key, price in vars(model.get_prices(at)).items() if price is not None}
+    if not priced:
+        return "lists no price at all: its own sum is zero"
+    if "requests_kcount" in priced:
+        return "bills every request a fee as well"
+    if priced & {"output_reasoning_mtok", "output_citation_mtok"}:
+        return "bills some output tokens apart, which nobody reports apart"
+    if not {"input_mtok", "output_mtok"} <= priced:
+        return "is no chat model: no price for input or for output tokens"
+    return None
+
+
+tokens = st.integers(0, 3_000_000)
+instants = st.datetimes(
+    datetime(2024, 1, 1),  # noqa: DTZ001  hypothesis takes naive bounds beside `timezones`
+    datetime(2027, 6, 1),  # noqa: DTZ001  the same
+    timezones=st.just(UTC),
+)
+
+
+@settings(max_examples=20)
+@given(tokens, st.integers(0, 100), tokens, instants)
+@pytest.mark.slow
+def test_every_model_costs_what_genai_prices_says(
+    input_tokens: int, cached_percent: int, output_tokens: int, at: datetime
+) -> None:
+    usage = {
+        "input_tokens": input_tokens,
+        "cached_input_tokens": input_tokens * cached_percent // 100,
+        "output_tokens": output_tokens,
+    }
+    compared = 0
+    for provider, model in MODELS:
+        price = ours(provider, model, at)
+        assert (price is None) == (why_unpriced(model, at) is not None), (provider.id, model.id)
+        if price is not None:
+            compared += 1
+            expected = theirs_nano_usd(provider, model, at, usage)
+            assert price.rate(usage) == expected, (provider.id, model.id, usage, at)
+    assert compared > len(MODELS) // 2
+
+
+def around_every_change() -> Iterator[tuple[Provider, ModelInfo, datetime]]:
+    for provider, model in MODELS:
+        for price in model.prices if isinstance(model.prices, list) else ():
+            day = getattr(price.constraint, "start_date", None)
+            if day is not None:
+                start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+                for ms in (-1, 0, 1):
+                    yield provider, model, start + timedelta(milliseconds=ms)
+            edges = (
+                getattr(price.constraint, "start_time", None),
+                getattr(price.constraint, "end_time", None),
+            )
+            for edge in edges:
+                if edge is not None:
+                    for ms in (-1, 0, 1):
+                        yield (
+                            provider,
+                            model,
+                            datetime.combine(NOW, edge) + timedelta(milliseconds=ms),
+                        )
+
+
+def test_a_dated_or_daily_price_changes_on_the_millisecond() -> None:
+    """Looked up through the book, whose memory must not outlive the change."""
+    changes = [
+        change for change in around_every_change() if change[0].id in ("openai", "deepseek", "groq")
+    ]
+    assert {model.id for _, model, _ in changes} >= {"deepseek-chat", "deepseek-v4-flash"}
+    usage = {"input_tokens": 1_234, "cached_input_tokens": 234, "output_tokens": 567}
+    for provider, model, at in changes:
+        # Only where the id finds the model again: some ids are shadowed by an earlier pattern.
+        if provider.find_model(model.id) is not model or ours(provider, model, at) is None:
+            continue
+        price = BOOK.price_for(llm(model.id, provider=provider.id), unix_ms(at))
+        assert price is not None
+        assert price.rate(usage) == theirs_nano_usd(provider, model, at, usage), (model.id, at)
+
+
+@pytest.mark.parametrize(
+    ("leg", "provider", "model"),
+    [
+        (llm("gpt-4o-mini", "api.openai.com"), "openai", "gpt-4o-mini"),
+        (llm("gpt-4o-mini", "api.openai.com", host="api.openai.com"), "openai", "gpt-4o-mini"),
+        (llm("gpt-4o-mini-2024-07-18", "api.openai.com"), "openai", "gpt-4o-mini"),
+        (llm("GPT-4o-mini", "api.openai.com"), "openai", "gpt-4o-mini"),
+        (llm("gpt-4o", "acme.openai.azure.com"), "azure", "gpt-4o"),
+        (llm("llama-3.3-70b-versatile", "api.groq.com"), "groq", "llama-3.3-70b-versatile"),
+        (llm("sonar", "openai"), None, None),
+        (llm("gpt-4o-mini", "openai"), "openai", "gpt-4o-mini"),
+        (llm("gpt-4o-mini", "127.0.0.1:4010", host="127.0.0.1"), "openai", "gpt-4o-mini"),
+        (llm("gpt-4o-mini", "127.0.0.1:4012", host="127.0.0.1:4012"), None, None),
+        (llm("gpt-4o-mini", "vllm.internal"), None, None),
+        (llm("gpt-4o-mini", "api.openai.com.evil.example"), None, None),
+        (llm("gpt-4o-mini", "eu.api.openai.com"), None, None),
+        (llm("openai/gpt-4.1-mini", "livekit"), None, None),
+        (llm("openai/gpt-4.1-mini", "livekit", host="agent-gateway.livekit.cloud"), None, None),
+        (llm("gpt-4o-mini", "my openai proxy"), None, None),
+        (llm("gpt-4o-mini", ""), None, None),
+        (llm("", "api.openai.com"), None, None),
+        (llm("gpt-99", "api.openai.com"), None, None),
+        (llm("text-embedding-3-small", "api.openai.com"), None, None),
+        (llm("sonar-pro", "api.perplexity.ai"), None, None),
+        (llm("mistral-nemo:free", "api.mistral.ai"), None, None),
+    ],
+    ids=lambda value: f"{value.provider}/{value.model}" if isinstance(value, LegAttributes) else "",
+)
+def test_the_host_decides_whose_model_it_is(
+    leg: LegAttributes, provider: str | None, model: str | None
+) -> None:
+    price = BOOK.price_for(leg, NOW_UNIX_MS)
+    assert (price and price.provider, price and price.model) == (provider, model)
+
+
+def test_an_openai_call_worked_by_hand() -> None:
+    """gpt-4o-mini, $0.15, $0.075 cached and $0.60 a million tokens: openai.com, 2026-10-12."""
+    price = BOOK.price_for(llm("gpt-4o-mini", "api.openai.com"), NOW_UNIX_MS)
+    assert price is not None
+    assert price.pricing_source == f"genai-prices@{genai_prices.__version__}"
+    usage = {"input_tokens": 1_000, "cached_input_tokens": 200, "output_tokens": 50}
+    assert price.rate(usage) == 800 * 150 + 200 * 75 + 50 * 600
+    assert BOOK.restore(price.document()) == price
+
+
+@pytest.mark.parametrize(
+    ("tier", "input_nano_usd"),
+    [("", 150), ("default", 150), ("auto", 150), ("priority", 250), ("turbo", None)],
+)
+def test_a_service_tier_has_its_own_price_or_none(tier: str, input_nano_usd: int | None) -> None:
+    leg = llm("gpt-4o-mini", "api.openai.com", service_tier=tier)
+    price = BOOK.price_for(leg, NOW_UNIX_MS)
+    assert (price and price.rate({"input_tokens": 1})) == input_nano_usd
+
+
+def test_a_service_tier_nobody_knew_yet_has_no_price() -> None:
+    leg = llm("gpt-4o-mini", "api.openai.com", service_tier="priority")
+    before = datetime(2026, 10, 11, 23, 59, tzinfo=UTC)
+    assert BOOK.price_for(leg, unix_ms(before)) is None
+    assert BOOK.price_for(leg, NOW_UNIX_MS) is not None
+    assert BOOK.price_for(leg, unix_ms(before)) is None
+
+
+def test_genai_prices_is_loaded_when_asked_and_its_updater_never_is() -> None:
+    """Opening a book is cheap; nothing of genai-prices fetches anything."""
+    program = """
+import sys, threading
+from voicecost_catalog import open_price_book
+from voicecost_ledger.records import LegAttributes, Modality
+book = open_price_book()
+leg = LegAttributes(modality=Modality.STT, provider="Deepgram", model="nova-3")
+assert book.price_for(leg, 1_795_305_600_000) is not None
+assert not book.ready
+assert not any(name.partition(".")[0] in sys.modules for name in (
+    "genai_prices", "ruamel", "pydantic", "litestar", "livekit.agents"))
+book.warm()
+assert book.ready
+assert threading.active_count() == 1
+from genai_prices.update_prices import _shared_updater
+assert _shared_updater.ref_count == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_two_threads_may_ask_at_once() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    book = open_price_book()
+    leg = llm("gpt-4o-mini", "api.openai.com")
+    with ThreadPoolExecutor(8) as pool:
+        prices = list(pool.map(lambda _: book.price_for(leg, NOW_UNIX_MS), range(64)))
+    assert len({price.price_id for price in prices if price}) == 1
+    assert None not in prices
