@@ -78,25 +78,21 @@ class RunningSidecar:
         for event in recorded(fixture):
             assert self.webhook(event).status_code == 200
 
-    def agent(self, *, token: str = TOKEN) -> Agent:
+    @contextmanager
+    def agent(self, *, token: str = TOKEN) -> Iterator[Agent]:
         """A connected agent process."""
-        return Agent(self.url, token=token)
+        with connect(
+            f"{self.url.replace('http', 'ws', 1)}/v1/ingest",
+            additional_headers={"Authorization": f"Bearer {token}"},
+        ) as socket:
+            yield Agent(socket)
 
 
 class Agent:
     """An agent process as the protocol shows it."""
 
-    def __init__(self, url: str, *, token: str) -> None:
-        self.socket: ClientConnection = connect(
-            f"{url.replace('http', 'ws', 1)}/v1/ingest",
-            additional_headers={"Authorization": f"Bearer {token}"},
-        )
-
-    def __enter__(self) -> Agent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
 
     def send(self, message: ClientMessage) -> None:
         self.socket.send(encode_message(message))
