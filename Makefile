@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 ARGS ?=
-SEEDS ?= 500
+SEEDS ?= 2000
 
 # No setting of the caller's shell steers pip, pyright or the tests into another environment.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -69,11 +69,23 @@ format: setup ## format the code and repair what ruff can repair
 
 .PHONY: bench
 bench: setup ## measure what metering costs, as ratios to a reference in the same run
-	@for file in benchmarks/bench_*.py; do $(PY) -m "benchmarks.$$(basename "$$file" .py)" $(ARGS); done
+	@for file in benchmarks/bench_*.py; do \
+	  name="$$(basename "$$file" .py)"; \
+	  echo "== $${name#bench_} (make bench-$${name#bench_})"; \
+	  $(PY) -m "benchmarks.$$name" $(ARGS); \
+	done
+
+bench-%: setup
+	@[ -f benchmarks/bench_$*.py ] || { \
+	  echo "bench-$*: there is no benchmarks/bench_$*.py; there are:" \
+	    $(patsubst benchmarks/bench_%.py,bench-%,$(wildcard benchmarks/bench_*.py)) >&2; \
+	  exit 1; \
+	}
+	$(PY) -m benchmarks.bench_$* $(ARGS)
 
 .PHONY: soak
-soak: setup ## run the simulation over as many random histories as asked: make soak SEEDS=5000
-	@VOICECOST_TEST_SEEDS=$(SEEDS) $(PY) -m pytest tests/simulation $(ARGS)
+soak: setup ## play the simulation's histories, as many as asked: make soak SEEDS=10000
+	@VOICECOST_SIMULATION_SEEDS=$(SEEDS) $(PY) -m pytest tests/simulation --quiet $(ARGS)
 
 .PHONY: clean
 clean: ## remove the environment, the built tools and everything that was generated
