@@ -7,6 +7,7 @@ named, and `pytest -k 'seed17-'` plays it again.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_the_books_are_right_after_any_trouble(seed: int) -> None:
             assert call.summary.room_name not in world.livekit.rooms
 
 
-def assert_all_counted(call: CallDetail, spool: list[object], meter_id: str) -> None:
+def assert_all_counted(call: CallDetail, spool: Sequence[object], meter_id: str) -> None:
     """Every leg of the spool stands in the ledger with its last totals."""
     last: dict[int, dict[str, int]] = {}
     for record in spool:

@@ -200,10 +200,13 @@ class LiveKit:
             return  # dropped for age, or the server died with it
         if world.sidecar.webhook(webhook):
             if world.chance(0.1):
-                world.later(500, lambda: world.sidecar.webhook(webhook) and None)
+                world.later(500, lambda: self._again(webhook))
         elif attempt + 1 < len(WEBHOOK_TRIES_MS):
             wait = WEBHOOK_TRIES_MS[attempt + 1] - WEBHOOK_TRIES_MS[attempt]
             world.later(wait, lambda: self._deliver(webhook, attempt + 1))
+
+    def _again(self, webhook: RoomEvent) -> None:
+        self.world.sidecar.webhook(webhook)
 
 
 class Sidecar:

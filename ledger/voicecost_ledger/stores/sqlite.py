@@ -468,8 +468,12 @@ class SqliteStore:
         self._all_readers: list[apsw.Connection] = []
 
     @classmethod
-    def open(cls, path: Path | str) -> SqliteStore:
+    def open(cls, path: Path | str, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> SqliteStore:
         """Open or create the ledger at `path` (`:memory:` for a ledger that is not kept).
+
+        Args:
+            path: The file; its folder is made.
+            busy_timeout_ms: How long to wait for another process's transaction.
 
         Raises:
             StoreRefused: SQLite is too old, or the file is no ledger or one of a newer version.
@@ -488,7 +492,7 @@ class SqliteStore:
                 # Amounts and room names are nobody else's business: before SQLite creates it.
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             db = apsw.Connection(str(path))
-            db.set_busy_timeout(BUSY_TIMEOUT_MS)
+            db.set_busy_timeout(busy_timeout_ms)
             query(db, "PRAGMA journal_mode = WAL")
             query(db, "PRAGMA synchronous = FULL")
             _migrate(path, db)
@@ -605,8 +609,7 @@ def _translated(path: Path) -> Generator[None, None, None]:
         ) from error
     except (apsw.BusyError, apsw.LockedError) as error:
         raise StoreUnavailable(
-            f"{path} is locked by another program for over {BUSY_TIMEOUT_MS} ms: end it; nothing "
-            "was acknowledged",
+            f"{path} is locked by another program for too long: end it; nothing was acknowledged",
             reason="locked",
         ) from error
     except (apsw.NotADBError, apsw.CorruptError) as error:
