@@ -33,7 +33,7 @@ def post(store: SqliteStore, meter_id: str, characters: int = 100) -> None:
 
 def page_limit(store: SqliteStore, pages: int) -> None:
     """A limit counts for the connection that sets it: it must be the writer's."""
-    db: Any = store._db  # pyright: ignore[reportPrivateUsage]
+    db: Any = store._db
     db.execute(f"PRAGMA max_page_count = {pages}")
 
 
