@@ -1,11 +1,16 @@
-"""Real AgentSessions with real provider plugins, on simulated providers, without a room."""
+"""Real AgentSessions with real provider plugins, on simulated providers, without a room.
+
+The ledger is the real one too: embedded, in the test's own folder, read as `voicecost call` does.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,7 +21,11 @@ from livekit.agents.voice.io import AudioOutput, AudioOutputCapabilities
 from livekit.plugins.deepgram import TTS
 from livekit.plugins.openai import LLM
 
+from livekit.plugins.voicecost import _instrument, _prices, _runtime
+from livekit.plugins.voicecost._embedded import database_path
 from tests.simulators import DeepgramSimulator, OpenAISimulator, Reply
+from voicecost_ledger.stores import CallDetail, CallQuery
+from voicecost_ledger.stores.sqlite import SqliteStore
 
 
 class Speaker(AudioOutput):
@@ -54,6 +63,7 @@ class Providers:
     openai: OpenAISimulator
     deepgram: DeepgramSimulator
     http: aiohttp.ClientSession
+    models: list[Any] = field(default_factory=list[Any])
 
     @property
     def _openai_url(self) -> str:
@@ -62,9 +72,12 @@ class Providers:
 
     def session(self, **options: Any) -> AgentSession[None]:
         """A session that writes and speaks; nobody is listening to a caller."""
+        model = LLM(model="gpt-4o-mini", base_url=self._openai_url, api_key="x")
+        voice = TTS(base_url=self.deepgram.speak_url, api_key="x", http_session=self.http)
+        self.models += [model, voice]
         settings: dict[str, Any] = {
-            "llm": LLM(model="gpt-4o-mini", base_url=self._openai_url, api_key="x"),
-            "tts": TTS(base_url=self.deepgram.speak_url, api_key="x", http_session=self.http),
+            "llm": model,
+            "tts": voice,
             "vad": None,
             "turn_handling": {"turn_detection": "manual"},
         }
@@ -75,7 +88,8 @@ class Providers:
 
 @asynccontextmanager
 async def providers(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Providers]:
-    """Both simulators running, and an environment that says who bills for their hosts."""
+    """Both simulators running, in a process that has not metered anything yet."""
+    forget_process()
     replies = [Reply(match="hello", text="Hello! How can I help you?")]
     async with (
         OpenAISimulator(replies=replies, first_token_delay_ms=1, token_delay_ms=0) as openai,
@@ -83,7 +97,37 @@ async def providers(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Providers
         aiohttp.ClientSession() as http,
     ):
         monkeypatch.setenv("VOICECOST_HOST_ALIASES", "localhost=openai,127.0.0.1=deepgram")
-        yield Providers(openai, deepgram, http)
+        # Otherwise the first LLM leg may come before its price: true, and of no use here.
+        await asyncio.to_thread(_prices.prices().book.warm)
+        try:
+            running = Providers(openai, deepgram, http)
+            yield running
+            for model in running.models:
+                await model.aclose()
+        finally:
+            await asyncio.to_thread(forget_process)
+
+
+def forget_process() -> None:
+    """End this process's metering, so that the next test starts as a new process does."""
+    _runtime._close_all()
+    _runtime._runtimes.clear()
+    _prices._prices = None
+    _instrument.uninstrument()
+
+
+async def ledger() -> list[CallDetail]:
+    """Every call in this process's embedded ledger, oldest first, once all is durable in it."""
+    await _runtime.runtime().flushed(10)
+    return await asyncio.to_thread(_read, database_path())
+
+
+def _read(path: Path) -> list[CallDetail]:
+    if not path.exists():
+        return []
+    with contextlib.closing(SqliteStore.open(path)) as store:
+        details = [store.call(each.call_id) for each in store.calls(CallQuery())]
+    return [each for each in details if each is not None][::-1]
 
 
 class Host(Agent):

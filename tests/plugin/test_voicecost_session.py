@@ -1,0 +1,248 @@
+"""A meter and its session: from before `start()` to the last record, in the real ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from livekit.agents import Agent, AgentSession, ModelSettings, llm
+
+from livekit.plugins.voicecost import VoiceCost
+from tests.plugin.voicecost_sessions import Host, Providers, ledger, providers, say_hello
+from voicecost_ledger.records import Coverage, Environment, Outcome
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Providers]:
+    async with providers(monkeypatch) as world:
+        yield world
+
+
+async def test_a_session_is_in_the_ledger_with_all_it_used(world: Providers) -> None:
+    session = world.session()
+    meter = VoiceCost(project="shop", tenant="acme", tags={"line": "1"}, budget="1").attach(session)
+    await session.start(Host())
+    await say_hello(session)
+    await session.aclose()
+
+    assert meter.closed
+    (call,) = await ledger()
+    assert call.summary.total_nano_usd == meter.cost.total_nano_usd > 0
+    assert call.summary.nano_usd_by_modality["tts"] == meter.cost.by_modality["tts"]
+    assert (call.summary.project, call.summary.tenant) == ("shop", "acme")
+    assert call.summary.limit_nano_usd == 1_000_000_000
+    assert call.summary.coverage is Coverage.COMPLETE
+    assert call.summary.environment is Environment.TEST
+    assert {leg.modality.value for leg in call.legs} == {"llm", "tts"}
+    assert {leg.outcome for leg in call.legs} == {Outcome.SERVED}
+    (view,) = call.meters
+    assert (view.meter_id, view.state) == (meter.meter_id, "closed")
+    assert set(view.versions) == {"livekit-agents", "voicecost"}
+
+
+async def test_a_session_that_never_starts_leaves_nothing(world: Providers) -> None:
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.aclose()
+    assert meter.meter_id is None
+
+    other = world.session()
+    VoiceCost().attach(other)
+    await other.start(Host())
+    await other.aclose()
+    assert len(await ledger()) == 1
+
+
+async def test_attaching_twice_is_one_meter_and_one_voicecost_makes_several(
+    world: Providers,
+) -> None:
+    cost = VoiceCost()
+    first, second = world.session(), world.session()
+    meters = [cost.attach(first), cost.attach(second)]
+    assert cost.attach(first) is meters[0]
+    for session in (first, second):
+        await session.start(Host())
+    await say_hello(second)
+    for session in (first, second):
+        await session.aclose()
+
+    assert meters[0].cost.total_nano_usd == 0 < meters[1].cost.total_nano_usd
+    assert {meter.meter_id for call in await ledger() for meter in call.meters} == {
+        meter.meter_id for meter in meters
+    }
+
+
+async def test_what_ran_before_the_first_voicecost_is_a_gap(world: Providers) -> None:
+    session = world.session()
+    await session.start(Host())
+    await say_hello(session)
+    meter = VoiceCost().attach(session)
+    await say_hello(session)
+    await session.aclose()
+
+    assert meter.coverage is Coverage.PARTIAL
+    (call,) = await ledger()
+    assert [gap.reason for gap in call.gaps] == ["attached_late"]
+    assert call.summary.coverage is Coverage.PARTIAL
+    assert sorted(leg.modality.value for leg in call.legs) == ["llm", "tts"]
+
+
+async def test_what_ran_since_the_first_voicecost_is_adopted(world: Providers) -> None:
+    cost = VoiceCost()
+    session = world.session()
+    await session.start(Host())
+    await say_hello(session)
+    meter = cost.attach(session)
+    await session.aclose()
+
+    (call,) = await ledger()
+    assert call.gaps == []
+    assert call.summary.coverage is Coverage.COMPLETE
+    assert sorted(leg.modality.value for leg in call.legs) == ["llm", "tts"]
+    assert call.summary.total_nano_usd == meter.cost.total_nano_usd > 0
+
+
+class OwnModel(Agent):
+    """Answers with a model that nobody but the application knows of."""
+
+    def __init__(self) -> None:
+        super().__init__(instructions="Be brief.")
+
+    async def llm_node(
+        self, chat_ctx: llm.ChatContext, tools: list[llm.Tool], model_settings: ModelSettings
+    ) -> AsyncIterator[str]:
+        yield "Good day to you."
+
+
+class OwnVoice(Agent):
+    """Speaks with a voice that nobody but the application knows of."""
+
+    def __init__(self) -> None:
+        super().__init__(instructions="Be brief.")
+
+    async def tts_node(self, text: Any, model_settings: ModelSettings) -> AsyncIterator[Any]:
+        from livekit import rtc
+
+        async for _ in text:
+            pass
+        yield rtc.AudioFrame(bytes(2 * 2400), 24_000, 1, 2400)
+
+
+@pytest.mark.parametrize(
+    ("agent", "gap"),
+    [
+        pytest.param(OwnModel, ("turn_without_llm", "llm"), id="an answer without an LLM leg"),
+        pytest.param(OwnVoice, ("audio_without_tts", "tts"), id="a voice without a TTS leg"),
+    ],
+)
+async def test_what_no_leg_shows_is_a_gap(
+    agent: type[Agent], gap: tuple[str, str], world: Providers
+) -> None:
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.start(agent())
+    await say_hello(session)
+    await session.aclose()
+
+    assert meter.coverage is Coverage.PARTIAL
+    (call,) = await ledger()
+    assert [(each.reason, each.modality) for each in call.gaps] == [gap]
+
+
+async def test_a_sentence_that_is_only_said_is_no_gap(world: Providers) -> None:
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.start(Host())
+    await session.say("Good evening!").wait_for_playout()
+    await session.aclose()
+    assert meter.coverage is Coverage.COMPLETE
+
+
+async def test_a_closing_that_fails_closes_the_meter_too(
+    world: Providers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.start(Host())
+    await say_hello(session)
+
+    async def broken(**_: object) -> None:
+        raise RuntimeError("a plugin's teardown raised")
+
+    monkeypatch.setattr(session, "_teardown_activity", broken)
+    with pytest.raises(RuntimeError, match="teardown raised"):
+        await session.aclose()
+
+    assert meter.closed
+    (call,) = await ledger()
+    assert call.meters[0].state == "closed"
+
+
+async def test_a_closing_that_is_cancelled_closes_the_meter_too(
+    world: Providers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.start(Host())
+
+    async def hangs(**_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(session, "_teardown_activity", hangs)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(session.aclose(), 0.05)
+    await asyncio.wait_for(meter.wait_closed(), 5)
+
+
+async def test_a_closed_session_can_be_metered_again(world: Providers) -> None:
+    cost = VoiceCost()
+    session = world.session()
+    meters = []
+    for _ in range(2):
+        meters.append(cost.attach(session))
+        await session.start(Host())
+        await session.aclose()
+    assert len({meter.meter_id for meter in meters}) == 2
+
+
+async def test_the_log_says_where_and_how_much_but_nothing_of_the_call(
+    world: Providers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="livekit.plugins.voicecost")
+    for log_costs in ("0", "1"):
+        monkeypatch.setenv("VOICECOST_LOG_COSTS", log_costs)
+        session = world.session()
+        VoiceCost().attach(session)
+        await session.start(Host())
+        await say_hello(session)
+        await session.aclose()
+
+    lines = [record.getMessage() for record in caplog.records if "voicecost" in record.name]
+    attached, ended, _, ended_with_costs = [line for line in lines if "coverage" in line]
+    assert "ledger.db" in attached
+    assert "livekit-agents" in attached
+    assert "legs: stt 0, llm 1, tts 1; wasted: 0; unpriced: 0" in ended
+    assert "$" not in ended
+    assert "cost: $" in ended_with_costs
+    assert "of it waste $0.0000" in ended_with_costs
+    assert not [line for line in lines if "hello" in line.lower() or "help you" in line.lower()]
+
+
+async def test_under_pytest_no_sidecar_is_told_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="livekit.plugins.voicecost")
+    monkeypatch.setenv("VOICECOST_URL", "http://user:secret@127.0.0.1:9/")
+
+    def bare() -> AgentSession[None]:
+        return AgentSession(vad=None, turn_handling={"turn_detection": "manual"})
+
+    VoiceCost().attach(bare())
+    VoiceCost(url="http://user:secret@127.0.0.1:9/").attach(bare())
+    unasked, asked = [record.getMessage() for record in caplog.records]
+    assert "127.0.0.1:9" not in unasked
+    assert "127.0.0.1:9" in asked
+    assert "secret" not in asked
