@@ -60,10 +60,17 @@ class _Node(msgspec.Struct, frozen=True, kw_only=True):
 def _node(composed: Any) -> _Node:
     line: int = composed.start_mark.line + 1
     if composed.id == "mapping":
-        return _Node(line=line, items=[(_node(key), _node(value)) for key, value in composed.value])
+        return _Node(line=line, items=[_pair(key, value) for key, value in composed.value])
     if composed.id == "scalar" and composed.tag != _NULL_TAG:
         return _Node(line=line, text=str(composed.value))
     return _Node(line=line)
+
+
+def _pair(composed_key: Any, composed_value: Any) -> tuple[_Node, _Node]:
+    key, value = _node(composed_key), _node(composed_value)
+    if value.text is None and value.items is None and composed_value.id == "scalar":
+        value = _Node(line=key.line)  # what is not there has the line of what follows
+    return key, value
 
 
 class _File:

@@ -1,0 +1,143 @@
+"""Reading the ledger over HTTP: exact money, honest totals, a document that tells the truth."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.sidecar.running import NOVA, RunningSidecar, a_call, batch
+from voicecost_ledger.protocol import Ack
+from voicecost_ledger.records import Basis, LegAttributes, LegStart, LegStop, Modality, Outcome
+
+UNPRICED = LegAttributes(modality=Modality.TTS, provider="Nobody", model="sings")
+
+
+@pytest.fixture
+def told(sidecar: RunningSidecar) -> RunningSidecar:
+    """Two calls of two projects; one has a leg that nobody knows the price of."""
+    shop = a_call("M_1", project="shop", agent="greeter")
+    lab = a_call("M_2", project="lab")
+    at, close = lab[-1].at_unix_ms, lab.pop()
+    lab.append(LegStart("M_2", 4, at, 2, UNPRICED, {"characters": 5}))
+    lab.append(LegStop("M_2", 5, at, 2, {"characters": 5}, Basis.OBSERVED, Outcome.INTERRUPTED))
+    lab.append(type(close)("M_2", 6, at, close.coverage))
+    with sidecar.agent() as agent:
+        for records in (shop, lab):
+            agent.send(batch(records))
+            agent.hear_a(Ack)
+    return sidecar
+
+
+def test_costs_by_project_name_what_they_do_not_hold(told: RunningSidecar) -> None:
+    costs = told.get("/v1/costs", period="today")
+    rows = {row["group"]["project"]: row for row in costs["rows"]}
+    assert rows["shop"]["amount_nano_usd"] == rows["lab"]["amount_nano_usd"] == "4800000"
+    assert (rows["shop"]["unpriced_leg_count"], rows["lab"]["unpriced_leg_count"]) == (0, 1)
+    assert (costs["total_nano_usd"], costs["unpriced_leg_count"]) == ("9600000", 1)
+    assert costs["time_zone"] == "UTC"
+
+
+def test_costs_of_one_project_by_several_groups(told: RunningSidecar) -> None:
+    costs = told.get("/v1/costs", project="shop", group_by="provider,model,outcome")
+    (row,) = costs["rows"]
+    assert row["group"] == {"provider": "Deepgram", "model": "nova-3", "outcome": "served"}
+
+
+def test_costs_of_yesterday_are_none(told: RunningSidecar) -> None:
+    assert told.get("/v1/costs", period="yesterday")["rows"] == []
+
+
+def test_calls_are_listed_newest_first_and_in_pieces(told: RunningSidecar) -> None:
+    everything = told.get("/v1/calls")
+    first = told.get("/v1/calls", limit="1")
+    assert [call["project"] for call in everything["calls"]] == ["lab", "shop"]
+    assert (everything["has_more"], first["has_more"]) == (False, True)
+    assert first["calls"] == everything["calls"][:1]
+    assert [c["project"] for c in told.get("/v1/calls", project="shop")["calls"]] == ["shop"]
+    assert told.get("/v1/calls", period="yesterday")["calls"] == []
+    assert told.get("/v1/calls", state="open")["calls"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "says"),
+    [
+        ("/v1/costs", {"period": "someday"}, "today, yesterday, week, month"),
+        ("/v1/costs", {"period": "today", "from": "2026-11-22"}, "not both"),
+        ("/v1/costs", {"from": "22.11.2026"}, "ISO 8601"),
+        ("/v1/costs", {"from": "2026-11-22", "to": "2026-11-21"}, "empty"),
+        ("/v1/costs", {"group_by": "phone"}, "project, agent"),
+        ("/v1/calls", {"limit": "0"}, "limit"),
+        ("/v1/calls", {"state": "lost"}, "state"),
+    ],
+)
+def test_a_question_that_is_not_understood(
+    sidecar: RunningSidecar, path: str, params: dict[str, str], says: str
+) -> None:
+    answer = sidecar.http.get(path, params=params)
+    assert answer.status_code == 400
+    assert says in answer.text
+
+
+def test_an_unknown_call_is_not_found(sidecar: RunningSidecar) -> None:
+    answer = sidecar.http.get("/v1/calls/CA_none")
+    assert answer.status_code == 404
+    assert "CA_none" in answer.json()["detail"]
+
+
+def test_metrics_are_counters_and_gauges_without_names_of_people(told: RunningSidecar) -> None:
+    text = told.http.get("/v1/metrics").text
+    assert re.search(r"^voicecost_ledger_entries_total 3\.0$", text, re.MULTILINE)
+    assert re.search(r"^voicecost_ledger_calls_settled 2\.0$", text, re.MULTILINE)
+    assert re.search(r"^voicecost_ledger_unpriced_legs 1\.0$", text, re.MULTILINE)
+    assert "voicecost_bookkeeper_faults_total 0.0" in text
+    assert NOVA.model not in text
+
+
+@pytest.fixture
+def document(sidecar: RunningSidecar) -> dict[str, Any]:
+    return sidecar.get("/openapi.json")
+
+
+def test_the_document_names_every_route_and_no_other(document: dict[str, Any]) -> None:
+    assert set(document["paths"]) == {
+        "/health",
+        "/livekit/webhook",
+        "/v1/calls",
+        "/v1/calls/{call_id}",
+        "/v1/costs",
+        "/v1/metrics",
+        "/v1/records",
+    }
+
+
+def test_the_documents_schemas_are_msgspecs_with_money_as_text(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    call = schemas["CallSummary"]
+    assert call["description"].startswith("One call in a list.")
+    assert call["properties"]["total_nano_usd"]["type"] == "string"
+    assert call["properties"]["nano_usd_by_modality"]["additionalProperties"]["type"] == "string"
+    kinds = {option["type"] for option in call["properties"]["limit_nano_usd"]["anyOf"]}
+    assert kinds == {"string", "null"}
+
+
+def test_every_reference_in_the_document_leads_somewhere(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    references = set(re.findall(r"#/components/schemas/([^'\"]+)", str(document)))
+    assert references
+    assert references <= set(schemas)
+
+
+def test_what_is_answered_has_exactly_the_documents_fields(told: RunningSidecar) -> None:
+    schemas = told.get("/openapi.json")["components"]["schemas"]
+    (call, _) = told.get("/v1/calls")["calls"]
+    detail = told.get(f"/v1/calls/{call['call_id']}")
+    for name, answered in (
+        ("CallSummary", call),
+        ("CallDetail", detail),
+        ("LegView", detail["legs"][0]),
+        ("EntryView", detail["entries"][0]),
+        ("Costs", told.get("/v1/costs")),
+    ):
+        assert set(answered) == set(schemas[name]["properties"])

@@ -1,0 +1,194 @@
+"""The command `voicecost`, run as people run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.sidecar.running import TOKEN, RunningSidecar, a_call, batch
+from voicecost_ledger.protocol import Ack
+
+VOICECOST = Path(sys.executable).with_name("voicecost")
+
+
+def voicecost(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [VOICECOST, *arguments],
+        cwd=folder,
+        env=os.environ | {"COLUMNS": "200"} | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@contextmanager
+def serving(folder: Path, **environ: str) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+    """`voicecost serve --json` until the block ends; gives what it says at its start."""
+    process = subprocess.Popen(
+        [VOICECOST, "serve", "--port", "0", "--json"],
+        cwd=folder,
+        env=os.environ | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise AssertionError(process.communicate(timeout=30)[1])
+        yield json.loads(line), process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def test_a_call_is_read_from_the_ledger_directly(sidecar: RunningSidecar, tmp_path: Path) -> None:
+    with sidecar.agent() as agent:
+        agent.send(batch(a_call(agent="greeter")))
+        agent.hear_a(Ack)
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    listed = voicecost(tmp_path, "calls", VOICECOST_DATABASE_URL=url)
+    as_json = voicecost(tmp_path, "calls", "--json", VOICECOST_DATABASE_URL=url)
+    assert listed.returncode == as_json.returncode == 0
+    for word in ("shop", "greeter", "settled", "$0.0048"):
+        assert word in listed.stdout
+    found = json.loads(as_json.stdout)
+    assert found == sidecar.get("/v1/calls")
+    call_id = found["calls"][0]["call_id"]
+    shown = voicecost(tmp_path, "call", call_id, VOICECOST_DATABASE_URL=url)
+    for word in (call_id, "stt", "nova-3", "60,000 audio_ms", "observed", "served", "catalog@"):
+        assert word in shown.stdout
+    detail = voicecost(tmp_path, "call", call_id, "--json", VOICECOST_DATABASE_URL=url)
+    assert json.loads(detail.stdout) == sidecar.get(f"/v1/calls/{call_id}")
+    spent = voicecost(tmp_path, "costs", "--group-by", "project,model", VOICECOST_DATABASE_URL=url)
+    for word in ("shop", "nova-3", "total", "$0.0048"):
+        assert word in spent.stdout
+    spent_json = voicecost(tmp_path, "costs", "--json", VOICECOST_DATABASE_URL=url)
+    assert json.loads(spent_json.stdout) == sidecar.get("/v1/costs")
+
+
+def test_no_ledger_yet_is_said(tmp_path: Path) -> None:
+    answer = voicecost(tmp_path, "costs")
+    assert answer.returncode == 2
+    assert "there is no ledger at" in answer.stderr
+
+
+def test_a_wrong_question_is_said(sidecar: RunningSidecar, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    for arguments, says in (
+        (["costs", "--period", "someday"], "today, yesterday"),
+        (["costs", "--group-by", "phone"], "project, agent"),
+        (["call", "CA_none"], "voicecost calls"),
+    ):
+        answer = voicecost(tmp_path, *arguments, VOICECOST_DATABASE_URL=url)
+        assert answer.returncode == 2
+        assert says in answer.stderr
+
+
+def test_a_wrong_config_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "voicecost.yaml").write_text("projects:\n  shop:\n    daily_bugdet: 5.00\n")
+    answer = voicecost(tmp_path, "serve", "--port", "0")
+    assert answer.returncode == 2
+    assert "voicecost.yaml:3: projects.shop.daily_bugdet: unknown key" in answer.stderr
+    assert "name, daily_budget, budget_action" in answer.stderr
+
+
+def test_an_alias_for_a_provider_without_prices_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "voicecost.yaml").write_text("host_aliases: {llm.internal: opnai}\n")
+    answer = voicecost(tmp_path, "serve", "--port", "0")
+    assert answer.returncode == 2
+    assert "host_aliases" in answer.stderr
+    assert "opnai" in answer.stderr
+
+
+def test_init_writes_a_file_that_serve_takes_and_never_overwrites(tmp_path: Path) -> None:
+    assert voicecost(tmp_path, "init").returncode == 0
+    text = (tmp_path / "voicecost.yaml").read_text()
+    assert "daily_budget: 5.00" in text
+    (tmp_path / "voicecost.yaml").write_text("time_zone: UTC\n")
+    again = voicecost(tmp_path, "init")
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    assert (tmp_path / "voicecost.yaml").read_text() == "time_zone: UTC\n"
+    with serving(tmp_path) as (started, _):
+        assert httpx.get(f"{started['url']}/health").json()["status"] == "ok"
+
+
+def test_the_first_start_makes_a_token_and_says_it_once(tmp_path: Path) -> None:
+    with serving(tmp_path) as (started, process):
+        token_file = Path(started["database"]).with_suffix(".token")
+        token = token_file.read_text().strip()
+        assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
+        bearer = {"Authorization": f"Bearer {token}"}
+        assert httpx.get(f"{started['url']}/v1/calls", headers=bearer).status_code == 200
+        assert httpx.get(f"{started['url']}/v1/calls").status_code == 401
+    assert process.returncode in (0, -signal.SIGTERM)
+    with serving(tmp_path) as (started, second):
+        assert httpx.get(f"{started['url']}/v1/calls", headers=bearer).status_code == 200
+        second.send_signal(signal.SIGTERM)
+        assert token not in second.communicate(timeout=30)[1]
+
+
+def test_a_token_file_that_others_may_read_stops_the_start(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    (tmp_path / "ledger.token").write_text("secret\n")
+    (tmp_path / "ledger.token").chmod(0o644)
+    answer = voicecost(tmp_path, "serve", "--port", "0", VOICECOST_DATABASE_URL=url)
+    assert answer.returncode == 2
+    assert "chmod 600" in answer.stderr
+
+
+def test_the_environments_token_is_the_token(tmp_path: Path) -> None:
+    with serving(tmp_path, VOICECOST_TOKEN=TOKEN) as (started, _):
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        assert httpx.get(f"{started['url']}/v1/calls", headers=bearer).status_code == 200
+        assert not Path(started["database"]).with_suffix(".token").exists()
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    with serving(tmp_path, VOICECOST_TOKEN=TOKEN) as (started, _):
+        port = started["url"].rpartition(":")[2]
+        answer = voicecost(tmp_path, "serve", "--port", port, VOICECOST_TOKEN=TOKEN)
+    assert answer.returncode == 2
+    assert f"127.0.0.1:{port}" in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["calls", "costs", "call"])
+def test_reading_imports_no_web_stack(tmp_path: Path, command: str) -> None:
+    program = (
+        "import sys; from voicecost_sidecar import cli; "
+        "heavy = {'litestar', 'uvicorn', 'aiohttp', 'jwt', 'ruamel', 'livekit', 'genai_prices'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    imported = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert imported.stdout.strip() == "[]"
+    assert voicecost(tmp_path, command, "--help").returncode == 0
+
+
+def test_serve_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
+    """A base install has no Litestar."""
+    program = (
+        "import sys; sys.modules['litestar'] = None; sys.argv = ['voicecost', 'serve'];"
+        "from voicecost_sidecar import cli; cli.main()"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 2
+    assert "livekit-plugins-voicecost[sidecar]" in answer.stderr
