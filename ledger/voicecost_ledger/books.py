@@ -614,7 +614,8 @@ class Books:
                 tx.save_meter(meter)
         for meter in tx.meters_with_lease_before(now):
             self._expire(tx, meter)
-        for call in tx.unsettled_calls():
+        silent_since = now - self._policy.meter_silence_ms
+        for call in tx.calls_in_waiting(now, silent_since_unix_ms=silent_since):
             effects += self._tick_call(tx, call, now)
         return effects
 

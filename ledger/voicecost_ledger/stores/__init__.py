@@ -227,8 +227,12 @@ class Session(Protocol):
         """Remove a call that never had a meter (it turned out to be part of another)."""
         ...
 
-    def unsettled_calls(self) -> list[Call]:
-        """Every call that is open or ended, by id."""
+    def calls_in_waiting(self, now: int, *, silent_since_unix_ms: int) -> list[Call]:
+        """The calls that time alone may move on, by id.
+
+        Ended ones, those being ended or past their wrap-up's deadline, and open ones with a meter
+        that was not heard of since `silent_since_unix_ms`.
+        """
         ...
 
     def room(self, room_sid: str) -> Room | None:

@@ -83,6 +83,7 @@ CREATE TABLE meters (
 CREATE INDEX meters_by_call ON meters (call_id);
 CREATE INDEX meters_by_job ON meters (job_id) WHERE job_id IS NOT NULL;
 CREATE INDEX meters_by_room ON meters (room_sid) WHERE room_sid IS NOT NULL;
+CREATE INDEX meters_open ON meters (last_heard_at_unix_ms) WHERE state = 'open';
 CREATE INDEX meters_by_lease ON meters (lease_until_unix_ms) WHERE lease_until_unix_ms IS NOT NULL;
 
 -- Names and identities are personal data: here and in participants, nowhere else.

@@ -191,8 +191,15 @@ class SqliteSession:
         self._known.pop(("Call", call_id), None)
         query(self._db, "DELETE FROM calls WHERE call_id = ? AND meter_count = 0", (call_id,))
 
-    def unsettled_calls(self) -> list[Call]:
-        return self._find(_CALLS, "state <> 'settled' ORDER BY call_id")
+    def calls_in_waiting(self, now: int, *, silent_since_unix_ms: int) -> list[Call]:
+        return self._find(
+            _CALLS,
+            "state = 'ended' OR state = 'open' AND (ending = 'ending' "
+            "OR ending_deadline_unix_ms <= ? OR call_id IN (SELECT call_id FROM meters "
+            "WHERE state = 'open' AND last_heard_at_unix_ms <= ?)) ORDER BY call_id",
+            now,
+            silent_since_unix_ms,
+        )
 
     def room(self, room_sid: str) -> Room | None:
         return self._get(_ROOMS, ("Room", room_sid), "sid = ?", room_sid)
