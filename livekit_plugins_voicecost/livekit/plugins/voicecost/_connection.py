@@ -140,6 +140,8 @@ class SidecarAuthority:
         """Check the address; nothing is opened yet."""
         self._url = ingest_url(url)
         self._process_id = process_id
+        # A proxy is for the way out, not for this machine.
+        self._use_proxy = not _is_loopback(urlsplit(url).hostname or "")
 
     @property
     def place(self) -> str:
@@ -152,7 +154,7 @@ class SidecarAuthority:
         import aiohttp  # livekit-agents has imported it; this module must not
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout, trust_env=True) as session:
+        async with aiohttp.ClientSession(timeout=timeout, trust_env=self._use_proxy) as session:
             try:
                 socket = await asyncio.wait_for(
                     session.ws_connect(

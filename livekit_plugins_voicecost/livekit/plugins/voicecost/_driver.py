@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -185,6 +186,8 @@ class Driver:
             except AuthorityUnreachableError as error:
                 reason = str(error)
             except Exception as error:
+                if not threading.main_thread().is_alive():
+                    return  # the interpreter ends, and takes what connecting needs with it
                 _faults.count("connection", error)
             if not self._outage_said:
                 self._outage_said = True

@@ -13,19 +13,19 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import platformdirs
 
-from voicecost_ledger.bookkeeper import Bookkeeper
 from voicecost_ledger.events import Effect, EndRoom
-from voicecost_ledger.policy import Policy
 from voicecost_ledger.protocol import ClientMessage, Hello, Reject, ServerMessage
-from voicecost_ledger.stores import StoreRefused, StoreUnavailable
-from voicecost_ledger.stores.sqlite import SqliteStore
 
 from ._connection import AuthorityUnreachableError, Channel
 from ._prices import prices
+
+if TYPE_CHECKING:
+    from voicecost_ledger.bookkeeper import Bookkeeper
+    from voicecost_ledger.stores.sqlite import SqliteStore
 
 _SCHEME: Final = "sqlite:///"
 
@@ -75,20 +75,29 @@ class EmbeddedAuthority:
         self._loop = asyncio.get_running_loop()
         self._replies = asyncio.Queue()
         if self._bookkeeper is None:
-            try:
-                self._store = self._store or await asyncio.to_thread(SqliteStore.open, self._path)
-            except (StoreUnavailable, StoreRefused) as error:
-                raise AuthorityUnreachableError(str(error)) from None
-            book = prices().book
-            await asyncio.to_thread(book.warm)  # rating must know every price from the first leg
-            self._bookkeeper = Bookkeeper(
-                self._store, book, Policy(), on_effects=self._effects_of_tick
-            )
-            self._bookkeeper.start()
+            self._bookkeeper = self._start()
         try:
             yield _EmbeddedChannel(self._bookkeeper, self._loop, self._replies)
         finally:
             self._replies = None
+
+    def _start(self) -> Bookkeeper:
+        """Open the file and the books; slow, but this is the uplink's own thread."""
+        # Here, not at the top: SQLite and the books are 80 ms that no agent's loop should wait for.
+        from voicecost_ledger.bookkeeper import Bookkeeper
+        from voicecost_ledger.policy import Policy
+        from voicecost_ledger.stores import StoreRefused, StoreUnavailable
+        from voicecost_ledger.stores.sqlite import SqliteStore
+
+        try:
+            self._store = self._store or SqliteStore.open(self._path)
+        except (StoreUnavailable, StoreRefused) as error:
+            raise AuthorityUnreachableError(str(error)) from None
+        book = prices().book
+        book.warm()  # the first leg must find every price
+        bookkeeper = Bookkeeper(self._store, book, Policy(), on_effects=self._effects_of_tick)
+        bookkeeper.start()
+        return bookkeeper
 
     async def close(self) -> None:
         """Work off what was handed in and close the file."""

@@ -14,6 +14,7 @@ import contextlib
 import os
 import tempfile
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -96,7 +97,7 @@ class Runtime:
             listener: Told, on the uplink's thread, what the ledger says about this meter.
             failure_handling: What becomes of the call while no ledger can be reached.
         """
-        self._start()
+        self._prepare()
         link = MeterLink(
             self,
             listener,
@@ -122,6 +123,7 @@ class Runtime:
             unattributed=unattributed,
             versions=versions or {},
         )
+        self._start()  # after the write: a starting thread wants the interpreter too
         link.flush()  # the first grant should be there before the greeting
         return link
 
@@ -162,20 +164,27 @@ class Runtime:
 
     # -- starting and ending ----------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _prepare(self) -> None:
         with self._lock:
-            if self._thread is not None or self._abandoned:
+            if self._driver is not None or self._abandoned:
                 return
             self._spool = _open_spool(self._label)
             self._driver = Driver(
                 self.uplink, self._authority, self._spool, self._label, self._links, self._inbox
             )
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._driver is None or self._thread is not None or self._abandoned:
+                return
             self._thread = threading.Thread(
                 target=self._main, args=(self._driver,), name="voicecost-uplink", daemon=True
             )
             self._thread.start()
 
     def _main(self, driver: Driver) -> None:
+        # The starter is an agent's loop: give the interpreter back before working in it.
+        time.sleep(0.001)
         # Not asyncio.run: at exit it starts a thread to end its executor, too late for that.
         loop = asyncio.new_event_loop()
         try:
