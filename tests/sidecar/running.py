@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +49,7 @@ M = TypeVar("M", bound=ServerMessage)
 T = TypeVar("T")
 
 TOKEN = "the operator's token"
+AWAY = LiveKitConfig(url="ws://127.0.0.1:9", api_key=API_KEY, api_secret=API_SECRET)
 FIXTURES = Path(__file__).parent / "fixtures"
 NOVA = LegAttributes(modality=Modality.STT, provider="Deepgram", model="nova-3", language="en")
 
@@ -79,7 +81,7 @@ class RunningSidecar:
             assert self.webhook(event).status_code == 200
 
     @contextmanager
-    def agent(self, *, token: str = TOKEN) -> Iterator[Agent]:
+    def agent(self, *, token: str = TOKEN) -> Generator[Agent]:
         """A connected agent process."""
         with connect(
             f"{self.url.replace('http', 'ws', 1)}/v1/ingest",
@@ -181,17 +183,15 @@ def until(look: Callable[[], T], *, timeout_s: float = 15.0) -> T:
 def running_sidecar(
     folder: Path,
     *,
-    livekit_url: str = "ws://127.0.0.1:9",
+    livekit: LiveKitConfig = AWAY,
     poll_interval_s: float = 600.0,
-    **settings: Any,
-) -> Iterator[RunningSidecar]:
+    busy_timeout_ms: int = 5_000,
+    listening: socket.socket | None = None,
+) -> Generator[RunningSidecar]:
     """Serve until the test is over. By default LiveKit is away: only webhooks tell of rooms."""
-    config = Config(
-        database_path=folder / "ledger.db",
-        livekit=LiveKitConfig(url=livekit_url, api_key=API_KEY, api_secret=API_SECRET),
-        **settings,
-    )
-    store = SqliteStore.open(config.database_path)
+    listening = listening or listening_socket("127.0.0.1", 0)
+    config = Config(database_path=folder / "ledger.db", livekit=livekit)
+    store = SqliteStore.open(config.database_path, busy_timeout_ms=busy_timeout_ms)
     sidecar = Sidecar(
         config,
         store,
@@ -201,7 +201,6 @@ def running_sidecar(
     )
     started = threading.Event()
     server = SidecarServer(sidecar.app, on_started=started.set)
-    listening = listening_socket("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     assert started.wait(20), "the sidecar did not start"

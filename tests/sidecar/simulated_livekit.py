@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import jwt
 from aiohttp import web
 from livekit import api
 from livekit.protocol.models import ParticipantInfo
+
+from voicecost_sidecar.config import LiveKitConfig
 
 API_KEY = "APItest"
 API_SECRET = "a secret of forty characters and no less"
@@ -34,6 +36,11 @@ class SimulatedLiveKit:
         self.refusals: list[tuple[str, int, str]] = []  # (method, HTTP status, code), used up
         self.rejoin_as: dict[str, str] = {}  # name -> SID of the room that comes after a deletion
         self.outlives_deletions = 0  # so often a deletion is answered, but not yet carried out
+
+    @property
+    def config(self) -> LiveKitConfig:
+        """How a sidecar reaches it."""
+        return LiveKitConfig(url=self.url, api_key=API_KEY, api_secret=API_SECRET)
 
     def open_room(self, name: str, sid: str, *people: ParticipantInfo) -> None:
         headcount = sum(p.kind != ParticipantInfo.Kind.AGENT for p in people)
@@ -109,7 +116,7 @@ def agent(job_id: str, sid: str, *, joined_at_ms: int = 1) -> ParticipantInfo:
 
 
 @contextmanager
-def simulated_livekit() -> Iterator[SimulatedLiveKit]:
+def simulated_livekit() -> Generator[SimulatedLiveKit]:
     """Serve on loopback, in a thread with its own loop."""
     livekit = SimulatedLiveKit()
     started, stop = threading.Event(), asyncio.Event()

@@ -9,7 +9,16 @@ import pytest
 
 from tests.sidecar.running import NOVA, RunningSidecar, a_call, batch
 from voicecost_ledger.protocol import Ack
-from voicecost_ledger.records import Basis, LegAttributes, LegStart, LegStop, Modality, Outcome
+from voicecost_ledger.records import (
+    Basis,
+    Coverage,
+    LegAttributes,
+    LegStart,
+    LegStop,
+    MeterClose,
+    Modality,
+    Outcome,
+)
 
 UNPRICED = LegAttributes(modality=Modality.TTS, provider="Nobody", model="sings")
 
@@ -19,10 +28,10 @@ def told(sidecar: RunningSidecar) -> RunningSidecar:
     """Two calls of two projects; one has a leg that nobody knows the price of."""
     shop = a_call("M_1", project="shop", agent="greeter")
     lab = a_call("M_2", project="lab")
-    at, close = lab[-1].at_unix_ms, lab.pop()
+    at = lab.pop().at_unix_ms
     lab.append(LegStart("M_2", 4, at, 2, UNPRICED, {"characters": 5}))
     lab.append(LegStop("M_2", 5, at, 2, {"characters": 5}, Basis.OBSERVED, Outcome.INTERRUPTED))
-    lab.append(type(close)("M_2", 6, at, close.coverage))
+    lab.append(MeterClose("M_2", 6, at, Coverage.COMPLETE))
     with sidecar.agent() as agent:
         for records in (shop, lab):
             agent.send(batch(records))

@@ -8,7 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ def voicecost(folder: Path, *arguments: str, **environ: str) -> subprocess.Compl
 
 
 @contextmanager
-def serving(folder: Path, **environ: str) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+def serving(
+    folder: Path, **environ: str
+) -> Generator[tuple[dict[str, Any], subprocess.Popen[str]]]:
     """`voicecost serve --json` until the block ends; gives what it says at its start."""
     process = subprocess.Popen(
         [VOICECOST, "serve", "--port", "0", "--json"],

@@ -31,7 +31,6 @@ from voicecost_ledger.protocol import (
     Welcome,
     encode_message,
 )
-from voicecost_ledger.stores import sqlite
 
 NOVA_MINUTE_NANO_USD = 4_800_000  # $0.0048
 
@@ -104,11 +103,8 @@ def test_another_protocol_version_is_rejected(sidecar: RunningSidecar) -> None:
         assert agent.hear_a(Reject).code == "version"
 
 
-def test_nothing_is_acknowledged_that_could_not_be_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 50)
-    with running_sidecar(tmp_path) as sidecar, sidecar.agent() as agent:
+def test_nothing_is_acknowledged_that_could_not_be_committed(tmp_path: Path) -> None:
+    with running_sidecar(tmp_path, busy_timeout_ms=50) as sidecar, sidecar.agent() as agent:
         other = apsw.Connection(str(tmp_path / "ledger.db"))
         other.execute("BEGIN IMMEDIATE")
         agent.send(batch(a_call()))
@@ -124,22 +120,17 @@ def test_nothing_is_acknowledged_that_could_not_be_committed(
         assert agent.hear_a(Ack).committed == {"M_1": 4}
 
 
-@pytest.mark.parametrize(
-    ("kind", "encode", "decode"),
-    [
-        ("application/msgpack", msgspec.msgpack.encode, msgspec.msgpack.decode),
-        ("application/json", msgspec.json.encode, msgspec.json.decode),
-    ],
-)
-def test_records_may_be_posted(sidecar: RunningSidecar, kind, encode, decode) -> None:
+@pytest.mark.parametrize("kind", ["application/msgpack", "application/json"])
+def test_records_may_be_posted(sidecar: RunningSidecar, kind: str) -> None:
+    encoding = msgspec.json if kind == "application/json" else msgspec.msgpack
     records = a_call(budget_nano_usd=NANO_USD_PER_USD)
     messages = [hello("M_1"), batch(records[:3]), Renew("M_1", 1, 0)]
     answer = sidecar.http.post(
-        "/v1/records", content=encode(messages), headers={"Content-Type": kind}
+        "/v1/records", content=encoding.encode(messages), headers={"Content-Type": kind}
     )
     assert answer.status_code == 200
     assert answer.headers["Content-Type"].startswith(kind)
-    told = decode(answer.content, type=list[ServerMessage])
+    told = encoding.decode(answer.content, type=list[ServerMessage])
     assert {type(message) for message in told} == {Welcome, Ack, Grant}
     assert sidecar.get("/v1/costs")["total_nano_usd"] == str(NOVA_MINUTE_NANO_USD)
 

@@ -25,7 +25,7 @@ LIMIT_NANO_USD = 1_000_000
 @pytest.fixture
 def polling(tmp_path: Path, livekit: SimulatedLiveKit) -> Iterator[RunningSidecar]:
     """A sidecar that lists the rooms as often as it can, and gets no webhook."""
-    with running_sidecar(tmp_path, livekit_url=livekit.url, poll_interval_s=0.02) as running:
+    with running_sidecar(tmp_path, livekit=livekit.config, poll_interval_s=0.02) as running:
         yield running
 
 
@@ -78,7 +78,7 @@ def test_a_room_that_webhooks_told_everything_of_is_not_looked_into(
     events = recorded("call_hangup")[:5]  # until both are in the room
     room = events[0]["room"]
     livekit.open_room(room["name"], room["sid"], person("caller", "PA_uo58S8yC3YKW"))
-    with running_sidecar(tmp_path, livekit_url=livekit.url, poll_interval_s=0.2) as sidecar:
+    with running_sidecar(tmp_path, livekit=livekit.config, poll_interval_s=0.2) as sidecar:
         until(lambda: livekit.requests["ListParticipants"])  # at start nobody knows the room
         for event in events:
             assert sidecar.webhook(event).status_code == 200
@@ -134,7 +134,7 @@ def test_no_deletion_hits_a_room_that_took_over_the_name(
 ) -> None:
     """DeleteRoom works by name: the SID is read again first (I9)."""
     livekit.open_room("r", "RM_2", person("other", "PA_9"), agent("AJ_2", "PA_8"))
-    with running_sidecar(tmp_path, livekit_url=livekit.url) as sidecar:
+    with running_sidecar(tmp_path, livekit=livekit.config) as sidecar:
         overspend(sidecar, room_sid="RM_1")
         # The one listing at start cannot have seen that RM_1 is gone; the stop asks for another.
         assert until(lambda: livekit.requests["ListRooms"] >= 3)
@@ -151,7 +151,7 @@ def test_a_room_that_is_created_again_meanwhile_is_another_one(
     """The same token re-creates a room in a tenth of a second: the first is gone all the same."""
     livekit.open_room("r", "RM_1", person("caller", "PA_1"), agent("AJ_1", "PA_2"))
     livekit.rejoin_as["r"] = "RM_2"
-    with running_sidecar(tmp_path, livekit_url=livekit.url) as sidecar:
+    with running_sidecar(tmp_path, livekit=livekit.config) as sidecar:
         overspend(sidecar)
         assert until(lambda: _with_state(sidecar, "ended", "settled"))
     assert livekit.deleted_sids == ["RM_1"]

@@ -9,7 +9,6 @@ import apsw
 import pytest
 
 from tests.sidecar.running import RunningSidecar, recorded, running_sidecar, sign
-from voicecost_ledger.stores import sqlite
 
 FIXTURES = sorted(path.stem for path in (Path(__file__).parent / "fixtures").glob("*.json"))
 STARTED = recorded("call_hangup")[0]
@@ -59,11 +58,10 @@ def test_a_body_is_not_parsed_before_its_signature_is_checked(sidecar: RunningSi
 
 
 def test_what_cannot_be_stored_is_answered_503_so_that_livekit_sends_it_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """LiveKit takes a 4xx for delivered; only a 5xx is tried again."""
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 50)
-    with running_sidecar(tmp_path) as sidecar:
+    with running_sidecar(tmp_path, busy_timeout_ms=50) as sidecar:
         other = apsw.Connection(str(tmp_path / "ledger.db"))
         other.execute("BEGIN IMMEDIATE")
         answer = sidecar.webhook(STARTED)
