@@ -67,6 +67,11 @@ class Caller(ABC):
         await self._has_said.wait()
 
     @property
+    def connected(self) -> bool:
+        """Whether the connection stands, and is not being made again just now."""
+        return self.disconnect_reason is None
+
+    @property
     def hears_speech(self) -> bool:
         """Whether the agent speaks right now, breaths between words included."""
         return time.monotonic() - self._last_loud_at < _PAUSE_S
@@ -80,13 +85,15 @@ class Caller(ABC):
         await self.until(lambda: self.hears_speech, "the agent to speak", timeout_s=timeout_s)
 
     async def hears_end(self, *, timeout_s: float = 40.0) -> None:
-        """Wait until the agent has been silent for longer than a breath.
+        """Wait until the agent has been silent for longer than a breath, or the call is over.
 
         Raises:
-            NotHeardError: It spoke on, or the call ended.
+            NotHeardError: It spoke on.
         """
         await self.until(
-            lambda: not self.hears_speech, "the agent to end its sentence", timeout_s=timeout_s
+            lambda: not self.hears_speech or self.disconnect_reason is not None,
+            "the agent to end its sentence",
+            timeout_s=timeout_s,
         )
 
     async def hears_for(self, seconds: float) -> None:

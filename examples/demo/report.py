@@ -99,8 +99,7 @@ def _units(leg: LegView) -> str:
         cached = usage.get("cached_input_tokens", 0)
         of_which = f" ({cached:,} cached)" if cached else ""
         return (
-            f"{usage.get('input_tokens', 0):,}{of_which} in,"
-            f" {usage.get('output_tokens', 0):,} out"
+            f"{usage.get('input_tokens', 0):,}{of_which} in, {usage.get('output_tokens', 0):,} out"
         )
     if leg.modality is Modality.TTS:
         return f"{usage.get('characters', 0):,} characters"

@@ -52,6 +52,11 @@ class RoomCaller(Caller):
         finally:
             await caller.hang_up()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands, and is not being made again just now."""
+        return self._room.connection_state == rtc.ConnectionState.CONN_CONNECTED
+
     async def _send(self, chunk: Samples) -> None:
         frame = rtc.AudioFrame(chunk.tobytes(), SAMPLE_RATE, 1, len(chunk))
         await self._source.capture_frame(frame)  # waits while 100 ms are queued

@@ -8,11 +8,11 @@ import logging
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from livekit import rtc
-from livekit.agents import ConversationItemAddedEvent, UserInputTranscribedEvent
-from livekit.agents.llm import ChatMessage
+from livekit.agents import UserInputTranscribedEvent
 from livekit.agents.utils import http_context
 from livekit.agents.voice import CloseEvent, io
 from livekit.agents.voice.transcription import TranscriptSynchronizer
@@ -101,6 +101,25 @@ class Mouth(io.AudioOutput):
         self.on_playback_finished(playback_position=self._played_ms / 1000, interrupted=interrupted)
 
 
+class Words(io.TextOutput):
+    """Passes on each sentence, as far as it was spoken."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(label="caller", next_in_chain=None)
+        self._say = say
+        self._text = ""
+
+    async def capture_text(self, text: str) -> None:
+        """Take in what is being spoken just now."""
+        self._text += text
+
+    def flush(self) -> None:
+        """The sentence is over."""
+        text, self._text = self._text, ""
+        if text:
+            self._say(text)
+
+
 async def take_call(port: int, name: str, terms: str) -> None:
     """Take one call and return when it is over."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -108,10 +127,6 @@ async def take_call(port: int, name: str, terms: str) -> None:
     def say(by_agent: bool, text: str) -> None:
         line = json.dumps({"by_agent": by_agent, "text": text})
         write_frame(writer, TEXT, line.encode())
-
-    def on_item(event: ConversationItemAddedEvent) -> None:
-        if isinstance(event.item, ChatMessage) and event.item.role == "assistant":
-            say(True, event.item.text_content or "")
 
     def on_transcribed(event: UserInputTranscribedEvent) -> None:
         if event.is_final:
@@ -125,11 +140,13 @@ async def take_call(port: int, name: str, terms: str) -> None:
     async with http_context.open():
         session = open_session(json.loads(terms))
         leave_notes(session, name=name, job_id=None)
-        session.on("conversation_item_added", on_item)
         session.on("user_input_transcribed", on_transcribed)
         session.on("close", on_close)
         ear = Ear(reader)
-        spoken = TranscriptSynchronizer(next_in_chain_audio=Mouth(writer), next_in_chain_text=None)
+        spoken = TranscriptSynchronizer(
+            next_in_chain_audio=Mouth(writer),
+            next_in_chain_text=Words(lambda text: say(True, text)),
+        )
         session.input.audio = ear
         session.output.audio = spoken.audio_output
         session.output.transcription = spoken.text_output

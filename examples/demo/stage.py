@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 from examples.demo.bills import Billed
+from examples.demo.caller import Caller
 from examples.demo.livekit_server import LiveKitServer, free_ports
 from examples.demo.processes import Child, Processes
 from examples.demo.room_caller import RoomCaller
@@ -124,6 +125,7 @@ class Stage:
         self._rest = contextlib.AsyncExitStack()
         self._processes: Processes
         self._agent_env: dict[str, str] = {}
+        self._worker: Child | None = None
         self.providers = Providers()
         self.sidecar: Sidecar
         self.livekit: LiveKitServer | None = None
@@ -131,7 +133,7 @@ class Stage:
     @contextlib.asynccontextmanager
     async def call(
         self, name: str, *, budget_usd: str | None = None, wrap_up_text: str | None = None
-    ) -> AsyncGenerator[RoomCaller | WireCaller]:
+    ) -> AsyncGenerator[Caller]:
         """A caller in conversation with the agent; hangs up at the end of the block.
 
         Args:
@@ -147,6 +149,20 @@ class Stage:
             dialled = RoomCaller.dial(self.livekit.url, token)
         async with dialled as caller:
             yield caller
+
+    async def restart_livekit(self) -> None:
+        """SIGKILL the LiveKit server, start it again, and wait until the worker is back.
+
+        Raises:
+            NotReadyError: The server does not start, or the worker does not come back.
+        """
+        assert self.livekit is not None, "there is no LiveKit server on this stage"
+        assert self._worker is not None
+        registered = '"registered worker"'
+        times = self._worker.output().count(registered)
+        self.livekit.kill()
+        await self.livekit.start()
+        await self._worker.ready(lambda output: output.count(registered) > times)
 
     def kill_agent(self, name: str) -> None:
         """SIGKILL the process of that call's agent, and nothing else."""
@@ -207,15 +223,13 @@ class Stage:
             livekit_env | self.providers.env | self.sidecar.env | {"DEMO_NOTES": str(self._notes)}
         )
         # Both take seconds to import what they need: side by side.
-        worker = self._start_worker() if self.livekit is not None else None
+        if self.livekit is not None:
+            command = [sys.executable, "-m", "livekit.agents", "start", _AGENT]
+            self._worker = self._processes.start("agent", command, env=self._agent_env)
         await self._rest.enter_async_context(self.sidecar)
-        if worker is not None:
+        if self._worker is not None:
             # A call that comes before the worker has registered gets no agent, ever.
-            await worker.ready(lambda output: '"registered worker"' in output)
-
-    def _start_worker(self) -> Child:
-        command = [sys.executable, "-m", "livekit.agents", "start", _AGENT]
-        return self._processes.start("agent", command, env=self._agent_env)
+            await self._worker.ready(lambda output: '"registered worker"' in output)
 
     def _start_roomless_agent(self, port: int, name: str, terms: str) -> None:
         module = "examples.demo.roomless_agent"
