@@ -73,6 +73,7 @@ class Driver:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._stop_asked = False
         self._outage_said = False
         self.asleep = False
         """A writer has to wake us; else we look within 25 ms anyway."""
@@ -85,6 +86,7 @@ class Driver:
 
     def stop(self) -> None:
         """The process ends."""
+        self._stop_asked = True
         self._call(self._stopping.set)
 
     def _call(self, function: Callable[[], object]) -> None:
@@ -110,6 +112,8 @@ class Driver:
     async def run(self) -> None:
         """Serve until `stop`."""
         self._loop = asyncio.get_running_loop()
+        if self._stop_asked:  # before there was a loop to ask
+            self._stopping.set()
         tasks = [
             asyncio.create_task(self._stopping.wait()),
             asyncio.create_task(self._stay_connected()),
