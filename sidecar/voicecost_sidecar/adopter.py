@@ -21,7 +21,7 @@ from voicecost_ledger.protocol import (
     Welcome,
 )
 from voicecost_ledger.records import Record
-from voicecost_ledger.spool import AdoptedSpool, adoptable
+from voicecost_ledger.spool import SIDECAR, AdoptedSpool, adoptable
 from voicecost_ledger.stores import StoreUnavailable
 from voicecost_sidecar.hub import Hub
 
@@ -49,12 +49,21 @@ class Adopter:
 
     Args:
         root: The spool directory shared with the agents of this host.
+        label: Whose spools, see `voicecost_ledger.spool.Spool`; None: all.
         hub: Where records go.
         interval_s: Between two looks.
     """
 
-    def __init__(self, root: Path, hub: Hub, *, interval_s: float = ADOPT_INTERVAL_S) -> None:
+    def __init__(
+        self,
+        root: Path,
+        hub: Hub,
+        *,
+        label: str | None = SIDECAR,
+        interval_s: float = ADOPT_INTERVAL_S,
+    ) -> None:
         self._root = root
+        self._label = label
         self._hub = hub
         self._interval_s = interval_s
         self._refused: dict[Path, AdoptedSpool] = {}
@@ -73,7 +82,7 @@ class Adopter:
     async def adopt(self) -> None:
         """Adopt every free spool once. What cannot be stored now is left to the next look."""
         try:
-            spools = await asyncio.to_thread(adoptable, self._root)
+            spools = await asyncio.to_thread(adoptable, self._root, self._label)
         except OSError as error:
             self._failed(error)
             return

@@ -158,6 +158,7 @@ def serve(
             "pip install 'livekit-plugins-voicecost[sidecar]'"
         )
     # The web stack: a second, and not there in a base install.
+    from voicecost_ledger.spool import default_root
     from voicecost_sidecar import server
     from voicecost_sidecar.auth import TokenFileError, read_or_make_token, token_file
 
@@ -177,7 +178,13 @@ def serve(
     except OSError as error:
         _fail(f"cannot serve on {host}:{port} over {settings.database_path}: {error}")
     with listening, _opened(settings.database_path) as store:
-        sidecar = server.Sidecar(settings, store, token=token, spool_root=server.spool_root())
+        sidecar = server.Sidecar(
+            settings,
+            store,
+            token=token,
+            spool_root=default_root(),
+            adopt_embedded=settings.keeps_embedded_ledger,
+        )
         try:
             sidecar.warm()
         except ValueError as error:
@@ -198,7 +205,7 @@ def serve(
                 "database": str(settings.database_path),
                 "livekit_project": settings.livekit_project,
                 "webhook_url": f"{url}/livekit/webhook",
-                "spools": str(server.spool_root()),
+                "spools": str(default_root()),
             }
             _show(started, as_json, lambda: _started_text(started))
             sys.stdout.flush()

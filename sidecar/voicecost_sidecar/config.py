@@ -73,6 +73,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     projects: dict[str, ProjectPolicy] = {}
     time_zone: str = "UTC"
     host_aliases: dict[str, str] = {}
+    # The file is the one that agents of this host without a sidecar write to.
+    keeps_embedded_ledger: bool = False
 
     @property
     def livekit_project(self) -> str | None:
@@ -118,21 +120,23 @@ def load_config(file: Path | None = None, *, environ: Mapping[str, str] | None =
         from voicecost_sidecar._config_file import read_config_file
 
         values = read_config_file(file, environ)
+    embedded_path = _environment_database(environ)
+    configured_path = values.database_path
+    if environ.get("VOICECOST_DATABASE_URL") or configured_path is None:
+        configured_path = embedded_path
     return Config(
-        database_path=_database(values, environ),
+        database_path=configured_path,
         livekit=_livekit(values, environ, file),
         projects=values.projects,
         time_zone=values.time_zone,
         host_aliases=_host_aliases(values, environ),
+        keeps_embedded_ledger=configured_path == embedded_path,
     )
 
 
-def _database(values: FileValues, environ: Mapping[str, str]) -> Path:
-    url = environ.get("VOICECOST_DATABASE_URL")
-    if not url and values.database_path is not None:
-        return values.database_path
+def _environment_database(environ: Mapping[str, str]) -> Path:
     try:
-        return sqlite_path(url or None)
+        return sqlite_path(environ.get("VOICECOST_DATABASE_URL") or None)
     except DatabaseUrlError as error:
         raise ConfigError(str(error), file="environment", key="VOICECOST_DATABASE_URL") from None
 

@@ -34,8 +34,9 @@ def sqlite_path(url: str | None, *, base: Path | None = None) -> Path:
         return default_database_path()
     path = url.removeprefix(_SCHEME)
     if path == url or not path:
+        # Another scheme's URL may hold a password: the scheme shows what was meant.
         raise DatabaseUrlError(
-            f"{url!r} is no ledger this version can open: expected sqlite:///PATH, for example "
-            "sqlite:////var/lib/voicecost/ledger.db"
+            f"{url.partition(':')[0]}:... is no ledger this version can open: expected "
+            "sqlite:///PATH, for example sqlite:////var/lib/voicecost/ledger.db"
         )
     return (base or Path()) / Path(path).expanduser()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,11 +13,11 @@ from typing import Any, Final, cast
 import msgspec
 import uvicorn
 from litestar import Litestar
-from platformdirs import user_state_path
 
 from voicecost_catalog import open_price_book
 from voicecost_ledger.bookkeeper import Bookkeeper
 from voicecost_ledger.events import EndRoom
+from voicecost_ledger.spool import SIDECAR
 from voicecost_ledger.stores import Store
 from voicecost_sidecar.adopter import Adopter
 from voicecost_sidecar.app import create_app
@@ -38,13 +37,6 @@ _LEDGER_GAUGES: Final = frozenset({"posted_nano_usd", "overshoot_nano_usd", "unp
 logger = logging.getLogger(__name__)
 
 
-def spool_root(environ: Mapping[str, str] | None = None) -> Path:
-    """The spool directory that the agents of this host write to."""
-    environ = os.environ if environ is None else environ
-    given = environ.get("VOICECOST_SPOOL_DIR")
-    return Path(given) if given else user_state_path("voicecost", appauthor=False) / "spool"
-
-
 class Sidecar:
     """One sidecar over one store.
 
@@ -52,7 +44,9 @@ class Sidecar:
         config: What the operator decided.
         store: The ledger; the caller closes it after `app` has stopped.
         token: What `Authorization: Bearer` must carry.
-        spool_root: Whose free spools are adopted.
+        spool_root: Where spools of dead agents are looked for.
+        adopt_embedded: Adopt also those of agents that kept the ledger themselves: right only
+            when they kept it in this same file.
         poll_interval_s: Between two listings of LiveKit's rooms.
     """
 
@@ -63,6 +57,7 @@ class Sidecar:
         *,
         token: str,
         spool_root: Path,
+        adopt_embedded: bool = False,
         poll_interval_s: float = 10.0,
     ) -> None:
         self._prices = open_price_book(host_aliases=config.host_aliases)
@@ -80,7 +75,8 @@ class Sidecar:
                 interval_s=poll_interval_s,
             )
         self._enforcer = Enforcer(self._rooms, self._hub, self._poller)
-        self._adopter = Adopter(spool_root, self._hub)
+        label = None if adopt_embedded else SIDECAR
+        self._adopter = Adopter(spool_root, self._hub, label=label)
         self.app: Litestar = create_app(
             Parts(
                 config=config,
