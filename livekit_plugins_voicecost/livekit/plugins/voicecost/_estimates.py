@@ -3,8 +3,9 @@
 The provider's own reports on other requests calibrate the estimate:
 
 - Prompt: the nearest request of the same meter that reported its usage, plus the difference in
-  characters at that request's tokens per character. Consecutive requests of a call share most of
-  their prompt, so little is left to estimate.
+  characters at that request's tokens per character, and four tokens for each message more: the
+  chat template's. Consecutive requests of a call share most of their prompt, so little is left
+  to estimate.
 - Completion: one token a chunk where the model's completed requests show so, else its characters
   at their ratio.
 - Cached share: the nearest request's.
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from .legs import Leg, LegMeter
 
 _CHARACTERS_PER_TOKEN: Final = 4
+_MESSAGE_TOKENS: Final = 4
+_PRIMING_TOKENS: Final = 3
+"""What OpenAI's chat template adds around each message, and before the answer.
+https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken"""
 _REPORTS_MAX: Final = 512
 
 
@@ -37,6 +42,7 @@ class Counts:
     """What we saw of a request ourselves; recorded raw, so a later rule can settle it again."""
 
     prompt_characters: int = 0
+    prompt_messages: int = 0
     completion_characters: int = 0
     completion_chunks: int = 0
 
@@ -46,8 +52,19 @@ class Report:
     """What a provider reported of one request, beside our own counts of it."""
 
     prompt_characters: int
+    prompt_messages: int
     input_tokens: int
     cached_input_tokens: int
+
+    def input_tokens_of(self, counts: Counts) -> int:
+        """Input tokens of another prompt, which is mostly the same as this one."""
+        template = _MESSAGE_TOKENS * self.prompt_messages + _PRIMING_TOKENS
+        text_tokens = max(self.input_tokens - template, 1)
+        characters = counts.prompt_characters - self.prompt_characters
+        messages = counts.prompt_messages - self.prompt_messages
+        tokens = self.input_tokens + messages * _MESSAGE_TOKENS
+        tokens += round_half_even(characters * text_tokens, per=self.prompt_characters)
+        return max(tokens, 1)
 
 
 class Calibration:
@@ -69,27 +86,28 @@ class Calibration:
             if len(self._reports) == _REPORTS_MAX:
                 del self._reports[0]
             self._reports.append(
-                Report(counts.prompt_characters, input_tokens, cached_input_tokens)
+                Report(
+                    counts.prompt_characters,
+                    counts.prompt_messages,
+                    input_tokens,
+                    cached_input_tokens,
+                )
             )
         if counts.completion_chunks > 0 and output_tokens > 0:
             self._tokens += output_tokens
             self._chunks += counts.completion_chunks
             self._characters += counts.completion_characters
 
-    def prompt(self, characters: int) -> tuple[int, int] | None:
-        """Input tokens of a prompt this long and how many of them were cached; None: unknown."""
+    def prompt(self, counts: Counts) -> tuple[int, int] | None:
+        """Input tokens of such a prompt and how many of them were cached; None: unknown."""
         nearest = min(
             reversed(self._reports),  # of two as near, the later
-            key=lambda report: abs(report.prompt_characters - characters),
+            key=lambda report: abs(report.prompt_characters - counts.prompt_characters),
             default=None,
         )
         if nearest is None:
             return None
-        difference = characters - nearest.prompt_characters
-        tokens = nearest.input_tokens + round_half_even(
-            difference * nearest.input_tokens, per=nearest.prompt_characters
-        )
-        tokens = max(1, tokens)
+        tokens = nearest.input_tokens_of(counts)
         return tokens, min(
             tokens,
             round_half_even(tokens * nearest.cached_input_tokens, per=nearest.input_tokens),
@@ -120,9 +138,9 @@ class Estimates:
     def usage(self, counts: Counts) -> dict[str, int]:
         """The best usage for what was seen of a request, all units of an LLM leg."""
         input_tokens, cached = (
-            self._own.prompt(counts.prompt_characters)
-            or self._fallback.prompt(counts.prompt_characters)
-            or (-(-counts.prompt_characters // _CHARACTERS_PER_TOKEN), 0)
+            self._own.prompt(counts)
+            or self._fallback.prompt(counts)
+            or (_uncalibrated_tokens(counts), 0)
         )
         return llm_usage(counts, input_tokens, cached, self.output_tokens(counts))
 
@@ -158,6 +176,11 @@ class Estimates:
             usage = self.usage(counts)
             if usage != leg.usage:
                 leg.correct(usage, Basis.ESTIMATED)
+
+
+def _uncalibrated_tokens(counts: Counts) -> int:
+    template = _MESSAGE_TOKENS * counts.prompt_messages + _PRIMING_TOKENS
+    return template + -(-counts.prompt_characters // _CHARACTERS_PER_TOKEN)
 
 
 def llm_usage(counts: Counts, input_tokens: int, cached: int, output: int) -> dict[str, int]:

@@ -80,10 +80,12 @@ class Tally:
         if self.leg is None:
             self._open()
         self.outcome = outcome
-        if self.leg is not None:
-            self.leg.stop(outcome, self.usage, self.basis)
-        else:
+        if self.leg is None:
             self.owner.keep(self)
+        elif self.leg.outcome is None:
+            self.leg.stop(outcome, self.usage, self.basis)
+        else:  # the meter closed first, with what it knew then
+            self.leg.correct(self.usage, self.basis, outcome)
 
     def discard(self) -> None:
         """Nobody ever heard it: a preemptive generation that was thrown away after it was done."""

@@ -16,9 +16,6 @@ from . import _faults
 from ._estimates import Counts, Estimates, estimates_for, llm_usage
 from ._instrument_attempts import Attempt, describe, was_refused
 
-_FRAME_CHARACTERS = 12
-"""Around each message the provider's chat template puts about three tokens."""
-
 
 class LLMAttempt(Attempt):
     """One attempt of an LLM request."""
@@ -30,7 +27,7 @@ class LLMAttempt(Attempt):
     def begin(self, *args: Any) -> None:
         """Open the leg with the prompt, before the request goes out."""
         stream = self.stream
-        self._counts = Counts(prompt_characters(stream._chat_ctx, stream._tools))
+        self._counts = count_prompt(stream._chat_ctx, stream._tools)
         attributes = describe(
             stream,
             stream._llm,
@@ -149,21 +146,23 @@ class LLMAttempt(Attempt):
             self.end_for_budget()
 
 
-def prompt_characters(chat_ctx: Any, tools: list[Any]) -> int:
-    """Characters of a request as it is rendered for the model: messages, tool calls, tools."""
-    total = 0
+def count_prompt(chat_ctx: Any, tools: list[Any]) -> Counts:
+    """The size of a request as it is rendered for the model: messages, tool calls, tools."""
+    characters = messages = 0
     for item in chat_ctx.items:
         if item.type == "message":
-            total += len(item.role) + _FRAME_CHARACTERS
             for part in item.content:
-                # Instructions render as text too; images and audio have no characters.
+                # Images and audio have no characters; a transcript stands for its audio.
                 text = part if isinstance(part, str) else getattr(part, "transcript", None)
-                total += len(text) if text else 0
+                characters += len(text) if text else 0
         elif item.type == "function_call":
-            total += len(item.name) + len(item.arguments) + _FRAME_CHARACTERS
+            characters += len(item.name) + len(item.arguments)
         elif item.type == "function_call_output":
-            total += len(item.output) + _FRAME_CHARACTERS
-    return total + sum(map(_tool_characters, tools))
+            characters += len(item.output)
+        else:
+            continue  # hand-offs and other items are no part of the request
+        messages += 1
+    return Counts(characters + sum(map(_tool_characters, tools)), messages)
 
 
 _known_tools: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()

@@ -276,11 +276,11 @@ class _ObservedRecognize:
         self._component = component
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        recognize_impl: Any = type(self._component)._recognize_impl
+        component_class: Any = type(self._component)
         results: list[Any] = []
 
         async def run(*_: Any) -> None:
-            results.append(await recognize_impl(self._component, *args, **kwargs))
+            results.append(await component_class._recognize_impl(self._component, *args, **kwargs))
 
         await observed(self._component, RecordingAttempt, run)(*args)
         if not results:
