@@ -34,7 +34,7 @@ def calls_table(found: CallList, time_zone: str) -> RenderableType:
             _length(call),
             cost_text(call.total_nano_usd, call.unpriced_leg_count),
             format_usd(call.waste_nano_usd) if call.waste_nano_usd else "",
-            "" if call.limit_nano_usd is None else format_usd(call.limit_nano_usd, places=2),
+            "" if call.limit_nano_usd is None else format_usd(call.limit_nano_usd),
         )
     if not found.has_more:
         return table
@@ -95,7 +95,7 @@ def costs_table(costs: Costs) -> RenderableType:
     )
     if not costs.rows:
         return Text(f"No cost from {span}.")
-    table = _table(*costs.group_by, title=span, show_footer=True)
+    table = _table(*costs.group_by, show_footer=True)
     table.columns[0].footer = "total"
     table.add_column("legs", justify="right", footer=str(costs.leg_count))
     total = cost_text(costs.total_nano_usd, costs.unpriced_leg_count)
@@ -106,7 +106,7 @@ def costs_table(costs: Costs) -> RenderableType:
             str(row.leg_count),
             cost_text(row.amount_nano_usd, row.unpriced_leg_count),
         )
-    return table
+    return Group(Text(span, style="dim"), table)
 
 
 def cost_text(amount_nano_usd: int, unpriced_leg_count: int) -> str:
@@ -115,10 +115,8 @@ def cost_text(amount_nano_usd: int, unpriced_leg_count: int) -> str:
     return format_usd(amount_nano_usd) + unpriced
 
 
-def _table(*columns: str, title: str | None = None, show_footer: bool = False) -> Table:
-    table = Table(
-        title=title, show_footer=show_footer, box=None, header_style="bold", title_justify="left"
-    )
+def _table(*columns: str, show_footer: bool = False) -> Table:
+    table = Table(show_footer=show_footer, box=None, header_style="bold")
     for name in columns or ("",):
         table.add_column(name, no_wrap=name == "call")
     return table
