@@ -337,7 +337,7 @@ class Uplink:
         meter = self._meters.get(meter_id)
         if meter is None:
             return
-        if seq >= meter.acked:
+        if seq and seq >= meter.acked:
             self._acked[meter_id] = seq
         if seq > meter.acked:
             meter.acked = seq

@@ -74,6 +74,7 @@ class MeterLink:
     __slots__ = (
         "_acked_nano_usd",
         "_closed",
+        "_end_nano_usd",
         "_legs",
         "_listener",
         "_lock",
@@ -97,7 +98,7 @@ class MeterLink:
         failure_handling: FailureHandling = FailureHandling.CONTINUE,
     ) -> None:
         """Draw an id; use `Runtime.open_meter`."""
-        self.meter_id = uuid.uuid4().hex
+        self.meter_id = f"MT_{uuid.uuid4().hex}"
         self.room_name = room_name
         self.allowance = Allowance(
             steady_ms(), budget_nano_usd=budget_nano_usd, failure_handling=failure_handling
@@ -112,6 +113,7 @@ class MeterLink:
         self._totals: deque[tuple[int, int]] = deque(maxlen=_TOTALS_MAX)  # seq, total by then
         self._acked_nano_usd = 0
         self._report_at_nano_usd = _NEVER
+        self._end_nano_usd = self._next_end_nano_usd()
 
     @property
     def soft_end_nano_usd(self) -> int | None:
@@ -139,6 +141,10 @@ class MeterLink:
                 self._seq = seq
                 self._totals.append((seq, self.total_nano_usd))
                 self._outlet.record(record)
+            if self.total_nano_usd >= self._end_nano_usd:
+                # The record that ends the call does not linger: the ledger decides on it now.
+                self._end_nano_usd = self._next_end_nano_usd(self.total_nano_usd)
+                self.flush()
         except Exception as error:
             _faults.count("record", error)
 
@@ -199,6 +205,9 @@ class MeterLink:
         if not self.allowance.granted(grant):
             return
         self._set_report()
+        # Of what is written: what is only rated so far has its record still to come.
+        written_nano_usd = self._totals[-1][1] if self._totals else self._acked_nano_usd
+        self._end_nano_usd = self._next_end_nano_usd(written_nano_usd)
         if self._listener is not None:
             with _faults.contained("listener"):
                 self._listener.on_grant(grant)
@@ -216,4 +225,11 @@ class MeterLink:
         self._report_at_nano_usd = min(
             _NEVER if window is None or window <= self.total_nano_usd else window,
             _NEVER if grant is None else grant,
+        )
+
+    def _next_end_nano_usd(self, written_nano_usd: int = 0) -> int:
+        """Where the call begins to wrap up, or is cut: the first of these not yet written."""
+        ends = self.allowance.soft_end_nano_usd, self.allowance.ceiling_nano_usd
+        return min(
+            (end for end in ends if end is not None and end > written_nano_usd), default=_NEVER
         )

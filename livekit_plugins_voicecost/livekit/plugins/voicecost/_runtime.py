@@ -147,8 +147,10 @@ class Runtime:
         if self._abandoned:
             return
         if self._spool is not None:
-            with _faults.contained("spool"):
+            try:
                 self._spool.append(record)
+            except Exception as error:
+                _faults.count("spool", error)
         self._inbox.append(record)
         driver = self._driver
         if driver is not None and driver.asleep:
