@@ -98,7 +98,7 @@ class MeterLink:
         failure_handling: FailureHandling = FailureHandling.CONTINUE,
     ) -> None:
         """Draw an id; use `Runtime.open_meter`."""
-        self.meter_id = uuid.uuid4().hex
+        self.meter_id = f"MT_{uuid.uuid4().hex}"
         self.room_name = room_name
         self.allowance = Allowance(
             steady_ms(), budget_nano_usd=budget_nano_usd, failure_handling=failure_handling
