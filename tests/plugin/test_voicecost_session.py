@@ -139,7 +139,7 @@ class OwnVoice(Agent):
     ],
 )
 async def test_what_no_leg_shows_is_a_gap(
-    agent: type[Agent], gap: tuple[str, str], world: Providers
+    agent: type[OwnModel | OwnVoice], gap: tuple[str, str], world: Providers
 ) -> None:
     session = world.session()
     meter = VoiceCost().attach(session)

@@ -22,7 +22,7 @@ from .log import logger
 
 if TYPE_CHECKING:
     from ._runtime import MeterLink
-    from ._settings import Settings
+    from ._settings import Budget, Settings
 
 DECISION_MAX_S: Final = 2.0
 """How long a meter whose money is used up waits for more credit, or for the ledger's command,
@@ -74,7 +74,7 @@ class Credit:
         self._total_nano_usd = 0
         self._told: set[tuple[str, str]] = set()
         self._no_credit: asyncio.TimerHandle | None = None
-        self._soft_end: asyncio.TimerHandle | None = None
+        self._refused_nano_usd = 0  # the total that a refused request would have led to
         self._ending: asyncio.Task[None] | None = None
         self.callbacks: list[BudgetCallback] = []
         self.state = State.OPEN
@@ -100,26 +100,38 @@ class Credit:
             self._tell(BudgetEvent("exhausted", _CALL, limit, total_nano_usd))
         elif total_nano_usd * 100 >= limit * budget.warn_at_percent:
             self._tell(BudgetEvent("warn", _CALL, limit, total_nano_usd))
-        if total_nano_usd >= max(1, limit - closing_reserve(limit)):
-            self._await_the_end()
 
     def may_spend(self, next_nano_usd: int) -> bool:
         """Whether so much more may be spent; the first no asks the ledger for more."""
         if self.cut:
             return False
         link = self._link
-        if link is None or link.may_spend(self._total_nano_usd, next_nano_usd):
+        if link is None:
+            return True
+        fits = link.may_spend(self._total_nano_usd, next_nano_usd)
+        if fits and not self._touches_reserve(link, self._total_nano_usd + next_nano_usd):
             return True
         if self._no_credit is None and self._ending is None and self._loop is not None:
+            self._refused_nano_usd = self._total_nano_usd + next_nano_usd
             link.exhausted(self._total_nano_usd)
             self._no_credit = self._loop.call_later(DECISION_MAX_S, self._nothing_came)
         return False
+
+    def _touches_reserve(self, link: MeterLink, after_nano_usd: int) -> bool:
+        """Whether this would eat into what the last sentence will cost, before it is said."""
+        if self._settings.on_budget is not OnBudget.WRAP_UP or self.state is State.WRAPPING_UP:
+            return False
+        soft_end = link.soft_end_nano_usd
+        return soft_end is not None and after_nano_usd > soft_end
 
     def granted(self) -> None:
         """A new grant is in force."""
         link = self._link
         waiting = self._no_credit
-        if waiting is not None and link is not None and link.may_spend(self._total_nano_usd, 0):
+        refused = self._refused_nano_usd
+        if waiting is None or link is None or self._touches_reserve(link, refused):
+            return
+        if link.may_spend(self._total_nano_usd, max(0, refused - self._total_nano_usd)):
             waiting.cancel()
             self._no_credit = None
 
@@ -150,24 +162,19 @@ class Credit:
             except Exception as error:  # the application's code must not stop the ending
                 logger.error('a callback of meter.on("budget") raised %s', type(error).__name__)
 
-    def _await_the_end(self) -> None:
-        """Only the closing reserve is left: the ledger's command is due, or it is not there."""
-        if (
-            self._settings.on_budget is not OnBudget.NOTIFY
-            and self._soft_end is None
-            and self._ending is None
-            and self._loop is not None
-        ):
-            self._soft_end = self._loop.call_later(DECISION_MAX_S, self._nothing_came)
-
     def _nothing_came(self) -> None:
-        budget = self._settings.budget
-        if self._soft_end is not None and budget is not None:
-            event = BudgetEvent("exhausted", _CALL, budget.limit_nano_usd, self._total_nano_usd)
+        budget, total = self._settings.budget, self._total_nano_usd
+        if budget is not None and self._refused_nano_usd > self._own_end(budget):
+            self._tell(BudgetEvent("exhausted", _CALL, budget.limit_nano_usd, total))
         else:
-            event = BudgetEvent("exhausted", "credit", None, self._total_nano_usd)
-        self._tell(event)
+            self._tell(BudgetEvent("exhausted", "credit", None, total))
         self._end(speak=self._settings.on_budget is OnBudget.WRAP_UP)
+
+    def _own_end(self, budget: Budget) -> int:
+        """Where the call's own budget ends what it may spend before the last sentence."""
+        limit = budget.limit_nano_usd
+        reserved = self._settings.on_budget is OnBudget.WRAP_UP
+        return limit - closing_reserve(limit) if reserved else limit
 
     def _end(self, *, speak: bool) -> None:
         """Start the ending; an `end` overtakes a wrap-up, nothing else is started twice."""
@@ -185,7 +192,6 @@ class Credit:
         )
 
     def _stop_waiting(self) -> None:
-        for timer in (self._no_credit, self._soft_end):
-            if timer is not None:
-                timer.cancel()
-        self._no_credit = self._soft_end = None
+        if self._no_credit is not None:
+            self._no_credit.cancel()
+            self._no_credit = None

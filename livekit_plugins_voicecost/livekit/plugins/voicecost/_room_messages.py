@@ -90,6 +90,7 @@ class RoomMessages:
         self._room = room
         self._message = message
         self._last: str | None = None
+        self._tried = False
         self._timer: asyncio.TimerHandle | None = None
         self._publishing: set[asyncio.Task[None]] = set()
 
@@ -99,7 +100,7 @@ class RoomMessages:
             return
         loop = asyncio.get_running_loop()
         # The first of a burst goes at the end of this turn of the loop, then one a second.
-        self._timer = loop.call_later(INTERVAL_S if self._last else 0.0, self._due)
+        self._timer = loop.call_later(INTERVAL_S if self._tried else 0.0, self._due)
 
     def publish(self) -> asyncio.Future[None] | None:
         """Send the present message now; the future is done when it is on its way, or has failed.
@@ -112,6 +113,7 @@ class RoomMessages:
             self._timer = None
         if self._publish_to == "none":
             return None
+        self._tried = True
         message = self._message()
         room = self._room()
         if room is None or message == self._last:

@@ -55,7 +55,8 @@ class VoiceCost:
             `"end"`: the call is ended at once.
         wrap_up_text: The last sentence; by default a polite one in English.
         publish_to: Who in the room is told the cost: `"none"`, `"all"`, or a callable that takes
-            a remote participant and says whether it is.
+            a remote participant and says whether it is. (LiveKit shows an agent only those who
+            have published something or set an attribute; `"all"` reaches everybody.)
         url: The sidecar's address; by default `VOICECOST_URL`. Without either, the ledger is kept
             by this process in a file, see `voicecost costs`.
         enabled: False makes `attach` do nothing; None means unless `VOICECOST_DISABLED` is set.

@@ -1,0 +1,241 @@
+"""Jobs: whose a meter is, what a job's end waits for, and how it is brought to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import multiprocessing
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from livekit import rtc
+from livekit.agents import AgentSession, JobContext, JobExecutorType, JobProcess
+from livekit.agents.ipc.mock_room import create_mock_room
+from livekit.agents.job import JobAcceptArguments, RunningJobInfo, _JobContextVar
+from livekit.agents.utils import http_context
+from livekit.agents.voice.room_io import RoomOptions
+from livekit.plugins.openai import LLM
+from livekit.protocol import agent, models
+
+from livekit.plugins.voicecost import VoiceCost
+from tests.plugin.voicecost_rooms import ROOM, Visitor, agent_token, livekit_server
+from tests.plugin.voicecost_sessions import (
+    Host,
+    Providers,
+    forget_process,
+    ledger,
+    providers,
+    say_hello,
+)
+from voicecost_ledger.records import Environment
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Providers]:
+    async with providers(monkeypatch) as world:
+        yield world
+
+
+def job_context(
+    room: rtc.Room | None = None,
+    *,
+    job_id: str = "AJ_1",
+    url: str = "wss://shop.livekit.cloud",
+    token: str = "",
+    on_shutdown: Callable[[str], None] = lambda reason: None,
+) -> JobContext:
+    """A job as LiveKit's job process makes it; without a room it is the console's."""
+    context = JobContext(
+        proc=JobProcess(executor_type=JobExecutorType.THREAD, user_arguments=None, http_proxy=None),
+        info=RunningJobInfo(
+            accept_arguments=JobAcceptArguments(name="", identity="agent", metadata=""),
+            job=agent.Job(
+                id=job_id, agent_name="waiter", room=models.Room(name=ROOM, sid=f"RM_{job_id}")
+            ),
+            url=url,
+            token=token,
+            worker_id="AW_1",
+            fake_job=room is None,
+        ),
+        room=room or create_mock_room(),
+        on_connect=lambda: None,
+        on_shutdown=on_shutdown,
+        inference_executor=None,  # type: ignore[arg-type]  # nothing here infers
+    )
+    _JobContextVar.set(context)
+    http_context._new_session_ctx()
+    return context
+
+
+async def shut_down(context: JobContext) -> None:
+    """What LiveKit does at a job's end, after it closed the first session: all at once."""
+    await asyncio.gather(*(callback("bye") for callback in context._shutdown_callbacks))
+    await http_context._close_http_ctx()
+
+
+async def test_a_meter_knows_its_job(world: Providers, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = job_context(create_mock_room())
+    VoiceCost().attach(session := world.session())
+    await session.start(Host())
+    await session.aclose()
+    await shut_down(context)
+
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    context = job_context(create_mock_room(), job_id="AJ_2")
+    VoiceCost(agent="porter").attach(session := world.session())
+    await session.start(Host())
+    await session.aclose()
+    await shut_down(context)
+
+    context = job_context()
+    VoiceCost().attach(session := world.session())
+    await session.start(Host())
+    await session.aclose()
+    await shut_down(context)
+
+    test, job, console = await ledger()
+    assert (test.summary.agent, test.summary.environment) == ("waiter", Environment.TEST)
+    assert (job.summary.agent, job.summary.environment) == ("porter", Environment.JOB)
+    assert (job.summary.room_name, job.meters[0].job_id) == (ROOM, "AJ_2")
+    assert (console.summary.agent, console.summary.environment) == ("waiter", Environment.CONSOLE)
+    assert (console.summary.room_name, console.meters[0].job_id) == (None, None)
+
+
+async def test_the_job_waits_for_its_meters_and_for_the_ledger(world: Providers) -> None:
+    """The second session is none of LiveKit's business: it closes beside our callback."""
+    context = job_context(create_mock_room())
+    cost = VoiceCost()
+    sessions = [world.session(), world.session()]
+    meters = [cost.attach(session) for session in sessions]
+    for session in sessions:
+        await session.start(Host())
+    await say_hello(sessions[1])
+    await sessions[0].aclose()
+    assert [meter.closed for meter in meters] == [True, False]
+
+    await shut_down(context)
+    assert [meter.closed for meter in meters] == [True, True]
+    (call,) = await ledger()
+    assert {meter.state for meter in call.meters} == {"closed"}
+
+
+async def test_what_belongs_to_no_session_is_the_jobs_own(world: Providers) -> None:
+    """Two sessions in the job, and a request of the application's for neither of them."""
+    context = job_context(create_mock_room())
+    cost = VoiceCost(budget="1")
+    sessions = [world.session(), world.session()]
+    meters = [cost.attach(session) for session in sessions]
+    for session in sessions:
+        await session.start(Host())
+    model: LLM = world.models[0]
+
+    async def ask() -> None:
+        from livekit.agents.llm import ChatContext
+
+        question = ChatContext()
+        question.add_message(role="user", content="hello")
+        async with model.chat(chat_ctx=question) as stream:
+            async for _ in stream:
+                pass
+
+    await ask()
+    with meters[1].scope():
+        await ask()
+    for session in sessions:
+        await session.aclose()
+    await shut_down(context)
+
+    (call,) = await ledger()
+    own = {meter.meter_id for meter in call.meters if meter.unattributed}
+    assert len(own) == 1
+    assert {leg.meter_id for leg in call.legs} == own | {meters[1].meter_id}
+    assert {meter.state for meter in call.meters} == {"closed"}
+
+
+def run_session(job_id: str) -> str | None:
+    """One job of the thread executor: its own thread, its own loop."""
+
+    async def job() -> str | None:
+        context = job_context(create_mock_room(), job_id=job_id)
+        session: AgentSession[None] = AgentSession(
+            vad=None, turn_handling={"turn_detection": "manual"}
+        )
+        meter = VoiceCost().attach(session)
+        await session.start(Host())
+        await session.aclose()
+        await shut_down(context)
+        return meter.meter_id
+
+    return asyncio.run(job())
+
+
+async def test_two_jobs_in_threads_have_meters_of_their_own() -> None:
+    forget_process()
+    with ThreadPoolExecutor(2) as threads:
+        ids = [f.result() for f in [threads.submit(run_session, f"AJ_{n}") for n in range(2)]]
+    calls = await ledger()
+    assert {meter.meter_id for call in calls for meter in call.meters} == set(ids)
+    assert {meter.job_id for call in calls for meter in call.meters} == {"AJ_0", "AJ_1"}
+    await asyncio.to_thread(forget_process)
+
+
+def threads_after_import(_: int) -> list[str]:
+    importlib.import_module("livekit.plugins.voicecost")  # what the forkserver did before
+    return [thread.name for thread in threading.enumerate()]
+
+
+def started_modules(_: int) -> dict[str, Any]:
+    from livekit.plugins.voicecost import _instrument, _prices
+
+    return {"instrumented": bool(_instrument._undos), "prices": _prices._prices}
+
+
+def test_forkserver_jobs_start_from_nothing(own_environment: Path) -> None:
+    """LiveKit's forkserver imports the plugin; each job process forks from there."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["livekit.plugins.voicecost"])
+    with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
+        before = list(pool.map(threads_after_import, range(1)))
+        started = list(pool.map(started_modules, range(1)))
+        ids = list(pool.map(run_session, ["AJ_0", "AJ_1"]))
+    assert all("voicecost" not in name for names in before for name in names)
+    assert started == [{"instrumented": False, "prices": None}]
+    assert None not in ids
+    assert len(set(ids)) == 2
+
+
+@pytest.mark.room
+async def test_without_a_sidecar_the_room_is_deleted_and_the_job_ends(
+    world: Providers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visitor = Visitor("caller")
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    async with livekit_server(tmp_path) as server, visitor.in_room(server):
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        context = job_context(
+            rtc.Room(),
+            url=server.url,
+            token=agent_token(server),
+            on_shutdown=ended.set_result,
+        )
+        session = world.session()
+        meter = VoiceCost(budget="0.005", wrap_up_text="Goodbye.", publish_to="all").attach(session)
+        quiet = RoomOptions(audio_input=False, audio_output=False, text_output=False)
+        await session.start(Host(), room=context.room, room_options=quiet)
+        session.say("This is a long sentence, and it goes on for rather long. " * 20)
+
+        reason = await asyncio.wait_for(visitor.disconnected, 30)
+        assert reason == rtc.DisconnectReason.ROOM_DELETED
+        assert await asyncio.wait_for(ended, 30) == "voicecost: budget used up"
+        assert meter.closed
+        assert await server.room_sids(ROOM) == []
+        await context.room.disconnect()
+        await shut_down(context)
+
+    assert "ending" in [message["state"] for message in visitor.messages]
+    assert world.deepgram.bill.rows[-1].units["characters"] in (8, 9)
