@@ -16,7 +16,7 @@ from voicecost_ledger import budgets, calls, entries
 from voicecost_ledger.budgets import Window
 from voicecost_ledger.calls import Call, CallState, Ending
 from voicecost_ledger.entries import Leg
-from voicecost_ledger.events import Effect, EndRoom, Event, MeterAdopted, RoomVerifiedGone, Tick
+from voicecost_ledger.events import Effect, EndRoom, Event, RoomVerifiedGone, Tick
 from voicecost_ledger.meters import Meter, MeterState
 from voicecost_ledger.policy import BudgetAction, Policy
 from voicecost_ledger.pricing import Price, PriceBook
@@ -34,6 +34,7 @@ from voicecost_ledger.protocol import (
     WrappedUp,
 )
 from voicecost_ledger.records import (
+    ADOPTED,
     MAX_QUANTITY,
     UNITS,
     Basis,
@@ -91,8 +92,6 @@ class Books:
             case RoomListing():
                 touched = calls.receive_listing(tx, event, now)
                 return self._look_at(tx, touched, now, told=False)
-            case MeterAdopted():
-                return self._adopted(tx, event, now)
             case RoomVerifiedGone():
                 return self._verified_gone(tx, event, now)
             case Tick():
@@ -208,7 +207,8 @@ class Books:
                 at = min(record.at_unix_ms, now)
                 self._gap(tx, meter, at, record.reason, record.modality)
             case MeterClose():
-                meter.state = MeterState.CLOSED
+                adopted = record.reason == ADOPTED
+                meter.state = MeterState.ADOPTED if adopted else MeterState.CLOSED
                 meter.coverage = _worse(meter.coverage, record.coverage)
                 self._finish(tx, meter, now)
 
@@ -337,18 +337,6 @@ class Books:
         call.coverage = _worse(call.coverage, meter.coverage)
         tx.save_call(call)
         tx.save_meter(meter)
-
-    def _adopted(self, tx: Session, event: MeterAdopted, now: int) -> list[Effect]:
-        meter = tx.meter(event.meter_id)
-        if meter is None:
-            return []
-        if event.skipped_bytes:
-            self._gap(tx, meter, now, "spool_skipped")
-        if meter.state in (MeterState.OPEN, MeterState.LOST):
-            meter.state = MeterState.ADOPTED
-            self._finish(tx, meter, now)
-        tx.save_meter(meter)
-        return self._look_at(tx, {meter.call_id}, now)
 
     # ---- budgets -------------------------------------------------------------------------------
 

@@ -24,13 +24,6 @@ from voicecost_ledger.protocol import (
 from voicecost_ledger.rooms import RoomEvent, RoomListing
 
 
-class MeterAdopted(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead process's spool was read to its end and all of it is durable: the meter is over."""
-
-    meter_id: str
-    skipped_bytes: int = 0  # torn or corrupt parts of the spool, said as a gap
-
-
 class RoomVerifiedGone(msgspec.Struct, frozen=True, kw_only=True):
     """The enforcer deleted the room and a listing no longer shows it."""
 
@@ -56,17 +49,7 @@ class EndRoom(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-Event = (
-    Hello
-    | Records
-    | Renew
-    | WrappedUp
-    | RoomEvent
-    | RoomListing
-    | MeterAdopted
-    | RoomVerifiedGone
-    | Tick
-)
+Event = Hello | Records | Renew | WrappedUp | RoomEvent | RoomListing | RoomVerifiedGone | Tick
 Reply = Welcome | Ack | Reject
 """For the connection the event came from."""
 Effect = Reply | Grant | Command | EndRoom

@@ -92,6 +92,9 @@ UNITS: Final = frozenset(
     }
 )
 
+ADOPTED: Final = "adopted"
+"""Close reason of a meter whose process died: written by whoever adopted its spool."""
+
 # Clamped at ingest: 2**40 ms is 35 years, 2**40 tokens a trillion (facts: sums stay in int64).
 MAX_QUANTITY: Final = 2**40
 
@@ -190,7 +193,7 @@ class MeterClose(msgspec.Struct, frozen=True, array_like=True, tag="close"):
     seq: int
     at_unix_ms: int
     coverage: Coverage
-    reason: str = ""  # AgentSession's close reason, or "shutdown"
+    reason: str = ""  # AgentSession's close reason, "shutdown", or ADOPTED
 
 
 Record = MeterOpen | LegStart | LegInterim | LegStop | Gap | MeterClose

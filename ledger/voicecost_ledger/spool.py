@@ -45,6 +45,7 @@ from voicecost_ledger._spool_files import (
     take_lock,
 )
 from voicecost_ledger.records import (
+    ADOPTED,
     Coverage,
     Gap,
     LegInterim,
@@ -466,8 +467,8 @@ class AdoptedSpool:
         """End the meters that died with the process, in their own spool first (I4).
 
         Call it when everything in `contents` is durable. If something could not be read, every
-        meter gets a Gap; one without a MeterClose gets that, with reason "adopted" and coverage
-        partial: the ledger settles such a call as crashed. Sealing is written before it is sent,
+        meter gets a Gap; one without a MeterClose gets that, with reason `ADOPTED`: the ledger
+        settles such a call as crashed. Sealing is written before it is sent,
         so an adopter that dies in between is followed by one that finds the meter closed.
 
         Args:
@@ -505,8 +506,8 @@ class AdoptedSpool:
                         meter_id=meter_id,
                         seq=seq + 1,
                         at_unix_ms=at_unix_ms,
-                        coverage=Coverage.PARTIAL,
-                        reason="adopted",
+                        coverage=Coverage.COMPLETE,  # of what was seen; gaps say the rest
+                        reason=ADOPTED,
                     )
                 )
         if sealing:

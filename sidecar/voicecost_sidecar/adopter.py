@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Final
 
 import msgspec
 
-from voicecost_ledger.events import MeterAdopted
 from voicecost_ledger.protocol import (
     PROTOCOL_VERSION,
     Hello,
@@ -124,11 +124,16 @@ class Adopter:
             if isinstance(reply, Welcome):
                 durable_seqs = reply.durable_seqs
         for meter_id, records in meters.items():
-            await self._submit(meter_id, records, durable_seqs.get(meter_id, 0))
-        for meter_id in meters:
-            await self._hub.submit(
-                MeterAdopted(meter_id=meter_id, skipped_bytes=contents.skipped_bytes)
-            )
+            durable_seq = durable_seqs.get(meter_id, 0)
+            durable_seqs[meter_id] = await self._submit(meter_id, records, durable_seq)
+        sealing = await asyncio.to_thread(
+            spool.seal, contents, durable_seqs, time.time_ns() // 1_000_000
+        )
+        ends: dict[str, dict[int, Record]] = {}
+        for record in sealing:
+            ends.setdefault(record.meter_id, {})[record.seq] = record
+        for meter_id, records in ends.items():
+            await self._submit(meter_id, records, durable_seqs[meter_id])
         await asyncio.to_thread(spool.delete)
         self.counts.spools += 1
         self.counts.meters += len(meters)
@@ -139,7 +144,8 @@ class Adopter:
             contents.skipped_bytes,
         )
 
-    async def _submit(self, meter_id: str, records: dict[int, Record], durable_seq: int) -> None:
+    async def _submit(self, meter_id: str, records: dict[int, Record], durable_seq: int) -> int:
+        """Send what is not durable yet; returns what is then."""
         unsent = iter([records[seq] for seq in sorted(records) if seq > durable_seq])
         after_seq = durable_seq
         for batch in _batches(unsent):
@@ -153,6 +159,7 @@ class Adopter:
                 if isinstance(reply, Reject):
                     raise _RefusedError(f"{reply.code}: {reply.message}")
             after_seq = through_seq
+        return after_seq
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:

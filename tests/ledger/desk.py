@@ -18,8 +18,10 @@ from voicecost_ledger.policy import Policy
 from voicecost_ledger.pricing import Price
 from voicecost_ledger.protocol import Ack, Action, Command, Grant, Records, Reject, Renew
 from voicecost_ledger.records import (
+    ADOPTED,
     Basis,
     Coverage,
+    Gap,
     LegAttributes,
     LegInterim,
     LegStart,
@@ -168,6 +170,13 @@ class TestMeter:
 
     def close(self) -> None:
         self.write(MeterClose, coverage=Coverage.COMPLETE, reason="user_initiated")
+
+    def adopt(self, skipped: bool = False) -> list[Effect]:
+        """The process died; whoever adopted its spool sends what is in it and seals it."""
+        if skipped:
+            self.write(Gap, reason="spool_skipped")
+        self.write(MeterClose, coverage=Coverage.COMPLETE, reason=ADOPTED)
+        return self.send()
 
     def batch(self) -> Records:
         records = Records(self.meter_id, self.sent_through, self.seq, self.pending)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.ledger.desk import NOON, TTS, CallState, Desk, EndRoom, of, webhooks
 from voicecost_ledger.calls import EndReason
-from voicecost_ledger.events import MeterAdopted, RoomVerifiedGone
+from voicecost_ledger.events import RoomVerifiedGone
 from voicecost_ledger.protocol import WrappedUp
 from voicecost_ledger.rooms import ListedRoom, RoomEvent, RoomListing
 
@@ -257,7 +257,7 @@ def test_a_killed_agent_settles_when_its_spool_is_adopted_and_the_caller_has_lef
     meter.interim(leg, characters=10)
     meter.send()
     desk.wait(1_000)
-    desk.receive(MeterAdopted(meter_id="MT_a", skipped_bytes=3))
+    meter.adopt(skipped=True)
     assert desk.call().summary.state is CallState.OPEN  # the caller sits there alone
     left = next(
         event

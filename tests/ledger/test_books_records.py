@@ -20,7 +20,6 @@ from tests.ledger.desk import (
     of,
 )
 from voicecost_ledger.calls import EndReason
-from voicecost_ledger.events import MeterAdopted
 from voicecost_ledger.protocol import Hello, MeterHeld, Records, Welcome
 from voicecost_ledger.records import Basis, Coverage, Gap, Outcome
 
@@ -139,7 +138,7 @@ def test_a_leg_that_never_stops_is_settled_as_lost_from_its_last_record() -> Non
     leg = meter.start(TTS)
     meter.interim(leg, characters=70)
     meter.send()
-    desk.receive(MeterAdopted(meter_id="MT_a"))
+    meter.adopt()
     call = desk.call()
     assert call.legs[0].outcome is Outcome.LOST
     assert call.legs[0].basis is Basis.ESTIMATED
@@ -155,7 +154,7 @@ def test_what_arrives_after_the_call_settled_is_posted_and_the_call_marked_amend
     leg = meter.start(TTS)
     meter.interim(leg, characters=70)
     meter.send()
-    desk.receive(MeterAdopted(meter_id="MT_a"))
+    meter.adopt()
     meter.stop(leg, Outcome.INTERRUPTED, Basis.OBSERVED, characters=80)
     meter.close()
     meter.send()

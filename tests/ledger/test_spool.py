@@ -223,7 +223,7 @@ def test_sealing_closes_the_meters_that_died_in_their_own_spool(tmp_path: Path) 
     adopted = adopt_one(tmp_path)
     sealing = adopted.seal(adopted.read(), {"dead": 7, "ended": 2}, 99)
     # The authority knew more than the disk: the close comes after all of it.
-    assert sealing == [MeterClose("dead", 8, 99, Coverage.PARTIAL, "adopted")]
+    assert sealing == [MeterClose("dead", 8, 99, Coverage.COMPLETE, "adopted")]
     adopted.release()  # an adopter that dies here is followed by one that has nothing to add
     again = adopt_one(tmp_path)
     assert again.read().records[-1] == sealing[0]
@@ -244,7 +244,7 @@ def test_what_could_not_be_read_is_a_gap(tmp_path: Path) -> None:
     assert contents.records == [opened(), interim(3)]
     assert adopted.seal(contents, {"M": 3}, 9) == [
         Gap("M", 4, 9, "spool_skipped"),
-        MeterClose("M", 5, 9, Coverage.PARTIAL, "adopted"),
+        MeterClose("M", 5, 9, Coverage.COMPLETE, "adopted"),
     ]
     assert adopted.seal(adopted.read(), {"M": 5}, 10) == []
 

@@ -371,7 +371,7 @@ async def test_a_killed_process_is_adopted_and_its_meter_closed(
     assert [r.seq for r in records if not isinstance(r, LegInterim)] == [1, 2, 4, 5]
     close = records[-1]
     assert isinstance(close, MeterClose)
-    assert (close.reason, close.coverage) == ("adopted", Coverage.PARTIAL)
+    assert (close.reason, close.coverage) == ("adopted", Coverage.COMPLETE)
     link.close(Coverage.COMPLETE, "completed")
     assert await runtime.flushed(10)
     assert os.listdir(spool_dir) == []

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.ledger.desk import LLM, STT, TTS, SumBook
 from voicecost_ledger.books import Books
-from voicecost_ledger.events import Effect, EndRoom, MeterAdopted, RoomVerifiedGone, Tick
+from voicecost_ledger.events import Effect, EndRoom, RoomVerifiedGone, Tick
 from voicecost_ledger.grants import Allowance, FailureHandling
 from voicecost_ledger.policy import BudgetAction, Policy, ProjectPolicy
 from voicecost_ledger.protocol import (
@@ -33,6 +33,7 @@ from voicecost_ledger.protocol import (
     encode_message,
 )
 from voicecost_ledger.records import (
+    ADOPTED,
     Basis,
     Coverage,
     LegInterim,
@@ -276,9 +277,11 @@ class Sidecar:
         if not self.up or self.disk_full:
             self.world.later(1_000, lambda: self.adopt(agent))
             return
-        batch = Records(agent.meter_id, 0, agent.spool[-1].seq, list(agent.spool))
-        self.commit(batch)
-        self.commit(MeterAdopted(meter_id=agent.meter_id))
+        records = list(agent.spool)
+        if not agent.closed:
+            seq, at = records[-1].seq + 1, NOON + self.world.now
+            records.append(MeterClose(agent.meter_id, seq, at, Coverage.COMPLETE, ADOPTED))
+        self.commit(Records(agent.meter_id, 0, records[-1].seq, records))
 
     def _route(self, effect: Command | Grant) -> None:
         for agent in self.world.agents:

@@ -40,7 +40,7 @@ from voicecost_ledger.stores._schema import MIGRATIONS, UNIT_COLUMNS
 from voicecost_ledger.stores._sqlite_query import query
 
 OLDEST_SQLITE: Final = (3, 51, 3)
-BUSY_TIMEOUT_MS: Final = 5_000
+BUSY_TIMEOUT_MS: Final = 2_000
 QUARANTINE_MAX_PER_METER: Final = 100
 
 RowT = TypeVar("RowT", bound=msgspec.Struct)
