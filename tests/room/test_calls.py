@@ -5,18 +5,17 @@ Every test holds the ledger against the providers' own bill.
 
 from __future__ import annotations
 
-import pytest
-
 from examples.demo.bills import difference_percent, sum_up
 from examples.demo.conversations import BOOKING, KILLED, TOO_DEAR, Conversation
 from examples.demo.stage import Stage
+from tests.room.marks import ROOM
 from voicecost_catalog import open_price_book
 from voicecost_ledger.calls import CallState, EndReason
 from voicecost_ledger.money import parse_usd
 from voicecost_ledger.records import Coverage, Outcome
 from voicecost_ledger.stores import CallDetail
 
-pytestmark = [pytest.mark.room, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = ROOM
 
 STORY = KILLED  # a question, and an answer long enough to end the call in the middle of it
 

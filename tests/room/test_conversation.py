@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from examples.demo.conversations import BOOKING
 from examples.demo.stage import Stage
+from tests.room.marks import ROOM
 
-pytestmark = [pytest.mark.room, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = ROOM
 
 
 async def test_caller_and_agent_hear_each_other(stage: Stage) -> None:
