@@ -13,10 +13,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from voicecost_catalog.hosts import check_host_aliases
+from voicecost_ledger.database_url import DatabaseUrlError, sqlite_path
 from voicecost_ledger.money import parse_usd
 from voicecost_ledger.policy import BudgetAction, ProjectPolicy
 from voicecost_sidecar.config import ConfigError, FileValues, livekit_value
-from voicecost_sidecar.databases import DatabaseUrlError, sqlite_path
 
 _SECTIONS: Final = ("livekit", "projects", "database", "time_zone", "host_aliases")
 _NULL_TAG: Final = "tag:yaml.org,2002:null"

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from voicecost_catalog.hosts import parse_host_aliases
+from voicecost_ledger.database_url import DatabaseUrlError, sqlite_path
 from voicecost_ledger.policy import Policy, ProjectPolicy
-from voicecost_sidecar.databases import DatabaseUrlError, sqlite_path
 
 DEFAULT_CONFIG_FILE: Final = Path("voicecost.yaml")
 _LIVEKIT_SCHEMES: Final = ("ws", "wss", "http", "https")

@@ -13,10 +13,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import platformdirs
-
+from voicecost_ledger.database_url import DatabaseUrlError, sqlite_path
 from voicecost_ledger.events import Effect, EndRoom
 from voicecost_ledger.protocol import ClientMessage, Hello, Reject, ServerMessage
 
@@ -27,26 +26,19 @@ if TYPE_CHECKING:
     from voicecost_ledger.bookkeeper import Bookkeeper
     from voicecost_ledger.stores.sqlite import SqliteStore
 
-_SCHEME: Final = "sqlite:///"
-
 
 def database_path() -> Path:
     """`VOICECOST_DATABASE_URL` (`sqlite:///PATH`), else `voicecost/ledger.db` in the data folder.
 
     Raises:
-        ValueError: The variable names something else than a SQLite file.
+        DatabaseUrlError: The variable names something else than a SQLite file.
     """
-    url = os.environ.get("VOICECOST_DATABASE_URL")
-    if not url:
-        return platformdirs.user_data_path("voicecost", appauthor=False) / "ledger.db"
-    path = url.removeprefix(_SCHEME)
-    if path == url or not path:
-        # The value may hold a password: the scheme is enough to see what was meant.
-        raise ValueError(
-            f"VOICECOST_DATABASE_URL={url.partition(':')[0]}:... is no ledger that can be kept in "
-            "the agent's process: expected sqlite:///PATH, or set VOICECOST_URL to a sidecar"
-        )
-    return Path(path).expanduser()
+    try:
+        return sqlite_path(os.environ.get("VOICECOST_DATABASE_URL") or None)
+    except DatabaseUrlError as error:
+        raise DatabaseUrlError(
+            f"VOICECOST_DATABASE_URL: {error}; or set VOICECOST_URL to a sidecar"
+        ) from None
 
 
 class EmbeddedAuthority:
