@@ -13,6 +13,7 @@ from livekit.agents import AgentSession
 from livekit.plugins import voicecost
 
 from livekit.plugins.voicecost import Budget, BudgetEvent, Cost, VoiceCost
+from tests.plugin.voicecost_sessions import forget_process
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,29 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused(
     monkeypatch.setenv(name, "maybe")
     with pytest.raises(ValueError, match=f"{name}='maybe' is neither on nor off"):
         VoiceCost()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "VOICECOST_URL",
+            "costs.example.com",
+            "VOICECOST_URL='costs.example.com' is no",
+        ),
+        ("VOICECOST_DATABASE_URL", "mysql://u:hunter2@db/x", "expected sqlite:///PATH"),
+        ("VOICECOST_HOST_ALIASES", "localhost", "host alias 'localhost' = '' is not understood"),
+    ],
+)
+def test_a_wrong_environment_is_said_before_any_call(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_process()
+    monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # a test run would not look at VOICECOST_URL
+    with pytest.raises(ValueError, match=re.escape(said)) as raised:
+        VoiceCost()
+    assert "hunter2" not in str(raised.value)
 
 
 @pytest.mark.parametrize("limit", ["0.25", Decimal("0.25")])

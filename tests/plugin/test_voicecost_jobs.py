@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import multiprocessing
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from livekit import rtc
-from livekit.agents import AgentSession, JobContext, JobExecutorType, JobProcess
+from livekit.agents import AgentSession, JobContext, JobExecutorType, JobProcess, Plugin
 from livekit.agents.ipc.mock_room import create_mock_room
 from livekit.agents.job import JobAcceptArguments, RunningJobInfo, _JobContextVar
 from livekit.agents.utils import http_context
@@ -184,7 +184,7 @@ async def test_two_jobs_in_threads_have_meters_of_their_own() -> None:
 
 
 def threads_after_import(_: int) -> list[str]:
-    importlib.import_module("livekit.plugins.voicecost")  # what the forkserver did before
+    assert "livekit.plugins.voicecost._runtime" in sys.modules, "the forkserver did not import it"
     return [thread.name for thread in threading.enumerate()]
 
 
@@ -197,7 +197,8 @@ def started_modules(_: int) -> dict[str, Any]:
 def test_forkserver_jobs_start_from_nothing(own_environment: Path) -> None:
     """LiveKit's forkserver imports the plugin; each job process forks from there."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["livekit.plugins.voicecost"])
+    (ours,) = [each for each in Plugin.registered_plugins if "voicecost" in each.title]
+    context.set_forkserver_preload([ours.package])
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
         before = list(pool.map(threads_after_import, range(1)))
         started = list(pool.map(started_modules, range(1)))

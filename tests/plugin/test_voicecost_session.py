@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from livekit.agents import Agent, AgentSession, ModelSettings, llm
+from livekit.plugins.openai import LLM
 
-from livekit.plugins.voicecost import VoiceCost
+from livekit.plugins.voicecost import VoiceCost, _faults
 from tests.plugin.voicecost_sessions import Host, Providers, ledger, providers, say_hello
+from tests.simulators import Fault
 from voicecost_ledger.records import Coverage, Environment, Outcome
 
 
@@ -246,3 +250,80 @@ async def test_under_pytest_no_sidecar_is_told_unless_asked(
     assert "127.0.0.1:9" not in unasked
     assert "127.0.0.1:9" in asked
     assert "secret" not in asked
+
+
+async def test_a_request_that_outlives_the_session_is_still_counted(world: Providers) -> None:
+    """A tool asked a model, and the caller hung up: the meter closes when the answer is there."""
+    world.openai.first_token_delay_ms = 300
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.start(Host())
+    model: LLM = world.models[0]
+
+    async def ask() -> None:
+        question = llm.ChatContext()
+        question.add_message(role="user", content="hello")
+        async with model.chat(chat_ctx=question) as stream:
+            async for _ in stream:
+                pass
+
+    asking = asyncio.create_task(ask())
+    await world.asked()
+    await session.aclose()
+    assert not meter.closed
+    await asking
+    await asyncio.wait_for(meter.wait_closed(), 10)
+
+    (call,) = await ledger()
+    assert [leg.outcome for leg in call.legs] == [Outcome.SERVED]
+
+
+async def test_a_request_that_never_ends_does_not_keep_the_meter_open(
+    world: Providers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("livekit.plugins.voicecost.meter.LEGS_STOP_MAX_S", 0.01)
+    world.openai.faults.add(Fault(silent=True))
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.start(Host())
+    model: LLM = world.models[0]
+    question = llm.ChatContext()
+    question.add_message(role="user", content="hello")
+    async with model.chat(chat_ctx=question):
+        await world.asked()
+        await session.aclose()
+        await asyncio.wait_for(meter.wait_closed(), 10)
+
+    (call,) = await ledger()
+    assert [leg.outcome for leg in call.legs] == [Outcome.INTERRUPTED]
+
+
+async def test_a_session_nobody_keeps_is_not_kept_by_its_meter(world: Providers) -> None:
+    session = world.session()
+    VoiceCost().attach(session)
+    gone = weakref.ref(session)
+    del session
+    gc.collect()
+    assert gone() is None
+
+
+async def test_a_fault_of_ours_is_contained_and_counted(
+    world: Providers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something in the meter breaks in the middle of a turn: the caller hears the answer."""
+    monkeypatch.delenv("VOICECOST_RAISE_FAULTS")
+    before = _faults.counts().get("meter", 0)
+
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.start(OwnModel())
+    monkeypatch.setattr(meter, "gap", fails)
+    await say_hello(session)
+    await session.aclose()
+
+    assert _faults.counts()["meter"] == before + 1
+    assert session.history.messages()[-1].text_content == "Good day to you."
+    assert meter.closed

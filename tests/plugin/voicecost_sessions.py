@@ -85,6 +85,11 @@ class Providers:
         session.output.audio = Speaker()
         return session
 
+    async def asked(self) -> None:
+        """Return when the LLM has been asked something."""
+        while not self.openai.bill.rows:  # noqa: ASYNC110  (the simulator tells nobody)
+            await asyncio.sleep(0.001)
+
 
 @asynccontextmanager
 async def providers(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Providers]:

@@ -42,10 +42,10 @@ __all__ = [
 
 
 class VoiceCostPlugin(Plugin):
-    """How LiveKit knows us: it imports registered plugins in its forkserver."""
+    """How LiveKit knows us. Its forkserver imports the package named here, see `_preload`."""
 
     def __init__(self) -> None:
-        super().__init__(__name__, __version__, __package__ or __name__, logger)
+        super().__init__(__name__, __version__, f"{__name__}._preload", logger)
 
 
 install_add_plugin()

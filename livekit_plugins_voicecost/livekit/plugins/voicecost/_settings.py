@@ -174,16 +174,16 @@ def ledger_url(url: object) -> str | None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
         raise ValueError(
-            f"{name}={public_address(url)!r} is no sidecar's address: expected for example "
+            f"{name}={_without_secrets(url)!r} is no sidecar's address: expected for example "
             '"http://127.0.0.1:8787"'
         )
     return url
 
 
-def public_address(url: str) -> str:
-    """`url` as it may be logged: scheme, host and port, without user, password and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+def _without_secrets(url: str) -> str:
+    """`url` as it may be shown: without user and password, and without its query."""
+    scheme, slashes, rest = url.partition("?")[0].rpartition("//")
+    return f"{scheme}{slashes}{rest.rpartition('@')[2]}"
 
 
 def env_flag(name: str) -> bool:

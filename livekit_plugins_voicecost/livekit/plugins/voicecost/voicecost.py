@@ -98,10 +98,13 @@ class VoiceCost:
             log_costs=env_flag("VOICECOST_LOG_COSTS"),
         )
         if enabled:
-            prices()  # an alias that is not understood is said here, not in the middle of a call
-            # Here, not at import: nothing of LiveKit is touched before someone asks to meter.
+            # Here, not at import, so that importing is quick; and not in `attach`, so that what
+            # the environment says wrongly is said before a call, and a call never waits for it.
             from ._instrument import instrument
+            from ._runtime import ledger_place
 
+            self._ledger_place = ledger_place(self._settings.url)
+            prices()
             instrument()
             _attribution.set_unattributed(_unattributed.unattributed_meter)
 
@@ -132,14 +135,12 @@ class VoiceCost:
             return known
         if not self._settings.enabled:
             return Meter(session, self._settings, None)
-        from ._runtime import ledger_place
-
         meter = Meter(session, self._settings, prices())
         _unattributed.attached(meter, self._settings)
         meter.watch()
         logger.info(
             "voicecost: metering this session; ledger: %s; %s; coverage %s",
-            ledger_place(self._settings.url),
+            self._ledger_place,
             ", ".join(f"{name} {version}" for name, version in versions().items()),
             meter.coverage.value,
         )
