@@ -113,11 +113,13 @@ class Books:
         for held in hello.meters:
             meter = tx.meter(held.meter_id)
             seq = meter.durable_seq if meter is not None else 0
-            if held.first_seq_held > seq + 1:
+            # 0: the client holds nothing, for it was told that everything is durable.
+            first = held.first_seq_held or held.last_seq + 1
+            if first > seq + 1:
                 # Records in between are nowhere any more: never silence, a gap.
                 if meter is None:
                     meter = self._open(tx, MeterOpen(held.meter_id, 0, now), now)
-                meter.durable_seq = seq = held.first_seq_held - 1
+                meter.durable_seq = seq = first - 1
                 self._gap(tx, meter, now, "records_lost")
                 tx.save_meter(meter)
             durable[held.meter_id] = seq

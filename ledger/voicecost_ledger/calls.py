@@ -101,7 +101,7 @@ CALLER_KINDS = frozenset({ParticipantKind.STANDARD, ParticipantKind.SIP})
 
 def call_id_from(identifier: str) -> str:
     """A call's id: the id it was first known by (room SID or meter), with our prefix."""
-    return "CA_" + identifier.partition("_")[2]
+    return "CA_" + (identifier.partition("_")[2] or identifier)
 
 
 def open_call(

@@ -177,6 +177,22 @@ def test_records_that_no_spool_holds_any_more_are_a_gap_not_silence() -> None:
     assert gap.reason == "records_lost"
 
 
+def test_what_a_restored_ledger_has_forgotten_and_nobody_holds_is_a_gap_too() -> None:
+    """The client was told once that all of it is durable, and has deleted it."""
+    desk = Desk()
+    desk.meter().send()
+    (welcome,) = of(Welcome, desk.receive(Hello(1, "p", [MeterHeld("MT_a", 0, 7)])))
+    assert welcome.durable_seqs == {"MT_a": 7}
+    assert [gap.reason for gap in desk.call().gaps] == ["records_lost"]
+
+
+def test_meters_named_without_our_prefix_are_calls_of_their_own() -> None:
+    desk = Desk()
+    desk.meter("one").send()
+    desk.meter("two").send()
+    assert {call.call_id for call in desk.calls()} == {"CA_one", "CA_two"}
+
+
 def test_a_meter_whose_opening_was_lost_is_still_counted() -> None:
     desk = Desk()
     meter = desk.meter()
