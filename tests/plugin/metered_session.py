@@ -6,7 +6,7 @@ The meter keeps the records as a spool would, so tests read legs from records al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -17,10 +17,13 @@ from livekit.agents import Agent, AgentSession
 from livekit.agents.types import APIConnectOptions
 from livekit.agents.voice import io
 from livekit.agents.voice.agent_session import SessionConnectOptions
+from livekit.agents.voice.turn import InterruptionOptions
 from livekit.plugins.deepgram import STT, TTS
 from livekit.plugins.openai import LLM
+
 from livekit.plugins.voicecost import _attribution, _estimates, _instrument
 from livekit.plugins.voicecost.legs import Leg
+from tests.simulators import Bill, DeepgramSimulator, OpenAISimulator, Reply
 from voicecost_ledger.pricing import Price, PriceBook
 from voicecost_ledger.records import (
     Basis,
@@ -31,8 +34,6 @@ from voicecost_ledger.records import (
     Modality,
     Outcome,
 )
-
-from tests.simulators import Bill, DeepgramSimulator, OpenAISimulator, Reply
 
 NANO_USD = {"input_tokens": 150, "output_tokens": 600, "characters": 30_000, "audio_ms": 72}
 
@@ -227,10 +228,10 @@ class Providers:
 
 
 @asynccontextmanager
-async def simulated_providers(*replies: Reply, **options: Any) -> AsyncIterator[Providers]:
+async def simulated_providers(*replies: Reply, **options: Any) -> AsyncGenerator[Providers]:
     """Both providers on loopback, with one bill; the instrumentation is in place meanwhile."""
     bill = Bill()
-    speak = {name: options.pop(name) for name in ("speed",) if name in options}
+    speed: float = options.pop("speed", 60.0)
     _instrument.instrument()
     try:
         async with (
@@ -239,7 +240,7 @@ async def simulated_providers(*replies: Reply, **options: Any) -> AsyncIterator[
                 bill=bill,
                 **({"first_token_delay_ms": 20, "token_delay_ms": 4} | options),
             ) as openai,
-            DeepgramSimulator(bill=bill, **({"speed": 60.0} | speak)) as deepgram,
+            DeepgramSimulator(bill=bill, speed=speed) as deepgram,
             aiohttp.ClientSession() as http,
         ):
             providers = Providers(openai, deepgram, http)
@@ -271,6 +272,9 @@ class Call:
         return self.providers.bill.total(unit, service=cast("Any", service))
 
 
+_NO_RESUMING: InterruptionOptions = {"resume_false_interruption": False}
+
+
 @asynccontextmanager
 async def metered_call(
     providers: Providers,
@@ -280,7 +284,7 @@ async def metered_call(
     limit_nano_usd: int | None = None,
     attach: bool = True,
     **options: Any,
-) -> AsyncIterator[Call]:
+) -> AsyncGenerator[Call]:
     """A session of real plugins without a room, attached to a `RecordingMeter`.
 
     Args:
@@ -291,23 +295,24 @@ async def metered_call(
         attach: Whether the meter is registered before the session starts.
         options: For AgentSession; its plugins by default are all three.
     """
+    one_try_more = APIConnectOptions(max_retry=2, retry_interval=0, timeout=5)
+    defaults: dict[str, Any] = {
+        "stt": providers.stt,
+        "llm": providers.llm,
+        "tts": providers.tts,
+    }
+    plugins = {name: options.pop(name, None) or make() for name, make in defaults.items()}
     session: AgentSession[None] = AgentSession(
-        **(
-            {
-                "stt": providers.stt(),
-                "llm": providers.llm(),
-                "tts": providers.tts(),
-                "vad": None,
-                "turn_detection": "manual",
-                "conn_options": SessionConnectOptions(
-                    llm_conn_options=APIConnectOptions(max_retry=2, retry_interval=0, timeout=5),
-                    tts_conn_options=APIConnectOptions(max_retry=2, retry_interval=0, timeout=5),
-                    stt_conn_options=APIConnectOptions(max_retry=2, retry_interval=0, timeout=5),
-                ),
-                "session_close_transcript_timeout": 0.2,
-            }
-            | options
-        )
+        **plugins,
+        vad=None,
+        turn_handling={"turn_detection": "manual", "interruption": _NO_RESUMING},
+        conn_options=SessionConnectOptions(
+            llm_conn_options=one_try_more,
+            tts_conn_options=one_try_more,
+            stt_conn_options=one_try_more,
+        ),
+        session_close_transcript_timeout=0.2,
+        **options,
     )
     meter = RecordingMeter(limit_nano_usd=limit_nano_usd)
     if attach:

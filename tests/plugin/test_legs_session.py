@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from livekit.agents import Agent, function_tool
-from voicecost_ledger.records import Basis, LegStart, LegStop, Modality, Outcome
 
 from tests.plugin.metered_session import metered_call, simulated_providers
 from tests.simulators import LONG_ANSWER, Fault, Reply, ToolCall
+from voicecost_ledger.records import Basis, LegStart, LegStop, Modality, Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +154,8 @@ async def test_a_voice_that_dies_in_mid_audio_is_billed_what_it_was_sent() -> No
     async with simulated_providers(Reply(text=LONG_ANSWER), speed=4) as providers:
         providers.deepgram.speak.faults.add(Fault(dies_after=2_000))
         async with metered_call(providers) as call:
-            speech = call.session.generate_reply(user_input="Please explain everything to me.")
+            # All at once: a word on its way to a dying socket is counted here and not there.
+            speech = call.session.say(LONG_ANSWER)
             await call.meter.stopped(Modality.TTS)
             await speech
             await call.close()
@@ -216,22 +219,24 @@ async def test_a_changed_option_is_another_connection_and_so_another_leg() -> No
 
 async def test_text_is_recorded_before_the_provider_has_it() -> None:
     """A SIGKILL at any moment leaves a spool that holds all that was sent."""
-    async with simulated_providers(Reply(text=LONG_ANSWER)) as providers:
-        async with metered_call(providers) as call:
-            speech = call.session.say(LONG_ANSWER)
-            ahead: list[bool] = []
-            seen = call.meter.write
+    async with (
+        simulated_providers(Reply(text=LONG_ANSWER)) as providers,
+        metered_call(providers) as call,
+    ):
+        speech = call.session.say(LONG_ANSWER)
+        ahead: list[bool] = []
+        seen = call.meter.write
 
-            def write(make: type, **fields: object) -> None:
-                seen(make, **fields)  # type: ignore[arg-type]
-                recorded = call.meter.total(Modality.TTS, "characters")
-                ahead.append(recorded >= call.billed("tts", "characters"))
+        def write(make: type[Any], **fields: Any) -> None:
+            seen(make, **fields)
+            recorded = call.meter.total(Modality.TTS, "characters")
+            ahead.append(recorded >= call.billed("tts", "characters"))
 
-            call.meter.write = write  # type: ignore[method-assign]
-            await call.loudspeaker.heard.wait()
-            speech.interrupt()
-            await speech
-            await call.close()
+        call.meter.write = write
+        await call.loudspeaker.heard.wait()
+        speech.interrupt()
+        await speech
+        await call.close()
     assert len(ahead) > 10
     assert all(ahead)
 
@@ -261,10 +266,12 @@ async def test_an_estimate_is_settled_again_when_the_provider_reports_on_another
 
 
 async def test_a_leg_starts_once_and_stops_last() -> None:
-    async with simulated_providers(Reply(text="It is sunny.")) as providers:
-        async with metered_call(providers, hears=True) as call:
-            await call.session.generate_reply(user_input="What is the weather?")
-            await call.close()
+    async with (
+        simulated_providers(Reply(text="It is sunny.")) as providers,
+        metered_call(providers, hears=True) as call,
+    ):
+        await call.session.generate_reply(user_input="What is the weather?")
+        await call.close()
     for number in call.meter.legs:
         kinds = [make for make, fields in call.meter.records if fields["leg"] == number]
         assert kinds[0] is LegStart

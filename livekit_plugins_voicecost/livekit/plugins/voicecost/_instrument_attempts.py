@@ -275,7 +275,11 @@ def observed(
                 raise
             _finish(attempt, Outcome.CUT, error)
             if attempt.modality is not Modality.STT:
-                raise cut_error() from None
+                raise APIStatusError(
+                    "voicecost ended this request: the budget is used up",
+                    status_code=CLIENT_CLOSED,
+                    retryable=False,
+                ) from None
         else:
             attempt.ended_by_us()  # a plugin that swallowed our cancellation
             _finish(attempt, Outcome.CUT if attempt.cut else Outcome.SERVED, None)
@@ -283,13 +287,6 @@ def observed(
             _wire.observer.reset(token)
 
     return observed_run
-
-
-def cut_error() -> APIStatusError:
-    """The error that ends a request without retry, failover or probe."""
-    return APIStatusError(
-        "voicecost ended this request: the budget is used up", status_code=CLIENT_CLOSED
-    )
 
 
 def _outcome(attempt: Attempt, error: BaseException) -> Outcome:

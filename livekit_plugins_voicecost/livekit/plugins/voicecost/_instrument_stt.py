@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from livekit import rtc
-from livekit.agents.stt import SpeechEvent
+from livekit.agents.stt import SpeechEvent, SpeechEventType
 from livekit.agents.utils.audio import calculate_audio_duration
 
 from voicecost_ledger.records import Basis, Modality, Outcome
@@ -23,7 +23,6 @@ from . import _faults, _wire
 from ._instrument_attempts import (
     Attempt,
     Tally,
-    cut_error,
     describe,
     observed,
     option,
@@ -283,6 +282,6 @@ class _ObservedRecognize:
             results.append(await component_class._recognize_impl(self._component, *args, **kwargs))
 
         await observed(self._component, RecordingAttempt, run)(*args)
-        if not results:
-            raise cut_error()
+        if not results:  # cut: LiveKit would try an error again; nothing was recognized
+            return SpeechEvent(type=SpeechEventType.FINAL_TRANSCRIPT)
         return results[0]
