@@ -90,7 +90,11 @@ def test_every_key_of_the_configuration_file_is_documented(tmp_path: Path) -> No
 def test_a_documented_configuration_is_accepted(block: str, tmp_path: Path) -> None:
     file = tmp_path / "voicecost.yaml"
     file.write_text(block)
-    environ = {"LIVEKIT_API_KEY": "key", "LIVEKIT_API_SECRET": "secret"}
+    environ = {
+        "LIVEKIT_URL": "ws://127.0.0.1:7880",
+        "LIVEKIT_API_KEY": "key",
+        "LIVEKIT_API_SECRET": "secret",
+    }
     assert load_config(file, environ=environ).projects
 
 
