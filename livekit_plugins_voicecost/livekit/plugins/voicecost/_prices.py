@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from voicecost_ledger.pricing import Price
@@ -42,6 +43,8 @@ class MeterPrices:
         return self._book.restore(document)
 
     def _warm(self) -> None:
+        # The starter is about to attach to a session: give the interpreter back before working.
+        time.sleep(0.01)
         try:
             self._book.warm()
         except Exception as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 import unicodedata
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from typing import Any, Final, Protocol
 
 import aiohttp
 import msgspec
+from openai import AsyncOpenAI
 
 from . import _faults
 
@@ -116,6 +118,7 @@ class TextUnits:
         }
 
 
+_COMPLETIONS: Final = "openai.resources.chat.completions.completions"
 _TAG: Final = re.compile(r"</?[A-Za-z][^<>]*>")
 _OPEN_TAG: Final = re.compile(r"<(?:/?[A-Za-z][^<>]*|/?)$")
 _TAG_CHARACTERS_MAX: Final = 1000
@@ -178,7 +181,38 @@ def observe_websockets() -> Callable[[], None]:
 
 
 def observe_openai_clients() -> Callable[[], None]:
-    """Show the raw chunks of OpenAI-compatible answers to their attempt; returns the undo."""
+    """Show the raw chunks of OpenAI-compatible answers to their attempt; returns the undo.
+
+    The client loads its chat API, which takes 30 ms, when a program first asks for it. So it is
+    loaded for us no earlier, and observed before anything can be requested through it.
+    """
+    undos: list[Callable[[], None]] = []
+    chat: functools.cached_property[Any] = AsyncOpenAI.__dict__["chat"]
+    make_chat = chat.func
+
+    def observe_once() -> None:
+        if not undos:
+            undos.append(_observe_completions())
+
+    def observed_chat(client: AsyncOpenAI) -> Any:
+        try:
+            observe_once()
+        except Exception as error:
+            _faults.count("observe_openai_clients", error)
+        return make_chat(client)
+
+    def undo() -> None:
+        chat.func = make_chat
+        for each in undos:
+            each()
+
+    chat.func = observed_chat
+    if _COMPLETIONS in sys.modules:  # some client may have its chat API already
+        observe_once()
+    return undo
+
+
+def _observe_completions() -> Callable[[], None]:
     from openai.resources.chat.completions import AsyncCompletions
 
     create: Any = AsyncCompletions.create
