@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 from zoneinfo import ZoneInfo
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from voicecost_ledger.money import format_usd
+from voicecost_ledger.calls import CallState
+from voicecost_ledger.money import format_usd, round_half_even
+from voicecost_ledger.records import Modality
 from voicecost_ledger.stores import CallDetail, CallSummary, LegView
 from voicecost_sidecar.queries import CallList, Costs
 
+WIDE_COLUMNS: Final = 110
+_FOLDED: Final = {"provider", "service", "project/agent", "project", "agent", "detail", "model"}
 _STATE_STYLES = {"open": "green", "ended": "yellow", "settled": ""}
 
 
@@ -20,22 +26,7 @@ def calls_table(found: CallList, time_zone: str) -> RenderableType:
     """One line per call, newest first."""
     if not found.calls:
         return Text("No calls in this ledger yet.")
-    table = _table("call", "opened", "state", "project", "agent", "length")
-    table.add_column("cost", justify="right")
-    table.add_column("waste", justify="right")
-    table.add_column("limit", justify="right")
-    for call in found.calls:
-        table.add_row(
-            call.call_id,
-            _moment(call.opened_at_unix_ms, time_zone),
-            _state(call),
-            call.project,
-            call.agent or "",
-            _length(call),
-            cost_text(call.total_nano_usd, call.unpriced_leg_count),
-            format_usd(call.waste_nano_usd) if call.waste_nano_usd else "",
-            "" if call.limit_nano_usd is None else format_usd(call.limit_nano_usd),
-        )
+    table = _CallsTable(found.calls, time_zone)
     if not found.has_more:
         return table
     return Group(table, Text("There are more: --limit shows them.", style="dim"))
@@ -63,28 +54,69 @@ def call_table(detail: CallDetail, time_zone: str) -> RenderableType:
     ):
         if value:
             facts.add_row(Text(name, style="dim"), value)
-    table = _table("leg", "service", "provider", "model", "units", "basis", "outcome")
-    table.add_column("cost", justify="right")
-    table.add_column("price from")
-    for leg in detail.legs:
-        table.add_row(
-            str(leg.leg),
-            leg.modality.value,
-            leg.provider,
-            leg.model,
-            _units(leg),
-            leg.basis.value,
-            leg.outcome.value if leg.outcome else "open",
-            format_usd(leg.amount_nano_usd, places=6),
-            leg.pricing_source or "no price known",
-        )
-    parts: list[RenderableType] = [facts, Text(), table]
+    parts: list[RenderableType] = [facts, Text(), LegsTable(detail.legs)]
     if detail.audit:
         steps = _table("when", "step", "detail")
         for step in detail.audit:
             steps.add_row(_moment(step.at_unix_ms, time_zone), step.step, step.detail)
         parts += [Text(), steps]
     return Group(*parts)
+
+
+class _CallsTable:
+    """One line per call; a narrow terminal goes without length and limit."""
+
+    def __init__(self, calls: Sequence[CallSummary], time_zone: str) -> None:
+        self._calls = calls
+        self._time_zone = time_zone
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table that fits."""
+        wide = options.max_width >= 100
+        table = _table("call", "opened", "state", "project/agent")
+        for name in ("length", "cost", "waste", "limit") if wide else ("cost", "waste"):
+            table.add_column(name, justify="right", no_wrap=True)  # an amount is never cut short
+        for call in self._calls:
+            limit = call.limit_nano_usd
+            table.add_row(
+                call.call_id,
+                _moment(call.opened_at_unix_ms, self._time_zone, short=True),
+                _state(call),
+                f"{call.project}/{call.agent}" if call.agent else call.project,
+                *([_length(call)] if wide else []),
+                cost_text(call.total_nano_usd, call.unpriced_leg_count),
+                format_usd(call.waste_nano_usd) if call.waste_nano_usd else "",
+                *(["" if limit is None else format_usd(limit)] if wide else []),
+            )
+        yield table
+
+
+class LegsTable:
+    """The legs of a call in the order they started; on a narrow terminal two lines for each."""
+
+    def __init__(self, legs: Sequence[LegView]) -> None:
+        self._legs = sorted(legs, key=lambda leg: leg.started_at_unix_ms)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table that fits."""
+        wide = options.max_width >= WIDE_COLUMNS
+        names = ("provider", "service", "units", "basis", "outcome")
+        table = _table(*names) if wide else _table("service", "units", "basis")
+        table.add_column("cost", justify="right", no_wrap=True)
+        table.add_column("price from", overflow="fold")
+        for leg in self._legs:
+            # The provider as LiveKit's plugin names it; OpenAI's gives the host.
+            provider, service = leg.provider, f"{leg.modality.upper()} {leg.model}"
+            basis, outcome = leg.basis.value, leg.outcome.value if leg.outcome else "open"
+            cost = format_usd(leg.amount_nano_usd, places=6)
+            source = leg.pricing_source or "no price known"
+            if wide:
+                table.add_row(provider, service, units_text(leg), basis, outcome, cost, source)
+            else:
+                name = f"{leg.modality.upper()} {provider}\n{leg.model}"
+                lines = source.replace("@", "\n@")
+                table.add_row(name, units_text(leg), f"{basis}\n{outcome}", cost, lines)
+        yield table
 
 
 def costs_table(costs: Costs) -> RenderableType:
@@ -115,17 +147,36 @@ def cost_text(amount_nano_usd: int, unpriced_leg_count: int) -> str:
     return format_usd(amount_nano_usd) + unpriced
 
 
+def units_text(leg: LegView) -> str:
+    """What a leg used, in the units that people think in; `--json` has every count."""
+    usage = leg.usage
+    match leg.modality:
+        case Modality.LLM:
+            cached = usage.get("cached_input_tokens", 0)
+            of_which = f" ({cached:,} cached)" if cached else ""
+            sent, received = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
+            return f"{sent:,} in{of_which}, {received:,} out"
+        case Modality.TTS:
+            return f"{usage.get('characters', 0):,} characters"
+        case Modality.STT:
+            centiseconds = round_half_even(usage.get("audio_ms", 0), per=10)
+            return f"{centiseconds // 100:,}.{centiseconds % 100:02} s audio"
+
+
 def _table(*columns: str, show_footer: bool = False) -> Table:
     table = Table(show_footer=show_footer, box=None, header_style="bold")
-    for name in columns or ("",):
-        table.add_column(name, no_wrap=name == "call")
+    for name in columns:
+        # What may be folded on a narrow terminal; nothing is cut off.
+        free = name in _FOLDED
+        table.add_column(name, no_wrap=not free, overflow="fold", min_width=8 if free else None)
     return table
 
 
 def _state(call: CallSummary) -> Text:
-    words = [call.state.value]
-    if call.reason:
-        words.append(f"({call.reason.value})")
+    # A settled call's reason says it all.
+    words = [call.reason.value if call.reason else call.state.value]
+    if call.reason and call.state is not CallState.SETTLED:
+        words.append(f"({call.state.value})")
     if call.amended:
         words.append("amended")
     return Text(" ".join(words), style=_STATE_STYLES.get(call.state.value, ""))
@@ -138,11 +189,8 @@ def _length(call: CallSummary) -> str:
     return f"{seconds // 60}:{seconds % 60:02}"
 
 
-def _moment(unix_ms: int, time_zone: str) -> str:
+def _moment(unix_ms: int, time_zone: str, *, short: bool = False) -> str:
     moment = datetime.fromtimestamp(unix_ms / 1000, ZoneInfo(time_zone))
+    if short:
+        return moment.strftime("%m-%d %H:%M")
     return moment.strftime("%Y-%m-%d %H:%M:%S" if moment.second else "%Y-%m-%d %H:%M")
-
-
-def _units(leg: LegView) -> str:
-    shown = {unit: quantity for unit, quantity in leg.usage.items() if quantity}
-    return ", ".join(f"{quantity:,} {unit}" for unit, quantity in sorted(shown.items()))

@@ -66,13 +66,21 @@ def test_a_call_is_read_from_the_ledger_directly(sidecar: RunningSidecar, tmp_pa
     listed = voicecost(tmp_path, "calls", VOICECOST_DATABASE_URL=url)
     as_json = voicecost(tmp_path, "calls", "--json", VOICECOST_DATABASE_URL=url)
     assert listed.returncode == as_json.returncode == 0
-    for word in ("shop", "greeter", "settled", "$0.0048"):
+    for word in ("shop", "greeter", "completed", "$0.0048"):
         assert word in listed.stdout
     found = json.loads(as_json.stdout)
     assert found == sidecar.get("/v1/calls")
     call_id = found["calls"][0]["call_id"]
     shown = voicecost(tmp_path, "call", call_id, VOICECOST_DATABASE_URL=url)
-    for word in (call_id, "stt", "nova-3", "60,000 audio_ms", "observed", "served", "catalog@"):
+    for word in (
+        call_id,
+        "STT",
+        "nova-3",
+        "60.00 s audio",
+        "observed",
+        "served",
+        "voicecost-catalog",
+    ):
         assert word in shown.stdout
     detail = voicecost(tmp_path, "call", call_id, "--json", VOICECOST_DATABASE_URL=url)
     assert json.loads(detail.stdout) == sidecar.get(f"/v1/calls/{call_id}")
