@@ -123,9 +123,10 @@ async def test_the_job_waits_for_its_meters_and_for_the_ledger(world: Providers)
     assert {meter.state for meter in call.meters} == {"closed"}
 
 
-async def test_what_belongs_to_no_session_is_the_jobs_own(world: Providers) -> None:
+@pytest.mark.parametrize("in_a_job", [True, False])
+async def test_what_belongs_to_no_session_is_the_jobs_own(in_a_job: bool, world: Providers) -> None:
     """Two sessions in the job, and a request of the application's for neither of them."""
-    context = job_context(create_mock_room())
+    context = job_context(create_mock_room()) if in_a_job else None
     cost = VoiceCost(budget="1")
     sessions = [world.session(), world.session()]
     meters = [cost.attach(session) for session in sessions]
@@ -147,13 +148,17 @@ async def test_what_belongs_to_no_session_is_the_jobs_own(world: Providers) -> N
         await ask()
     for session in sessions:
         await session.aclose()
-    await shut_down(context)
+    if context is not None:
+        await shut_down(context)
 
-    (call,) = await ledger()
-    own = {meter.meter_id for meter in call.meters if meter.unattributed}
+    calls = await ledger()
+    assert len(calls) == (1 if in_a_job else 3)  # outside a room each meter is a call of its own
+    seen = [meter for call in calls for meter in call.meters]
+    own = {meter.meter_id for meter in seen if meter.unattributed}
     assert len(own) == 1
-    assert {leg.meter_id for leg in call.legs} == own | {meters[1].meter_id}
-    assert {meter.state for meter in call.meters} == {"closed"}
+    legs = [leg for call in calls for leg in call.legs]
+    assert {leg.meter_id for leg in legs} == own | {meters[1].meter_id}
+    assert {meter.state for meter in seen} == {"closed"}
 
 
 def run_session(job_id: str) -> str | None:

@@ -52,6 +52,12 @@ async def wait_for_sidecar(closed: Callable[[], Awaitable[None]]) -> bool:
     return True
 
 
+def fall_silent(session: AgentSession[Any]) -> None:
+    """Stop what is being said, and what is about to be."""
+    with contextlib.suppress(RuntimeError):  # not running any more
+        session.interrupt(force=True)
+
+
 async def hang_up(session: AgentSession[Any], job: JobContext | None) -> None:
     """Close the session, delete the room through the job's API, and shut the job down.
 
@@ -59,8 +65,7 @@ async def hang_up(session: AgentSession[Any], job: JobContext | None) -> None:
     disconnected at once. Outside a LiveKit job only the session is closed; its room, if it has
     one, belongs to the application.
     """
-    with contextlib.suppress(RuntimeError):  # not running any more
-        session.interrupt(force=True)
+    fall_silent(session)
     closing = asyncio.ensure_future(session.aclose())
     if job is not None and room_of(job) is not None:
         # Connected, so the name still means this very room and nobody's next call.

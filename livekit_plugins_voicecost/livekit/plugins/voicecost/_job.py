@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -27,6 +28,11 @@ FLUSH_MAX_S: Final = 2.0
 
 class JobMeter(Protocol):
     """What a job needs of its meters."""
+
+    @property
+    def unattributed(self) -> bool:
+        """Whether it is the job's own, which ends when the job does."""
+        ...
 
     async def wait_closed(self) -> None:
         """Return when the meter is closed."""
@@ -106,10 +112,10 @@ def join(job: JobContext, meter: JobMeter, flushed: Callable[[float], Awaitable[
         meters = _meters_of[job] = [meter]
 
     async def settle_voicecost_meters() -> None:
-        waiting = [asyncio.ensure_future(each.wait_closed()) for each in meters]
-        await asyncio.wait(waiting, timeout=METERS_CLOSE_MAX_S)
-        for each, wait in zip(meters, waiting, strict=True):
-            wait.cancel()
+        closing = [each.wait_closed() for each in meters if not each.unattributed]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*closing), METERS_CLOSE_MAX_S)
+        for each in meters:
             each.close("shutdown")
         await flushed(FLUSH_MAX_S)
 

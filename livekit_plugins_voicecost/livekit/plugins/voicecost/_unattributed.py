@@ -1,7 +1,8 @@
 """A job's own meter: legs of a job with several sessions that belong to none of them.
 
 Shown, never silently booked to one of them. It opens with its first leg, has the settings of the
-job's first `VoiceCost` but no budget of its own, and closes after the job's sessions.
+job's first `VoiceCost` but no budget of its own, and closes when the job ends; in a process without
+jobs, when its sessions have.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class _Place(msgspec.Struct):
     """What is attached in one job, or in a process without jobs."""
 
     settings: Settings
-    meters: list[Meter] = []
+    # A meter lives as long as its session, which may never start.
+    meters: weakref.WeakSet[Meter] = msgspec.field(default_factory=weakref.WeakSet[Meter])
     own: Meter | None = None
     closing: asyncio.Task[None] | None = None
 
@@ -41,21 +43,22 @@ def attached(meter: Meter, settings: Settings) -> None:
     """A session's meter was attached in the running job."""
     with _lock:
         place = _places.setdefault(_here(), _Place(settings))
-        place.meters = [each for each in place.meters if not each.closed]
-        place.meters.append(meter)
+        place.meters.add(meter)
 
 
 def unattributed_meter() -> Meter | None:
     """The running job's own meter, made when first asked for; None where nothing is attached."""
     with _lock:
-        place = _places.get(_here())
+        key = _here()
+        place = _places.get(key)
         if place is None:
             return None
         if place.own is None or place.own.closed:
             place.own = Meter(None, place.settings, prices())
-            place.closing = asyncio.get_running_loop().create_task(
-                _close_last(place.own, place), name="voicecost_unattributed"
-            )
+            if key is _NO_JOB:
+                place.closing = asyncio.get_running_loop().create_task(
+                    _close_last(place.own, tuple(place.meters)), name="voicecost_unattributed"
+                )
         return place.own
 
 
@@ -63,7 +66,7 @@ def _here() -> Any:
     return get_job_context(required=False) or _NO_JOB
 
 
-async def _close_last(own: Meter, place: _Place) -> None:
-    while running := [each for each in place.meters if each.meter_id and not each.closed]:
-        await running[0].wait_closed()
+async def _close_last(own: Meter, meters: tuple[Meter, ...]) -> None:
+    for each in meters:
+        await each.wait_closed()
     own.close("sessions_closed")

@@ -301,7 +301,7 @@ class Meter:
         if self._place.job is None:
             self._place = _job.here()  # attached outside the job, started inside
         place, settings = self._place, self._settings
-        budget = settings.budget if self._session_ref is not None else None
+        budget = None if self.unattributed else settings.budget
         process = runtime(settings.url)
         self._link = process.open_meter(
             project=settings.project,
@@ -316,7 +316,7 @@ class Meter:
             budget_nano_usd=None if budget is None else budget.limit_nano_usd,
             warn_at_percent=80 if budget is None else budget.warn_at_percent,
             on_budget=settings.on_budget,
-            unattributed=self._session_ref is None,
+            unattributed=self.unattributed,
             versions=versions(),
             listener=self,
         )
@@ -384,6 +384,11 @@ class Meter:
             self._log_end()
 
     @property
+    def unattributed(self) -> bool:
+        """Whether this is a job's own meter, for legs of none of its sessions."""
+        return self._session_ref is None
+
+    @property
     def closed(self) -> bool:
         """Whether the meter is over; what comes later is a correction."""
         return self._closed.is_set()
@@ -421,6 +426,8 @@ class Meter:
         if speak:
             await _ending.wrap_up(session, self._settings.wrap_up_text)
             link.wrapped_up()
+        else:
+            _ending.fall_silent(session)
         self._credit.move(State.ENDING)
         published = self._messages.publish()
         if published is not None:  # handed to the room before the room goes
