@@ -47,12 +47,16 @@ class Caller(ABC):
         heard_ms: How much of the agent's audio was louder than silence.
         lines: What was said so far, both sides, in order.
         disconnect_reason: Why the call ended, `ROOM_DELETED` say; None while it lasts.
+        on_line: Called with every new line.
+        on_cost: Called with what the call costs so far, in US dollars, when the agent tells it.
     """
 
     def __init__(self) -> None:
         self.heard_ms = 0
         self.lines: list[Line] = []
         self.disconnect_reason: str | None = None
+        self.on_line: Callable[[Line], None] = lambda line: None
+        self.on_cost: Callable[[str], None] = lambda usd: None
         self._to_say: list[Samples] = []
         self._has_said = asyncio.Event()
         self._last_loud_at = 0.0
@@ -155,6 +159,11 @@ class Caller(ABC):
         if np.sqrt(np.mean(samples * samples)) > _LOUD:
             self.heard_ms += len(samples) * 1000 // HEARD_SAMPLE_RATE
             self._last_loud_at = time.monotonic()
+
+    def _note(self, line: Line) -> None:
+        """Something was said."""
+        self.lines.append(line)
+        self.on_line(line)
 
     async def _microphone(self) -> None:
         """Say what is to be said, and silence in between, until cancelled."""

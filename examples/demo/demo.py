@@ -11,16 +11,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 
 from examples.demo.bills import Sum, difference_percent, livekit_bill, sum_up
 from examples.demo.caller import Caller, Line, NotHeardError
@@ -55,13 +58,13 @@ class Demo:
         self._prices = prices
         self._console = console
         self._began_at_unix_ms = 0
+        self._cost_message_count = 0
 
     async def booking(self) -> None:
         """A tool call, an interruption, a hang-up."""
         row_count = self._begin(BOOKING)
         async with self._call(BOOKING) as caller:
             await BOOKING.play(caller)
-        self._show(caller.lines)
         table, menu, _ = (reply.text for reply in BOOKING.replies)
         answers = [line.text for line in caller.lines if line.by_agent]
         self.promises.check(
@@ -72,6 +75,12 @@ class Demo:
             "the caller interrupted it in mid-sentence",
             any(menu.startswith(answer) and answer != menu for answer in answers),
         )
+        told = "the room was told what the call costs while it lasted"
+        if self._stage.livekit is None:
+            self.promises.skip(told, self._no_room)
+        else:
+            count = self._cost_message_count
+            self.promises.check(told, count > 0, f"{count} messages on topic voicecost")
         call = await self._settled(BOOKING, row_count)
         self._check_reason(call, "completed")
         outcomes = [leg.outcome for leg in call.legs]
@@ -92,7 +101,6 @@ class Demo:
             await TOO_DEAR.play(caller)
             reason = await caller.disconnected(timeout_s=30)
             sids = await livekit.room_sids(TOO_DEAR.name) if livekit else []
-        self._show(caller.lines)
         said = [line.text for line in caller.lines if line.by_agent]
         self.promises.check(
             "the caller heard the wrap-up sentence", said[-1:] == [TOO_DEAR.wrap_up_text]
@@ -123,7 +131,6 @@ class Demo:
             await caller.hears_end()
             await caller.hang_up()
             hung_up_at = time.monotonic()
-        self._show(caller.lines)
         call = await self._settled(KILLED, row_count)
         settled_s = time.monotonic() - hung_up_at
         self._check_reason(call, "crashed")
@@ -143,21 +150,33 @@ class Demo:
         """Tell the providers what comes; returns how many requests they have billed before."""
         self._console.rule(f"[bold]{conversation.title}[/]", align="left")
         self._began_at_unix_ms = time.time_ns() // 1_000_000
+        self._cost_message_count = 0
         providers = self._stage.providers
         providers.prepare(said=conversation.said, replies=conversation.replies)
         return len(providers.bill.rows)
 
-    def _call(self, conversation: Conversation) -> contextlib.AbstractAsyncContextManager[Caller]:
-        return self._stage.call(
+    @contextlib.asynccontextmanager
+    async def _call(self, conversation: Conversation) -> AsyncGenerator[Caller]:
+        """A call that is shown while it lasts: what is said, and what it costs so far."""
+        dialled = self._stage.call(
             conversation.name,
             budget_usd=conversation.budget_usd,
             wrap_up_text=conversation.wrap_up_text,
         )
+        with self._console.status("dialling") as status:
 
-    def _show(self, lines: list[Line]) -> None:
-        for line in lines:
-            who = "[cyan]agent [/]" if line.by_agent else "[magenta]caller[/]"
-            self._console.print(f"  {who} {line.text}")
+            def show(line: Line) -> None:
+                who = "[cyan]agent [/]" if line.by_agent else "[magenta]caller[/]"
+                self._console.print(f"  {who} {escape(line.text)}")
+
+            def show_cost(usd: str) -> None:
+                self._cost_message_count += 1
+                status.update(f"in the call: the room hears that it costs ${usd} so far")
+
+            async with dialled as caller:
+                caller.on_line = show
+                caller.on_cost = show_cost
+                yield caller
 
     async def _settled(self, conversation: Conversation, row_count: int) -> CallDetail:
         """Wait until the ledger has settled the call; show it beside the other bills."""
@@ -211,7 +230,9 @@ async def run(console: Console, binary: Path | None, *, no_room: str, keep: bool
     """Set the stage, play the calls; returns the exit code."""
     logging.basicConfig(filename=FOLDER / "demo.log", level=logging.INFO)
     async with contextlib.AsyncExitStack() as rest:
-        with console.status("starting the sidecar, the providers' simulators and the agent"):
+        server = "livekit-server, " if binary else ""
+        console.print(f"starting {server}the sidecar, the providers' simulators and the agent")
+        with console.status("starting"):
             stage = await rest.enter_async_context(Stage(FOLDER, binary))
             prices = open_price_book(host_aliases=stage.providers.host_aliases)
             await asyncio.to_thread(prices.warm)
@@ -265,20 +286,41 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the sidecar up until Ctrl-C")
     arguments = parser.parse_args()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    # Like Ctrl-C: everything that was started is ended on the way out.
+    # Everything that was started is ended on the way out: after Ctrl-C, also where a shell that
+    # started us in the background had it ignored, and after SIGTERM.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
     os.chdir(ROOT)
     try:
         binary, no_room = _find_livekit_server(console)
-        shutil.rmtree(FOLDER, ignore_errors=True)  # yesterday's ledger would only confuse
-        FOLDER.mkdir()
-        return asyncio.run(run(console, binary, no_room=no_room, keep=arguments.keep))
+        with _own_folder():
+            return asyncio.run(run(console, binary, no_room=no_room, keep=arguments.keep))
     except KeyboardInterrupt:
         console.print("[yellow]stopped; every process it started has ended[/]")
         return 130
-    except NotReadyError as error:
-        console.print(f"[bold red]{error}[/]", markup=False)
+    except (NotReadyError, BlockingIOError) as error:
+        console.print(str(error), style="bold red", markup=False)
         return 1
+
+
+@contextlib.contextmanager
+def _own_folder() -> Generator[None]:
+    """An empty `.demo` for this run alone: yesterday's ledger would only confuse.
+
+    Raises:
+        BlockingIOError: Another demo is running in it.
+    """
+    FOLDER.mkdir(exist_ok=True)
+    folder = os.open(FOLDER, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in FOLDER.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield
+    except BlockingIOError as error:
+        raise BlockingIOError(f"another demo is using {FOLDER}: end it first") from error
+    finally:
+        os.close(folder)
 
 
 def _find_livekit_server(console: Console) -> tuple[Path | None, str]:

@@ -25,9 +25,9 @@ def ledger_table(call: CallDetail) -> Table:
         padding=(0, 1, 0, 0),
     )
     for heading in ("provider", "service", "units", "basis", "outcome"):
-        table.add_column(heading)
-    table.add_column("cost", justify="right")
-    table.add_column("price source")
+        table.add_column(heading, no_wrap=True)
+    table.add_column("cost", justify="right", no_wrap=True)
+    table.add_column("price source", no_wrap=True)
     for leg in sorted(call.legs, key=lambda leg: leg.started_at_unix_ms):
         table.add_row(
             leg.provider,  # as LiveKit's plugin names it; OpenAI's gives the host
@@ -44,9 +44,9 @@ def ledger_table(call: CallDetail) -> Table:
     table.add_row(
         "",
         "total",
-        "",
-        "",
         f"waste {format_usd(total.waste_nano_usd, places=_PLACES)}",
+        "",
+        "",
         f"[bold]{format_usd(total.total_nano_usd, places=_PLACES)}[/]{unpriced}",
         f"coverage {total.coverage}",
     )
@@ -58,7 +58,14 @@ def comparison_table(sums: Mapping[str, Sum | None], *, reference: str) -> Table
 
     A sum that is None could not be had: its row says so.
     """
-    table = Table(title="The same call, priced alike", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="The same call, priced alike",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        # Said as it is: what was complete when the caller interrupted, LiveKit counts right.
+        caption="LiveKit leaves out what was cut off while it was still being generated.",
+        caption_justify="left",
+    )
     table.add_column("according to")
     for modality in Modality:
         table.add_column(modality.upper(), justify="right")
@@ -102,5 +109,5 @@ def _units(leg: LegView) -> str:
             f"{usage.get('input_tokens', 0):,}{of_which} in, {usage.get('output_tokens', 0):,} out"
         )
     if leg.modality is Modality.TTS:
-        return f"{usage.get('characters', 0):,} characters"
+        return f"{usage.get('characters', 0):,} chars"
     return f"{usage.get('audio_ms', 0) / 1000:.2f} s audio"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from livekit import rtc
 
@@ -20,15 +19,10 @@ from examples.demo.caller import (
 
 
 class RoomCaller(Caller):
-    """One participant in one room. Made by `RoomCaller.dial`.
-
-    Attributes:
-        messages: Payloads of the topic `voicecost`, only from participants of kind AGENT.
-    """
+    """One participant in one room. Made by `RoomCaller.dial`."""
 
     def __init__(self, room: rtc.Room) -> None:
         super().__init__()
-        self.messages: list[dict[str, Any]] = []
         self._room = room
         self._source = rtc.AudioSource(SAMPLE_RATE, 1, queue_size_ms=100)
         room.on("track_subscribed", self._on_track)
@@ -78,7 +72,7 @@ class RoomCaller(Caller):
         text = await reader.read_all()
         final = (reader.info.attributes or {}).get("lk.transcription_final") == "true"
         if text and (by_agent or final):  # the caller's interim guesses are of no use here
-            self.lines.append(Line(by_agent=by_agent, text=text))
+            self._note(Line(by_agent=by_agent, text=text))
 
     def _on_track(
         self,
@@ -96,7 +90,7 @@ class RoomCaller(Caller):
             and packet.participant is not None
             and packet.participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
         ):
-            self.messages.append(json.loads(packet.data))
+            self.on_cost(json.loads(packet.data)["total"]["usd"])
 
     def _on_transcription(self, reader: rtc.TextStreamReader, identity: str) -> None:
         by_agent = identity != self._room.local_participant.identity

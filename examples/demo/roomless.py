@@ -87,6 +87,6 @@ class WireCaller(Caller):
                 if kind == AUDIO:
                     self._hear(content)
                 else:
-                    self.lines.append(Line(**json.loads(content)))
+                    self._note(Line(**json.loads(content)))
         except (asyncio.IncompleteReadError, ConnectionError):
             self.disconnect_reason = "AGENT_LEFT"

@@ -18,7 +18,7 @@ def livekit_server_binary() -> Path:
     """The livekit-server program; `make test` builds it beforehand."""
     binary = find_livekit_server()
     if binary is None:
-        reason = "no livekit-server: put it on PATH, or run `make tools` with Go installed"
+        reason = "no livekit-server: put it on PATH, or run `python scripts/tools.py` (needs Go)"
         if os.environ.get("CI", "").lower() in ("1", "true"):
             pytest.fail(f"{reason} (with CI=true this is a failure)")
         pytest.skip(reason)

@@ -5,56 +5,16 @@ Every test holds the ledger against the providers' own bill.
 
 from __future__ import annotations
 
-from examples.demo.bills import difference_percent, sum_up
-from examples.demo.conversations import BOOKING, KILLED, TOO_DEAR, Conversation
+from examples.demo.conversations import KILLED, TOO_DEAR
 from examples.demo.stage import Stage
+from tests.room.bills import assert_equals_the_bill, begin
 from tests.room.marks import ROOM
-from voicecost_catalog import open_price_book
 from voicecost_ledger.calls import CallState, EndReason
 from voicecost_ledger.money import parse_usd
-from voicecost_ledger.records import Coverage, Outcome
-from voicecost_ledger.stores import CallDetail
 
 pytestmark = ROOM
 
 STORY = KILLED  # a question, and an answer long enough to end the call in the middle of it
-
-
-def begin(stage: Stage, *conversations: Conversation) -> int:
-    """Prepare the providers for these calls; returns where their bill begins."""
-    stage.providers.prepare(
-        said=[line for conversation in conversations for line in conversation.said],
-        replies=[reply for conversation in conversations for reply in conversation.replies],
-    )
-    return len(stage.providers.bill.rows)
-
-
-async def assert_equals_the_bill(stage: Stage, row_count: int, *calls: CallDetail) -> None:
-    """The ledger is within half a percent of what the providers bill, nothing unpriced."""
-    billed = await stage.providers.billed_since(row_count)
-    prices = open_price_book(host_aliases=stage.providers.host_aliases)
-    bill = sum_up(billed, prices, calls[0].summary.opened_at_unix_ms)
-    assert bill.unpriced_count == 0
-    assert [call.summary.unpriced_leg_count for call in calls] == [0] * len(calls)
-    total_nano_usd = sum(call.summary.total_nano_usd for call in calls)
-    percent = difference_percent(total_nano_usd, bill.total_nano_usd)
-    assert percent is not None
-    assert abs(percent) <= 0.5
-
-
-async def test_a_call_that_is_hung_up_settles_as_completed(stage: Stage) -> None:
-    """The agent idles in the room for 20 s more; the ledger does not wait for it."""
-    row_count = begin(stage, BOOKING)
-    async with stage.call("hang-up") as caller:
-        await BOOKING.play(caller)
-
-    (call,) = await stage.sidecar.settled("hang-up", timeout_s=15)
-
-    assert call.summary.reason is EndReason.COMPLETED
-    assert call.summary.coverage is Coverage.COMPLETE
-    assert Outcome.INTERRUPTED in {leg.outcome for leg in call.legs}
-    assert call.summary.waste_nano_usd > 0
-    await assert_equals_the_bill(stage, row_count, call)
 
 
 async def test_a_room_that_is_deleted_in_mid_sentence_is_billed_to_its_end(stage: Stage) -> None:
@@ -73,19 +33,23 @@ async def test_a_room_that_is_deleted_in_mid_sentence_is_billed_to_its_end(stage
 
 
 async def test_a_room_name_used_again_is_another_call(stage: Stage) -> None:
-    """Room names are reused; each life of the name with an agent job of its own is a call."""
+    """Each life of a name with a job of its own is a call, and the end of one leaves the other."""
     assert stage.livekit is not None
-    row_count = begin(stage, STORY, STORY)
-    for _ in range(2):
-        async with stage.call("reused") as caller:
-            await STORY.play(caller)
-            await stage.livekit.delete_room("reused")
+    row_count = begin(stage, TOO_DEAR, STORY)
+    async with stage.call("reused", budget_usd=TOO_DEAR.budget_usd) as caller:
+        await TOO_DEAR.play(caller)
+        await caller.disconnected(timeout_s=30)
+    # At once: while the sidecar still ends the first call, which LiveKit does by name.
+    async with stage.call("reused") as caller:
+        await STORY.play(caller)
+        assert caller.connected
 
-    calls = await stage.sidecar.settled("reused", count=2)
+    first, second = await stage.sidecar.settled("reused", count=2)
 
-    assert len(calls) == 2
-    assert [len(call.meters) for call in calls] == [1, 1]
-    await assert_equals_the_bill(stage, row_count, *calls)
+    assert first.summary.reason is EndReason.BUDGET
+    assert second.summary.reason is EndReason.COMPLETED
+    assert [len(call.meters) for call in (first, second)] == [1, 1]
+    await assert_equals_the_bill(stage, row_count, first, second)
 
 
 async def test_a_killed_agent_loses_nothing(stage: Stage) -> None:
