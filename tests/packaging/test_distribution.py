@@ -82,7 +82,7 @@ def test_importing_the_plugin_registers_it_with_livekit(installed: Installed) ->
 import json
 import livekit.plugins.voicecost
 from livekit.agents import Plugin
-print(json.dumps([p.package for p in Plugin.registered_plugins]))
+print(json.dumps([p.title for p in Plugin.registered_plugins]))
 """
     assert installed.evaluate(code) == ["livekit.plugins.voicecost"]
 
@@ -118,6 +118,25 @@ def test_the_command_line_works_without_the_sidecar_extra(installed: Installed) 
         assert command in done.stdout
 
 
+def test_the_ledger_can_be_read_without_the_sidecar_extra(
+    installed: Installed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent's embedded ledger needs no more than the agent has."""
+    code = """
+import json, pathlib, sys
+from voicecost_ledger.stores.sqlite import SqliteStore
+SqliteStore.open(pathlib.Path(sys.argv[1])).close()
+print(json.dumps("made"))
+"""
+    ledger = tmp_path / "ledger.db"
+    made = installed.run("python", "-W", "error", "-c", code, str(ledger))
+    assert made.returncode == 0, made.stderr
+    monkeypatch.setenv("VOICECOST_DATABASE_URL", f"sqlite:///{ledger}")
+    done = installed.run("voicecost", "calls", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["calls"] == []
+
+
 def test_serve_without_its_extra_says_what_to_install(installed: Installed) -> None:
     done = installed.run("voicecost", "serve")
     assert done.returncode != 0
@@ -134,7 +153,8 @@ def test_the_wheel_holds_what_the_source_tree_holds(wheel: Path) -> None:
         ["git", "ls-files", "--", *roots], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.splitlines()
     assert tracked, "this test compares the wheel with what git tracks: run it in a clone"
-    assert {path.partition("/")[2] for path in tracked} <= shipped
+    sources = {path.partition("/")[2] for path in tracked}
+    assert {path for path in sources if "/" in path} <= shipped  # a root's own README stays
     for package in ("livekit/plugins/voicecost", *(f"voicecost_{root}" for root in roots[1:])):
         assert f"{package}/py.typed" in shipped
     assert not [name for name in shipped if name.startswith(("tests", "examples"))]
