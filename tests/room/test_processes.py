@@ -24,7 +24,8 @@ time.sleep(600)
 PARENT = f"""
 import asyncio, pathlib, sys, time
 from examples.demo.processes import Processes
-child = Processes(pathlib.Path(sys.argv[1])).start("child", [sys.executable, "-c", '''{STUBBORN}'''])
+command = [sys.executable, "-c", '''{STUBBORN}''']
+child = Processes(pathlib.Path(sys.argv[1])).start("child", command)
 print(asyncio.run(child.ready(lambda output: len(output.split()) == 2)), flush=True)
 time.sleep(600)
 """
