@@ -505,7 +505,9 @@ class Books:
             at_ceiling = meter.final and meter.charged_nano_usd >= meter.ceiling_nano_usd
             reserve = budgets.closing_reserve(min(w.limit_nano_usd for w in windows))
             soft = meter.ceiling_nano_usd - reserve
-            over_soft = meter.final and meter.charged_nano_usd >= soft
+            # The reserve is for the last sentence; "end" says none, and may use all of it.
+            spoken = call.on_budget is not OnBudget.END
+            over_soft = spoken and meter.final and meter.charged_nano_usd >= soft
             ended = over_call or at_ceiling or meter.exhausted
             if ended and call.on_budget is not OnBudget.WRAP_UP:
                 return effects + self._end(tx, call, tightest, now)

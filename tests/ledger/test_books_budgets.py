@@ -174,6 +174,19 @@ def test_with_on_budget_end_the_room_goes_with_the_record_that_reaches_the_limit
     assert steps == ["warn", "end", "gone"]
 
 
+def test_with_on_budget_end_nothing_is_said_first_and_the_whole_limit_can_be_used() -> None:
+    desk = Desk()
+    meter = call_with_budget(desk, 2 * CENT, on_budget="end")
+    meter.renew()
+    leg = meter.start(TTS)
+    meter.interim(leg, characters=19_999)  # far beyond what a last sentence would be kept from
+    meter.send()
+    assert [command.action for command in of(Command, desk.effects)] == [Action.WARN]
+    meter.interim(leg, characters=20_000)
+    meter.send()
+    assert [command.action for command in of(Command, desk.effects)] == [Action.WARN, Action.END]
+
+
 def test_on_budget_notify_warns_and_never_touches_the_call() -> None:
     desk = Desk()
     meter = call_with_budget(desk, 2 * CENT, on_budget="notify")
