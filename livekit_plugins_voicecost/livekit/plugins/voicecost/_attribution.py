@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from livekit.agents import get_job_context
 
-from . import _faults
+from . import _estimates, _faults
 
 if TYPE_CHECKING:
     from livekit.agents import AgentSession, JobContext
@@ -178,10 +178,15 @@ def register(session: AgentSession[Any], meter: LegMeter) -> None:
 
 
 def unregister(session: AgentSession[Any]) -> None:
-    """The session's meter is closed; requests made for it from now on find none."""
+    """The session's meter is about to close: its estimates are settled.
+
+    Requests made for the session from now on find no meter.
+    """
     with _registry.lock:
-        _registry.meters.pop(session, None)
+        meter = _registry.meters.pop(session, None)
         _registry.jobs.pop(session, None)
+    if meter is not None:
+        _estimates.settle(meter)
 
 
 def set_unattributed(open_meter: Callable[[], LegMeter | None] | None) -> None:

@@ -18,6 +18,7 @@ usual four characters a token of English prose.
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -133,7 +134,8 @@ class Estimates:
     def __init__(self, fallback: Calibration) -> None:
         self._own = Calibration()
         self._fallback = fallback
-        self._estimated: list[tuple[Leg, Counts]] = []
+        # Weakly: a leg holds its meter, which must not live for its estimates' sake.
+        self._estimated: list[tuple[weakref.ref[Leg], Counts]] = []
 
     def usage(self, counts: Counts) -> dict[str, int]:
         """The best usage for what was seen of a request, all units of an LLM leg."""
@@ -168,13 +170,13 @@ class Estimates:
 
     def settle_later(self, leg: Leg, counts: Counts) -> None:
         """Remember a stopped leg that was only estimated."""
-        self._estimated.append((leg, counts))
+        self._estimated.append((weakref.ref(leg), counts))
 
     def settle(self) -> None:
         """Correct the stopped legs whose estimate has changed."""
-        for leg, counts in self._estimated:
-            usage = self.usage(counts)
-            if usage != leg.usage:
+        for reference, counts in self._estimated:
+            leg, usage = reference(), self.usage(counts)
+            if leg is not None and usage != leg.usage:
                 leg.correct(usage, Basis.ESTIMATED)
 
 
@@ -197,7 +199,9 @@ def llm_usage(counts: Counts, input_tokens: int, cached: int, output: int) -> di
 
 _lock = threading.Lock()
 _process: dict[tuple[str, str], Calibration] = {}
-_of_meters: dict[LegMeter, dict[tuple[str, str], Estimates]] = {}
+_of_meters: weakref.WeakKeyDictionary[LegMeter, dict[tuple[str, str], Estimates]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def estimates_for(meter: LegMeter | None, attributes: LegAttributes) -> Estimates:
@@ -212,8 +216,8 @@ def estimates_for(meter: LegMeter | None, attributes: LegAttributes) -> Estimate
 
 
 def settle(meter: LegMeter) -> None:
-    """Correct a meter's estimated legs one last time; call it before the meter closes."""
-    with _lock:  # forgotten here: its legs hold the meter, so no weak reference would let it go
+    """Correct a meter's estimated legs one last time: it is about to close."""
+    with _lock:
         models = list(_of_meters.pop(meter, {}).values())
     for estimates in models:
         try:

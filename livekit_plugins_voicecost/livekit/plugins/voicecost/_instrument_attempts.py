@@ -49,21 +49,32 @@ class Tally:
         self.outcome: Outcome | None = None
         self.leg: Leg | None = None
 
-    def allows(self, usage: dict[str, int]) -> bool:
-        """Whether the meter, if there is one, may spend what totals of `usage` would cost."""
-        if self.leg is not None:
-            return self.leg.allow(usage)
-        meter = self.owner.meter()
-        return meter is None or affordable(meter, self.attributes, usage)
+    def spend(self, usage: dict[str, int], basis: Basis, *, ahead: bool = False) -> bool:
+        """Take totals with what is about to be used, unless the meter may not spend that.
 
-    def record(self, usage: dict[str, int], basis: Basis, *, ahead: bool = False) -> None:
-        """Take the totals so far; `usage` belongs to the tally from now on."""
+        `usage` belongs to the tally from now on. See `Leg.spend`.
+        """
+        leg = self.leg
+        if leg is not None:
+            if not leg.spend(usage, basis, ahead=ahead):
+                return False
+            self.usage, self.basis = usage, basis
+        elif self.outcome is None:
+            meter = self.owner.meter()
+            if meter is not None and not affordable(meter, self.attributes, usage):
+                return False
+            self.usage, self.basis = usage, basis
+            if meter is not None:
+                self._open_with(meter)
+        return True
+
+    def owe(self, usage: dict[str, int], basis: Basis) -> None:
+        """Take totals that the provider will bill in any case."""
         if self.outcome is not None:
             return
-        self.usage = usage
-        self.basis = basis
+        self.usage, self.basis = usage, basis
         if self.leg is not None:
-            self.leg.observe(usage, basis, ahead=ahead)
+            self.leg.observe(usage, basis)
         else:
             self._open()
 

@@ -43,10 +43,9 @@ class LLMAttempt(Attempt):
         self._input_tokens = usage["input_tokens"]
         self._cached_input_tokens = usage["cached_input_tokens"]
         self._began = True
-        if not self._tally.allows(usage):
+        if not self._tally.spend(usage, Basis.ESTIMATED):
             self._refused_by_us = True
             self.end_for_budget()
-        self._tally.record(usage, Basis.ESTIMATED)
         # Answers of clients that are not OpenAI's show as LiveKit's own chunks.
         send_nowait: Callable[[ChatChunk], None] = stream._event_ch.send_nowait
 
@@ -72,9 +71,11 @@ class LLMAttempt(Attempt):
                 continue
             if delta.content:
                 characters += len(delta.content)
-            for call in delta.tool_calls or ():
-                if call.function is not None:
-                    characters += len(call.function.name or "") + len(call.function.arguments or "")
+            if delta.tool_calls:
+                for call in delta.tool_calls:
+                    function = call.function
+                    if function is not None:
+                        characters += len(function.name or "") + len(function.arguments or "")
         usage = chunk.usage
         if usage is not None:
             details = usage.prompt_tokens_details
@@ -125,7 +126,7 @@ class LLMAttempt(Attempt):
         if input_tokens <= 0 and output_tokens <= 0:
             return  # LiveKit's 0/0 is no report
         self._reported = (input_tokens, cached, output_tokens)
-        self._tally.record(llm_usage(self._counts, *self._reported), Basis.REPORTED)
+        self._tally.owe(llm_usage(self._counts, *self._reported), Basis.REPORTED)
 
     def _received(self, characters: int) -> None:
         counts = self._counts
@@ -133,16 +134,11 @@ class LLMAttempt(Attempt):
         counts.completion_chunks += 1
         if self._reported is not None:
             return  # some providers report with every chunk
-        usage = llm_usage(
-            counts,
-            self._input_tokens,
-            self._cached_input_tokens,
-            self._estimates.output_tokens(counts),
-        )
-        # What has arrived is owed; what may still come is what the budget can refuse.
-        allowed = self._tally.allows(usage)
-        self._tally.record(usage, Basis.ESTIMATED)
-        if not allowed:
+        output_tokens = self._estimates.output_tokens(counts)
+        usage = llm_usage(counts, self._input_tokens, self._cached_input_tokens, output_tokens)
+        if not self._tally.spend(usage, Basis.ESTIMATED):
+            # What has arrived is owed; what may still come is what the budget can refuse.
+            self._tally.owe(usage, Basis.ESTIMATED)
             self.end_for_budget()
 
 

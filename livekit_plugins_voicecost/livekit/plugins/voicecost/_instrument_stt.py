@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from livekit import rtc
 from livekit.agents.stt import SpeechEvent, SpeechEventType
@@ -75,12 +75,14 @@ class RecognizeAttempt(Attempt):
 
     def text_sending(self, connection: object, payload: str) -> None:
         """Control messages count nothing, but show that the connection is open."""
-        self._on(connection)
+        if connection is not self._connection:
+            self._on(connection)
         self._record()
 
     def bytes_sending(self, connection: object, payload: bytes | bytearray | memoryview) -> None:
         """Count audio of a known protocol, before it is sent."""
-        self._on(connection)
+        if connection is not self._connection:
+            self._on(connection)
         if not self._pcm_on_wire:
             return
         size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
@@ -123,15 +125,11 @@ class RecognizeAttempt(Attempt):
                 channel_count=self._channel_count,
             )
         )
-        usage = self._usage()
-        if not tally.allows(usage):
+        if not tally.spend(self._usage(), self._basis):
             self.end_for_budget()  # never connected: there is no leg
         self._tally = tally
-        tally.record(usage, self._basis)
 
     def _on(self, connection: object) -> None:
-        if connection is self._connection:
-            return
         if self._connection is None:
             self._connection = connection
             self._opened_ns = time.monotonic_ns()  # the leg was opened before it connected
@@ -158,17 +156,11 @@ class RecognizeAttempt(Attempt):
     def _sent_audio(self) -> bool:
         """Record the audio so far; False when the budget does not allow it."""
         tally = self._tally
-        if tally is None:
-            return True
-        usage = self._usage()
-        if not tally.allows(usage):
-            return False
-        tally.record(usage, self._basis)
-        return True
+        return tally is None or tally.spend(self._usage(), self._basis)
 
     def _record(self) -> None:
         if self._tally is not None:
-            self._tally.record(self._usage(), self._basis)
+            self._tally.owe(self._usage(), self._basis)
 
     def _event_emitted(self, event: SpeechEvent) -> None:
         """Take tokens that the provider reports. The audio's truth is what was sent."""
@@ -195,10 +187,10 @@ class RecognizeAttempt(Attempt):
             audio_ms = self._wire_bytes * 1000 // per_second
         else:
             audio_ms = sum(samples * 1000 // rate for rate, samples in self._frames_taken.items())
-        usage = {"audio_ms": audio_ms, "connected_ms": 0}
+        connected_ms = 0
         if self._connection is not None or not self._pcm_on_wire:
-            usage["connected_ms"] = (time.monotonic_ns() - self._opened_ns) // 1_000_000
-        return usage | self._reported if self._reported else usage
+            connected_ms = (time.monotonic_ns() - self._opened_ns) // 1_000_000
+        return {"audio_ms": audio_ms, "connected_ms": connected_ms, **self._reported}
 
 
 class RecordingAttempt(Attempt):
@@ -220,11 +212,9 @@ class RecordingAttempt(Attempt):
                 streaming=False,
             )
         )
-        usage = {"audio_ms": self._audio_ms}
-        if not tally.allows(usage):
+        if not tally.spend({"audio_ms": self._audio_ms}, Basis.OBSERVED):
             self.end_for_budget()
         self._tally = tally
-        tally.record(usage, Basis.OBSERVED)
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the leg; a refused request cost nothing."""
@@ -248,7 +238,8 @@ def observe_recordings(
     async def observed_recognize(self: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self, delegating):
             return await recognize(self, *args, **kwargs)
-        own = self.__dict__.setdefault("_recognize_impl", _ObservedRecognize(self))
+        shadows = cast("dict[str, Any]", vars(self))
+        own = shadows.setdefault("_recognize_impl", _ObservedRecognize(self, self._recognize_impl))
         if not isinstance(own, _ObservedRecognize):  # somebody else's shadow: leave it alone
             return await recognize(self, *args, **kwargs)
         own.calls += 1
@@ -256,8 +247,8 @@ def observe_recordings(
             return await recognize(self, *args, **kwargs)
         finally:
             own.calls -= 1
-            if own.calls == 0 and self.__dict__.get("_recognize_impl") is own:
-                del self.__dict__["_recognize_impl"]
+            if own.calls == 0 and shadows.get("_recognize_impl") is own:
+                del shadows["_recognize_impl"]
 
     stt_class.recognize = observed_recognize
 
@@ -270,16 +261,16 @@ def observe_recordings(
 class _ObservedRecognize:
     """Stands for an STT's `_recognize_impl` while recordings are being recognized."""
 
-    def __init__(self, component: Any) -> None:
+    def __init__(self, component: Any, recognize_impl: Callable[..., Any]) -> None:
         self.calls = 0
         self._component = component
+        self._recognize_impl = recognize_impl
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        component_class: Any = type(self._component)
         results: list[Any] = []
 
         async def run(*_: Any) -> None:
-            results.append(await component_class._recognize_impl(self._component, *args, **kwargs))
+            results.append(await self._recognize_impl(*args, **kwargs))
 
         await observed(self._component, RecordingAttempt, run)(*args)
         if not results:  # cut: LiveKit would try an error again; nothing was recognized

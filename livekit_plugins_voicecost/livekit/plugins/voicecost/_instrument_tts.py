@@ -33,13 +33,18 @@ class _AudioReceived:
         self._sample_rate = frame.sample_rate
         self._frame_samples += frame.samples_per_channel
 
-    def usage(self) -> dict[str, int]:
-        """`audio_ms`, where it is known."""
-        if self._bytes_per_second:
-            return {"audio_ms": self._bytes * 1000 // self._bytes_per_second}
-        if self._sample_rate:
-            return {"audio_ms": self._frame_samples * 1000 // self._sample_rate}
-        return {}
+    def add_to(self, usage: dict[str, int]) -> dict[str, int]:
+        """Add `audio_ms` to `usage`, where audio has come and its length is known."""
+        if self._bytes and self._bytes_per_second:
+            usage["audio_ms"] = self._bytes * 1000 // self._bytes_per_second
+        elif self._frame_samples:
+            usage["audio_ms"] = self._frame_samples * 1000 // self._sample_rate
+        return usage
+
+    @property
+    def something(self) -> bool:
+        """Whether any audio has come."""
+        return bool(self._bytes or self._frame_samples)
 
 
 class _TTSAttempt(Attempt):
@@ -184,7 +189,7 @@ class SynthesizeAttempt(_TTSAttempt):
         tokens = self.tokens()
         if tokens:
             usage, basis = usage | tokens, Basis.REPORTED
-        elif self._protocol is None and was_refused(error) and not self._received.usage():
+        elif self._protocol is None and was_refused(error) and not self._received.something:
             usage, basis = _wire.TextUnits().usage(), Basis.OBSERVED
         tally.stop(self.outcome_of(outcome, tally), usage, basis)
 
@@ -194,14 +199,12 @@ class SynthesizeAttempt(_TTSAttempt):
             self._given(text)
 
     def _given(self, text: str) -> None:
-        before = self._usage()
+        tally = self._tally
         self._text.add(text)
-        usage = self._usage()
-        if not self._tally.allows(usage):
+        if not tally.spend(self._usage(), self._basis, ahead=True):
             # It is not handed over, so it is not counted.
-            self._withheld = before
+            self._withheld = tally.usage or _wire.TextUnits().usage()
             self.end_for_budget()
-        self._tally.record(usage, self._basis, ahead=True)
 
     @property
     def _tally(self) -> Tally:
@@ -211,12 +214,11 @@ class SynthesizeAttempt(_TTSAttempt):
 
     def _record(self) -> None:
         if self._text.characters:
-            self._tally.record(self._usage(), self._basis)
+            self._tally.owe(self._usage(), self._basis)
 
     def _usage(self) -> dict[str, int]:
-        if self._withheld is not None:
-            return self._withheld | self._received.usage()
-        return self._text.usage() | self._received.usage()
+        text = self._text.usage() if self._withheld is None else dict(self._withheld)
+        return self._received.add_to(text)
 
 
 class ChunkedAttempt(_TTSAttempt):
@@ -232,25 +234,24 @@ class ChunkedAttempt(_TTSAttempt):
         self._usage = text.usage()
         self._tally = self.describe(streaming=False)
         self._began = True
-        if not self._tally.allows(self._usage):
+        if not self._tally.spend(self._usage, Basis.OBSERVED):
             self._refused_by_us = True
             self.end_for_budget()
-        self._tally.record(dict(self._usage), Basis.OBSERVED)
         super().begin(*args)
 
     def audio_received(self) -> None:
         """Count audio."""
-        self._tally.record(self._usage | self._received.usage(), Basis.OBSERVED)
+        self._tally.owe(self._received.add_to(dict(self._usage)), Basis.OBSERVED)
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the leg; a refused request cost nothing."""
         if not self._began or self._refused_by_us:
             return
-        usage, basis = self._usage | self._received.usage(), Basis.OBSERVED
+        usage, basis = self._received.add_to(dict(self._usage)), Basis.OBSERVED
         tokens = self.tokens()
         if tokens:
             usage, basis = usage | tokens, Basis.REPORTED
-        elif outcome is Outcome.FAILED and not self._received.usage():
+        elif outcome is Outcome.FAILED and not self._received.something:
             if was_refused(error):
                 usage = _wire.TextUnits().usage()
             else:

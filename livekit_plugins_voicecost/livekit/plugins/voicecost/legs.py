@@ -58,7 +58,10 @@ class LegMeter(Protocol):
         ...
 
     def may_spend(self, next_nano_usd: int) -> bool:
-        """Whether so much more, on top of what all legs have used, stays within the budget."""
+        """Whether so much more, on top of what all legs have used, stays within the budget.
+
+        Never, once the meter was cut. Negative where a better estimate is a lower one.
+        """
         ...
 
 
@@ -93,6 +96,7 @@ class Leg:
     """
 
     __slots__ = (
+        "__weakref__",
         "_interim_s",
         "_meter",
         "_price",
@@ -155,26 +159,50 @@ class Leg:
             return True
         return self._meter.may_spend(max(0, next_nano_usd - (self.amount_nano_usd or 0)))
 
-    def observe(self, usage: dict[str, int], basis: Basis, *, ahead: bool = False) -> None:
-        """Take the totals so far.
+    def spend(self, usage: dict[str, int], basis: Basis, *, ahead: bool = False) -> bool:
+        """Take the totals with what is about to be used, if the meter may spend that.
+
+        This is the hot path: `allow` and `observe` in one, rated once.
 
         Args:
             usage: All units, cumulative; the caller never changes it afterwards.
             basis: How they are known.
             ahead: Record them now, before the provider is given what they count; otherwise they
                 are recorded within the modality's interim time.
+
+        Returns:
+            False when it may not: then nothing has changed.
         """
         if self.outcome is not None:
-            return  # a stopped leg is corrected, not observed
+            return True  # a stopped leg is corrected, not observed
+        meter = self._meter
+        before = self.amount_nano_usd
+        amount = None if self._price is None else self._price.rate(usage)
+        if amount is None:
+            if meter.cut:
+                return False
+        elif not meter.may_spend(amount - before if before is not None else amount):
+            return False
         self.usage = usage
         self.basis = basis
-        self._rate()
+        if amount != before:
+            self.amount_nano_usd = amount
+            meter.charge_changed(self, amount)
         if ahead:
             self._write_interim()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(
-                self._interim_s, self._write_interim
-            )
+            self._write_soon()
+        return True
+
+    def observe(self, usage: dict[str, int], basis: Basis) -> None:
+        """Take totals that are owed already, whatever the budget says; recorded soon."""
+        if self.outcome is not None:
+            return
+        self.usage = usage
+        self.basis = basis
+        self._rate()
+        if self._timer is None:
+            self._write_soon()
 
     def stop(
         self, outcome: Outcome, usage: dict[str, int] | None = None, basis: Basis | None = None
@@ -212,6 +240,9 @@ class Leg:
         if amount != self.amount_nano_usd:
             self.amount_nano_usd = amount
             self._meter.charge_changed(self, amount)
+
+    def _write_soon(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._interim_s, self._write_interim)
 
     def _write_interim(self) -> None:
         self._cancel_timer()
