@@ -12,10 +12,8 @@ from typing import Final
 
 _MODULES: Final = (
     "genai_prices.data",
+    "livekit.plugins.voicecost",
     "livekit.plugins.voicecost._embedded",
-    "livekit.plugins.voicecost._instrument",
-    "livekit.plugins.voicecost._runtime",
-    "voicecost_catalog",
 )
 
 for _name in _MODULES:

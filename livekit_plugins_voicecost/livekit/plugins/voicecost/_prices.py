@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
 
+from voicecost_catalog import CatalogPriceBook, open_price_book, parse_host_aliases
 from voicecost_ledger.pricing import Price
 from voicecost_ledger.records import LegAttributes, Modality
 
 from . import _faults
-
-if TYPE_CHECKING:
-    from voicecost_catalog import CatalogPriceBook
 
 
 class MeterPrices:
@@ -64,9 +61,6 @@ def prices() -> MeterPrices:
     global _prices
     with _lock:
         if _prices is None or _prices[0] != os.getpid():
-            # Here, not at import: the catalog's rows are read from disk.
-            from voicecost_catalog import open_price_book, parse_host_aliases
-
             aliases = parse_host_aliases(os.environ.get("VOICECOST_HOST_ALIASES", ""))
             _prices = os.getpid(), MeterPrices(open_price_book(host_aliases=aliases))
         return _prices[1]

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from livekit.agents import AgentSession
 
 from . import _attribution, _unattributed
+from ._instrument import instrument
 from ._prices import prices
+from ._runtime import ledger_place
 from ._settings import (
     Budget,
     Settings,
@@ -98,11 +100,7 @@ class VoiceCost:
             log_costs=env_flag("VOICECOST_LOG_COSTS"),
         )
         if enabled:
-            # Here, not at import, so that importing is quick; and not in `attach`, so that what
-            # the environment says wrongly is said before a call, and a call never waits for it.
-            from ._instrument import instrument
-            from ._runtime import ledger_place
-
+            # Not in `attach`: what the environment says wrongly is said before a call.
             self._ledger_place = ledger_place(self._settings.url)
             prices()
             instrument()
