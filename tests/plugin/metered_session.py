@@ -21,7 +21,7 @@ from livekit.agents.voice.turn import InterruptionOptions
 from livekit.plugins.deepgram import STT, TTS
 from livekit.plugins.openai import LLM
 
-from livekit.plugins.voicecost import _attribution, _estimates, _instrument
+from livekit.plugins.voicecost import _attribution, _instrument
 from livekit.plugins.voicecost.legs import Leg
 from tests.simulators import Bill, DeepgramSimulator, OpenAISimulator, Reply
 from voicecost_ledger.pricing import Price, PriceBook
@@ -118,6 +118,8 @@ class RecordingMeter:
         self._amounts[leg] = amount_nano_usd or 0
 
     def may_spend(self, next_nano_usd: int) -> bool:
+        if self.cut:
+            return False
         spent = sum(self._amounts.values())
         return self.limit_nano_usd is None or spent + next_nano_usd <= self.limit_nano_usd
 
@@ -262,9 +264,9 @@ class Call:
     providers: Providers
 
     async def close(self) -> None:
-        """Close the session, settle the estimates, and let the providers notice."""
+        """Close the session, then its meter, and let the providers notice."""
         await self.session.aclose()
-        _estimates.settle(self.meter)
+        _attribution.unregister(self.session)
         await self.providers.close_plugins()
         await self.providers.bill.settled()
 
