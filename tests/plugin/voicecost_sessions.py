@@ -21,7 +21,7 @@ from livekit.agents.voice.io import AudioOutput, AudioOutputCapabilities
 from livekit.plugins.deepgram import TTS
 from livekit.plugins.openai import LLM
 
-from livekit.plugins.voicecost import _instrument, _prices, _runtime
+from livekit.plugins.voicecost import _attribution, _instrument, _prices, _runtime, _unattributed
 from livekit.plugins.voicecost._embedded import database_path
 from tests.simulators import DeepgramSimulator, OpenAISimulator, Reply
 from voicecost_ledger.stores import CallDetail, CallQuery
@@ -118,6 +118,8 @@ def forget_process() -> None:
     _runtime._close_all()
     _runtime._runtimes.clear()
     _prices._prices = None
+    _unattributed._places.clear()
+    _attribution._registry.meters.clear()
     _instrument.uninstrument()
 
 

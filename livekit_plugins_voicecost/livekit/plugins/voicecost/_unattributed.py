@@ -2,12 +2,11 @@
 
 Shown, never silently booked to one of them. It opens with its first leg, has the settings of the
 job's first `VoiceCost` but no budget of its own, and closes when the job ends; in a process without
-jobs, when its sessions have.
+jobs, with its last session.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
 from typing import Any
@@ -27,7 +26,6 @@ class _Place(msgspec.Struct):
     # A meter lives as long as its session, which may never start.
     meters: weakref.WeakSet[Meter] = msgspec.field(default_factory=weakref.WeakSet[Meter])
     own: Meter | None = None
-    closing: asyncio.Task[None] | None = None
 
 
 class _NoJob:
@@ -41,32 +39,33 @@ _lock = threading.Lock()  # the thread executor runs many jobs in one process
 
 def attached(meter: Meter, settings: Settings) -> None:
     """A session's meter was attached in the running job."""
+    key = _here()
     with _lock:
-        place = _places.setdefault(_here(), _Place(settings))
+        place = _places.setdefault(key, _Place(settings))
         place.meters.add(meter)
+    if key is _NO_JOB:
+        meter.when_closed = _close_last
 
 
 def unattributed_meter() -> Meter | None:
     """The running job's own meter, made when first asked for; None where nothing is attached."""
     with _lock:
-        key = _here()
-        place = _places.get(key)
+        place = _places.get(_here())
         if place is None:
             return None
         if place.own is None or place.own.closed:
             place.own = Meter(None, place.settings, prices())
-            if key is _NO_JOB:
-                place.closing = asyncio.get_running_loop().create_task(
-                    _close_last(place.own, tuple(place.meters)), name="voicecost_unattributed"
-                )
         return place.own
+
+
+def _close_last() -> None:
+    """Outside of a job nobody else says when it is over."""
+    with _lock:
+        place = _places.get(_NO_JOB)
+        running = place and any(each.meter_id and not each.closed for each in place.meters)
+    if place is not None and place.own is not None and not running:
+        place.own.close("sessions_closed")
 
 
 def _here() -> Any:
     return get_job_context(required=False) or _NO_JOB
-
-
-async def _close_last(own: Meter, meters: tuple[Meter, ...]) -> None:
-    for each in meters:
-        await each.wait_closed()
-    own.close("sessions_closed")

@@ -104,6 +104,8 @@ class Meter:
         self._close_reason = ""
         self._legs_timer: asyncio.TimerHandle | None = None
         self._closed = asyncio.Event()
+        self.when_closed: Callable[[], None] | None = None
+        """Called once, after the last record was written."""
         self._messages = RoomMessages(
             settings.publish_to if session is not None else "none",
             room=self._room,
@@ -382,6 +384,8 @@ class Meter:
             self._unwatch()
             self._link.close(self.coverage, reason)
             self._log_end()
+            if self.when_closed is not None:
+                self.when_closed()
 
     @property
     def unattributed(self) -> bool:
