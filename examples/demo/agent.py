@@ -18,10 +18,7 @@ from livekit.agents.voice import CloseEvent
 from livekit.plugins.deepgram import STT, TTS
 from livekit.plugins.openai import LLM
 
-try:
-    from livekit.plugins.voicecost import VoiceCost
-except ImportError:
-    VoiceCost = None
+from livekit.plugins.voicecost import VoiceCost
 
 GREETING = "Trattoria Nonna, good evening! What can I do for you?"
 
@@ -68,13 +65,12 @@ def open_session(terms: dict[str, Any]) -> AgentSession[None]:
         vad=None,
         turn_handling={"turn_detection": "stt"},
     )
-    if VoiceCost is not None:
-        VoiceCost(
-            project="demo",
-            budget=terms.get("budget_usd"),
-            wrap_up_text=terms.get("wrap_up_text"),
-            publish_to="all",
-        ).attach(session)
+    VoiceCost(
+        project="demo",
+        budget=terms.get("budget_usd"),
+        wrap_up_text=terms.get("wrap_up_text"),
+        publish_to="all",
+    ).attach(session)
     return session
 
 
