@@ -381,7 +381,8 @@ def host_of(stream: Any, component: Any) -> str:
 
 
 def _host(url: str) -> str:
-    return urlsplit(url if "//" in url else f"//{url}").hostname or ""
+    """Host and, where it is stated, port: two gateways of one host may bill as two providers."""
+    return urlsplit(url if "//" in url else f"//{url}").netloc.rpartition("@")[2].lower()
 
 
 def describe(
