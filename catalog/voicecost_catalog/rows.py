@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -74,8 +75,12 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
         return f"voicecost-catalog@{self.newest.isoformat()}"
 
 
+@functools.cache
 def load_rows() -> Rows:
-    """The rows this package was built with (`python -m voicecost_catalog.compile` makes them)."""
+    """The rows this package was built with (`python -m voicecost_catalog.compile` makes them).
+
+    Read once per process: LiveKit's forkserver does it for all its jobs.
+    """
     return msgspec.json.decode(COMPILED_PATH.read_bytes(), type=Rows)
 
 

@@ -1,4 +1,4 @@
-"""What a metering process needs, imported ahead of time: modules only, nothing is started.
+"""What a metering process needs, loaded ahead of time: modules and prices, nothing is started.
 
 LiveKit's forkserver imports the package that a registered plugin names, and every job process
 forks from there. Ours names this module, so that a job neither pays for these imports in its first
@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import Final
 
+from voicecost_catalog.rows import load_rows
+
 _MODULES: Final = (
     "genai_prices.data",
     "livekit.plugins.voicecost",
@@ -18,3 +20,4 @@ _MODULES: Final = (
 
 for _name in _MODULES:
     importlib.import_module(_name)
+load_rows()
