@@ -8,6 +8,7 @@ import random
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -175,6 +176,19 @@ class LiveKitServer:
         async with self.api() as client:
             rooms = await client.room.list_rooms(api.ListRoomsRequest(names=[room_name]))
         return [room.sid for room in rooms.rooms]
+
+    async def is_gone(self, room_name: str, *, timeout_s: float = 5.0) -> bool:
+        """Whether the server lists no such room any more.
+
+        A room that is being deleted lets its participants go some milliseconds before it leaves
+        the list, so it is given `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while await self.room_sids(room_name):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
 
     async def delete_room(self, room_name: str) -> None:
         """End the room and everybody's connection to it."""

@@ -22,7 +22,7 @@ def ledger_table(call: CallDetail) -> Table:
         title=f"The ledger: call {call.summary.call_id} ({state})",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,  # to the last letter of a price source in 120 columns
     )
     for heading in ("provider", "service", "units", "basis", "outcome"):
         table.add_column(heading, no_wrap=True)

@@ -75,7 +75,7 @@ async def test_a_used_up_budget_ends_the_call_after_the_wrap_up_sentence(stage: 
     ) as caller:
         await TOO_DEAR.play(caller)
         assert await caller.disconnected(timeout_s=30) == "ROOM_DELETED"
-        assert await stage.livekit.room_sids("budget") == []
+        assert await stage.livekit.is_gone("budget")
 
     assert [line.text for line in caller.lines if line.by_agent][-1] == TOO_DEAR.wrap_up_text
     (call,) = await stage.sidecar.settled("budget")
