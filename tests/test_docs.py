@@ -24,7 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE_ROOTS = ("livekit_plugins_voicecost", "ledger", "catalog", "sidecar")
 PAGES = sorted(
     path.relative_to(ROOT)
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md"))
+    for path in (
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("catalog/*.md"),
+        *ROOT.glob("tests/**/*.md"),
+    )
 )
 REFERENCE = ROOT / "docs" / "reference"
 
