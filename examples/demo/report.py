@@ -10,7 +10,8 @@ from rich.table import Table
 from examples.demo.bills import Sum, difference_percent
 from voicecost_ledger.money import format_usd
 from voicecost_ledger.records import Modality
-from voicecost_ledger.stores import CallDetail, LegView
+from voicecost_ledger.stores import CallDetail
+from voicecost_sidecar.tables import units_text
 
 _PLACES = 6  # of a dollar: a demo call costs cents
 
@@ -32,7 +33,7 @@ def ledger_table(call: CallDetail) -> Table:
         table.add_row(
             leg.provider,  # as LiveKit's plugin names it; OpenAI's gives the host
             f"{leg.modality.upper()} {leg.model}",
-            _units(leg),
+            units_text(leg),
             leg.basis,
             leg.outcome or "open",
             format_usd(leg.amount_nano_usd, places=_PLACES),
@@ -98,16 +99,3 @@ def _difference(percent: float | None) -> str:
         return "?"
     colour = "green" if abs(percent) <= 0.5 else "red"
     return f"[{colour}]{percent:+.2f} %[/]"
-
-
-def _units(leg: LegView) -> str:
-    usage = leg.usage
-    if leg.modality is Modality.LLM:
-        cached = usage.get("cached_input_tokens", 0)
-        of_which = f" ({cached:,} cached)" if cached else ""
-        return (
-            f"{usage.get('input_tokens', 0):,}{of_which} in, {usage.get('output_tokens', 0):,} out"
-        )
-    if leg.modality is Modality.TTS:
-        return f"{usage.get('characters', 0):,} chars"
-    return f"{usage.get('audio_ms', 0) / 1000:.2f} s audio"

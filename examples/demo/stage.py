@@ -67,8 +67,7 @@ class Providers:
         """Whose prices hold for them, as `host_aliases` in voicecost.yaml."""
         return {
             urlsplit(self._openai.url).netloc: "openai",
-            # Without its port, which not every plugin's requests can be asked for.
-            urlsplit(self._deepgram.url).hostname or "": "deepgram",
+            urlsplit(self._deepgram.url).netloc: "deepgram",
         }
 
     async def billed_since(self, row_count: int, *, timeout_s: float = 10.0) -> list[Billed]:
