@@ -2,170 +2,238 @@
 
 The provider's own reports on other requests calibrate the estimate:
 
-- Prompt: the nearest request of the same meter that reported its usage, plus the difference in
-  characters at that request's tokens per character, and four tokens for each message more: the
-  chat template's. Consecutive requests of a call share most of their prompt, so little is left
-  to estimate.
-- Completion: one token a chunk where the model's completed requests show so, else its characters
-  at their ratio.
+- Prompt: the nearest request of the same meter that reported its usage, and the items in which
+  the two differ: an answer of the model itself at what was reported for it, other text by its
+  weight (`_text_weight`). Between two reports the rest is shared out, so that what was unknown of
+  the conversation's growth cancels out.
+- Completion: by the ruler that foretold the completed requests best (`_calibration`), its weight
+  or its chunks: with some providers every token is a chunk, others send several in one.
 - Cached share: the nearest request's.
 
-Every new report can better earlier estimates, so stopped legs are settled again. Without any
-report of the meter's own, those of the same model in this process stand in; without these, the
-usual four characters a token of English prose.
+Every new report can better earlier estimates, so stopped legs are settled again. A meter starts
+from what other calls of this process have learned of the model, and they from the encoders we
+know.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+import zlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from voicecost_ledger.money import round_half_even
 from voicecost_ledger.records import Basis, LegAttributes
 
 from . import _faults
+from ._calibration import (
+    END_TOKENS,
+    ONE,
+    PRIMING_TOKENS,
+    TEMPLATE_TOKENS,
+    Answer,
+    Line,
+    Rulers,
+    rounded,
+)
 
 if TYPE_CHECKING:
     from .legs import Leg, LegMeter
 
-_CHARACTERS_PER_TOKEN: Final = 4
-_MESSAGE_TOKENS: Final = 4
-_PRIMING_TOKENS: Final = 3
-"""What OpenAI's chat template adds around each message, and before the answer.
-https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken"""
-_REPORTS_MAX: Final = 512
+_REPORTS_MAX: Final = 64
+_ANSWERS_MAX: Final = 256
 
 
-@dataclass(slots=True)
+class Item(NamedTuple):
+    """A message, tool call or tool result in a prompt. `key` stands for its text."""
+
+    key: int
+    weight: int
+
+
+class Prompt(NamedTuple):
+    """What a request asks.
+
+    Attributes:
+        items: Messages, tool calls and their results, in order.
+        tools_weight: Of the declarations of its tools.
+        characters: Of all of it.
+        weight: Of all of it.
+    """
+
+    items: tuple[Item, ...]
+    tools_weight: int
+    characters: int
+    weight: int
+
+
+class TextKey:
+    """Tells texts apart without keeping them: a checksum and the length."""
+
+    __slots__ = ("_checksum", "_size")
+
+    def __init__(self, text: str = "") -> None:
+        self._checksum = self._size = 0
+        self.add(text)
+
+    def add(self, text: str) -> None:
+        """Take more of the text."""
+        data = text.encode("utf-8", "surrogatepass")
+        self._checksum = zlib.crc32(data, self._checksum)
+        self._size += len(data)
+
+    @property
+    def value(self) -> int:
+        """The same for the same text, however it was cut."""
+        return self._size << 32 | self._checksum
+
+
 class Counts:
-    """What we saw of a request ourselves; recorded raw, so a later rule can settle it again."""
+    """What we saw of a request ourselves.
 
-    prompt_characters: int = 0
-    prompt_messages: int = 0
-    completion_characters: int = 0
-    completion_chunks: int = 0
+    Its characters and chunks are recorded raw, so a later rule can settle it again.
+    """
+
+    __slots__ = (
+        "_call_keys",
+        "_prose_key",
+        "answer",
+        "completion_characters",
+        "completion_chunks",
+        "prompt",
+    )
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.prompt = prompt
+        self.answer = Answer()
+        self.completion_characters = 0
+        self.completion_chunks = 0
+        self._prose_key = TextKey()
+        self._call_keys: list[TextKey] = []
+
+    def prose(self, text: str) -> None:
+        """Take more of what the model says."""
+        answer = self.answer
+        size = len(text)
+        answer.prose_weight.add(text)
+        answer.prose_chunks += 1
+        answer.prose_characters += size
+        self._prose_key.add(text)
+        self.completion_characters += size
+
+    def call(self, name: str, arguments: str) -> None:
+        """Take more of a tool call; one with a name begins another call."""
+        answer = self.answer
+        text = name + arguments
+        if name:
+            answer.calls += 1
+            self._call_keys.append(TextKey())
+        answer.call_weight.add(text)
+        answer.call_chunks += 1
+        answer.call_characters += len(text)
+        if self._call_keys:
+            self._call_keys[-1].add(text)
+        self.completion_characters += len(text)
+
+    def only_key(self) -> int | None:
+        """The key of the one item that this answer is in later prompts; None if it is several."""
+        if self.answer.calls == 0:
+            return self._prose_key.value
+        if self.answer.calls == 1 and self.answer.prose_chunks == 0:
+            return self._call_keys[0].value
+        return None
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a provider reported of one request, beside our own counts of it."""
+class Report(NamedTuple):
+    """What a provider reported of one request."""
 
-    prompt_characters: int
-    prompt_messages: int
+    prompt: Prompt
     input_tokens: int
     cached_input_tokens: int
 
-    def input_tokens_of(self, counts: Counts) -> int:
-        """Input tokens of another prompt, which is mostly the same as this one."""
-        template = _MESSAGE_TOKENS * self.prompt_messages + _PRIMING_TOKENS
-        text_tokens = max(self.input_tokens - template, 1)
-        characters = counts.prompt_characters - self.prompt_characters
-        messages = counts.prompt_messages - self.prompt_messages
-        tokens = self.input_tokens + messages * _MESSAGE_TOKENS
-        tokens += round_half_even(characters * text_tokens, per=self.prompt_characters)
-        return max(tokens, 1)
-
 
 class Calibration:
-    """The reports of one model, of one meter or of the whole process."""
+    """The reports on one model, of one meter or of the whole process."""
 
-    __slots__ = ("_characters", "_chunks", "_reports", "_tokens")
+    __slots__ = ("_answers", "reports", "rulers", "text")
 
-    def __init__(self) -> None:
-        self._reports: list[Report] = []
-        self._tokens = 0
-        self._chunks = 0
-        self._characters = 0
+    def __init__(self, process: Calibration | None = None) -> None:
+        self.reports: list[Report] = []
+        self.rulers = Rulers(None if process is None else process.rulers)
+        self.text = Line(constant_tokens=TEMPLATE_TOKENS, rate_tokens=60, constant_per=15)
+        self._answers: OrderedDict[int, int] = OrderedDict()
 
-    def learn(
-        self, counts: Counts, *, input_tokens: int, cached_input_tokens: int, output_tokens: int
-    ) -> None:
-        """Take the provider's report on a completed request."""
-        if counts.prompt_characters > 0 and input_tokens > 0:
-            if len(self._reports) == _REPORTS_MAX:
-                del self._reports[0]
-            self._reports.append(
-                Report(
-                    counts.prompt_characters,
-                    counts.prompt_messages,
-                    input_tokens,
-                    cached_input_tokens,
-                )
-            )
-        if counts.completion_chunks > 0 and output_tokens > 0:
-            self._tokens += output_tokens
-            self._chunks += counts.completion_chunks
-            self._characters += counts.completion_characters
+    def answered(self, key: int, tokens: int) -> None:
+        """Remember the tokens of an answer that will be in later prompts."""
+        self._answers[key] = tokens
+        if len(self._answers) > _ANSWERS_MAX:
+            self._answers.popitem(last=False)
 
-    def prompt(self, counts: Counts) -> tuple[int, int] | None:
-        """Input tokens of such a prompt and how many of them were cached; None: unknown."""
-        nearest = min(
-            reversed(self._reports),  # of two as near, the later
-            key=lambda report: abs(report.prompt_characters - counts.prompt_characters),
-            default=None,
-        )
-        if nearest is None:
-            return None
-        tokens = nearest.input_tokens_of(counts)
-        return tokens, min(
-            tokens,
-            round_half_even(tokens * nearest.cached_input_tokens, per=nearest.input_tokens),
-        )
+    def answer(self, key: int) -> int | None:
+        """The tokens of this text, if the model itself once said it."""
+        return self._answers.get(key)
 
-    def output_tokens(self, counts: Counts) -> int | None:
-        """Output tokens received so far; None: unknown."""
-        if self._chunks == 0:
-            return None
-        # A token too many or too few a request (its end, a tool call's frame) is no other rule.
-        if 4 * abs(self._tokens - self._chunks) <= self._chunks or self._characters == 0:
-            return counts.completion_chunks
-        return round_half_even(counts.completion_characters * self._tokens, per=self._characters)
+    def around(self, prompt: Prompt) -> tuple[Report | None, Report | None]:
+        """The nearest reports on lighter and on heavier prompts; of two as near the later."""
+        below = above = None
+        for report in self.reports:
+            weight = report.prompt.weight
+            if weight <= prompt.weight:
+                if below is None or weight >= below.prompt.weight:
+                    below = report
+            elif above is None or weight <= above.prompt.weight:
+                above = report
+        return below, above
+
+    def reported(self, report: Report) -> None:
+        """Keep a report."""
+        if len(self.reports) == _REPORTS_MAX:
+            del self.reports[0]
+        self.reports.append(report)
 
 
 class Estimates:
     """Estimates for one model in one meter; settles its legs again when they get better.
 
     Args:
-        fallback: The process-wide reports of the same model.
+        process: The process-wide reports of the same model.
     """
 
-    def __init__(self, fallback: Calibration) -> None:
-        self._own = Calibration()
-        self._fallback = fallback
+    def __init__(self, process: Calibration) -> None:
+        self._own = Calibration(process)
+        self._process = process
         # Weakly: a leg holds its meter, which must not live for its estimates' sake.
         self._estimated: list[tuple[weakref.ref[Leg], Counts]] = []
+        self._solve()
 
     def usage(self, counts: Counts) -> dict[str, int]:
         """The best usage for what was seen of a request, all units of an LLM leg."""
-        input_tokens, cached = (
-            self._own.prompt(counts)
-            or self._fallback.prompt(counts)
-            or (_uncalibrated_tokens(counts), 0)
-        )
+        input_tokens, cached = self._prompt(counts.prompt)
         return llm_usage(counts, input_tokens, cached, self.output_tokens(counts))
 
     def output_tokens(self, counts: Counts) -> int:
         """The best count of the output tokens received so far."""
         if counts.completion_chunks == 0:
             return 0
-        known = self._own.output_tokens(counts)
-        if known is None:
-            known = self._fallback.output_tokens(counts)
-        if known is not None:
-            return known
-        return -(-counts.completion_characters // _CHARACTERS_PER_TOKEN)
+        return max(1, rounded(self._own.rulers.tokens(counts.answer)))
 
     def learn(self, counts: Counts, usage: dict[str, int]) -> None:
         """Take a completed request's reported usage; estimated legs are settled again."""
-        for calibration in (self._own, self._fallback):
-            calibration.learn(
-                counts,
-                input_tokens=usage["input_tokens"],
-                cached_input_tokens=usage["cached_input_tokens"],
-                output_tokens=usage["output_tokens"],
-            )
+        self._solve()
+        input_tokens, output_tokens = usage["input_tokens"], usage["output_tokens"]
+        with _lock:
+            if counts.completion_chunks > 0 and output_tokens > 0:
+                self._own.rulers.learn(counts.answer, output_tokens)
+                key = counts.only_key()
+                if key is not None:
+                    self._own.answered(key, (output_tokens - END_TOKENS) * ONE)
+            if input_tokens > 0:
+                self._learn_growth(counts.prompt, input_tokens)
+                report = Report(counts.prompt, input_tokens, usage["cached_input_tokens"])
+                for calibration in (self._own, self._process):
+                    calibration.reported(report)
+        self._solve()
         self.settle()
 
     def settle_later(self, leg: Leg, counts: Counts) -> None:
@@ -179,10 +247,86 @@ class Estimates:
             if leg is not None and usage != leg.usage:
                 leg.correct(usage, Basis.ESTIMATED)
 
+    def _solve(self) -> None:
+        """Bring what is used with every chunk up to date."""
+        process, own = self._process, self._own
+        self._text = own.text.solve(process.text.solve(process.text.nominal))
+        own.rulers.solve(self._text.rate)
 
-def _uncalibrated_tokens(counts: Counts) -> int:
-    template = _MESSAGE_TOKENS * counts.prompt_messages + _PRIMING_TOKENS
-    return template + -(-counts.prompt_characters // _CHARACTERS_PER_TOKEN)
+    # Prompts
+
+    def _prompt(self, prompt: Prompt) -> tuple[int, int]:
+        """Input tokens of a prompt, and how many of them were cached."""
+        below, above = self._own.around(prompt)
+        if below is None and above is None:
+            below, above = self._process.around(prompt)
+        if below is None:
+            below, above = above, None
+        if below is None:
+            return max(1, PRIMING_TOKENS + rounded(self._text_tokens(prompt, 0))), 0
+        from_below = self._growth(below.prompt, prompt)
+        tokens = below.input_tokens * ONE + from_below
+        if above is not None:
+            to_above = self._growth(prompt, above.prompt)
+            unexplained = above.input_tokens * ONE - tokens - to_above
+            share, whole = abs(from_below), abs(from_below) + abs(to_above)
+            if whole:
+                tokens += unexplained * share // whole
+            if share > whole - share:
+                below = above  # the nearer one, for the cached share
+        input_tokens = max(1, rounded(tokens))
+        cached = round_half_even(input_tokens * below.cached_input_tokens, per=below.input_tokens)
+        return input_tokens, min(input_tokens, cached)
+
+    def _growth(self, one: Prompt, other: Prompt) -> int:
+        """How many tokens the other prompt has more, in 2**-24ths."""
+        start = _shared(one, other)
+        return self._text_tokens(other, start) - self._text_tokens(one, start)
+
+    def _text_tokens(self, prompt: Prompt, start: int) -> int:
+        """Tokens of the tools and of the items from `start` on, in 2**-24ths."""
+        weight, known, count = self._unknown(prompt, start)
+        return self._text.rate * weight + self._text.constant * count + known
+
+    def _unknown(self, prompt: Prompt, start: int) -> tuple[int, int, int]:
+        """Weight of what nobody reported, reported tokens of the rest, and the count of items."""
+        weight, known = prompt.tools_weight, 0
+        for item in prompt.items[start:]:
+            tokens = self._own.answer(item.key)
+            if tokens is None:
+                weight += item.weight
+            else:
+                known += tokens
+        return weight, known, len(prompt.items) - start
+
+    def _learn_growth(self, prompt: Prompt, input_tokens: int) -> None:
+        """Learn the rate of the text by which this prompt differs from the nearest reported."""
+        below, above = self._own.around(prompt)
+        nearest = below or above
+        if nearest is None:
+            if prompt.tools_weight:
+                return  # how a provider shows tools to its model is no measure of its encoder
+            start, other = 0, (0, 0, 0)
+            tokens = (input_tokens - PRIMING_TOKENS) * ONE
+        else:
+            start = _shared(nearest.prompt, prompt)
+            other = self._unknown(nearest.prompt, start)
+            tokens = (input_tokens - nearest.input_tokens) * ONE
+        weight, known, count = (
+            mine - theirs for mine, theirs in zip(self._unknown(prompt, start), other, strict=True)
+        )
+        for calibration in (self._own, self._process):
+            calibration.text.learn(weight, count, tokens - known)
+
+
+def _shared(one: Prompt, other: Prompt) -> int:
+    """How many items both prompts begin with."""
+    count = 0
+    for mine, theirs in zip(one.items, other.items, strict=False):
+        if mine.key != theirs.key:
+            break
+        count += 1
+    return count
 
 
 def llm_usage(counts: Counts, input_tokens: int, cached: int, output: int) -> dict[str, int]:
@@ -191,7 +335,7 @@ def llm_usage(counts: Counts, input_tokens: int, cached: int, output: int) -> di
         "input_tokens": input_tokens,
         "cached_input_tokens": cached,
         "output_tokens": output,
-        "prompt_characters": counts.prompt_characters,
+        "prompt_characters": counts.prompt.characters,
         "completion_characters": counts.completion_characters,
         "completion_chunks": counts.completion_chunks,
     }
@@ -208,11 +352,14 @@ def estimates_for(meter: LegMeter | None, attributes: LegAttributes) -> Estimate
     """The estimates for a leg's model, of its meter; of the process where there is no meter yet."""
     key = (attributes.provider, attributes.model)
     with _lock:
-        fallback = _process.setdefault(key, Calibration())
+        process = _process.setdefault(key, Calibration())
         if meter is None:
-            return Estimates(fallback)
+            return Estimates(process)
         models = _of_meters.setdefault(meter, {})
-        return models.setdefault(key, Estimates(fallback))
+        estimates = models.get(key)
+        if estimates is None:
+            estimates = models[key] = Estimates(process)
+        return estimates
 
 
 def settle(meter: LegMeter) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, cast
 
-import msgspec
 from livekit.agents.llm import ChatChunk, ToolContext
 
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults
-from ._estimates import Counts, Estimates, estimates_for, llm_usage
+from ._estimates import Counts, Estimates, Item, Prompt, TextKey, estimates_for, llm_usage
 from ._instrument_attempts import Attempt, describe, was_refused
+from ._text_weight import TOKEN
+from ._text_weight import weight as weight_of
 
 
 class LLMAttempt(Attempt):
@@ -64,18 +65,19 @@ class LLMAttempt(Attempt):
 
     def chunk_received(self, chunk: Any) -> None:
         """Count a raw OpenAI chunk; tool arguments come in many, LiveKit shows one."""
-        characters = 0
+        counts = self._counts
+        characters = counts.completion_characters
         for choice in chunk.choices:
             delta = choice.delta
             if delta is None:  # Azure's content filter sends such
                 continue
             if delta.content:
-                characters += len(delta.content)
+                counts.prose(delta.content)
             if delta.tool_calls:
                 for call in delta.tool_calls:
                     function = call.function
                     if function is not None:
-                        characters += len(function.name or "") + len(function.arguments or "")
+                        counts.call(function.name or "", function.arguments or "")
         usage = chunk.usage
         if usage is not None:
             details = usage.prompt_tokens_details
@@ -84,8 +86,8 @@ class LLMAttempt(Attempt):
                 (details.cached_tokens or 0) if details is not None else 0,
                 usage.completion_tokens or 0,
             )
-        if characters:
-            self._received(characters)
+        if counts.completion_characters > characters:
+            self._received()
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the leg: as reported, as nothing when it was refused, else as estimated."""
@@ -116,11 +118,14 @@ class LLMAttempt(Attempt):
         delta = chunk.delta
         if delta is None or self._wire_seen:
             return
-        characters = len(delta.content or "") + sum(
-            len(call.name) + len(call.arguments) for call in delta.tool_calls
-        )
-        if characters:
-            self._received(characters)
+        counts = self._counts
+        characters = counts.completion_characters
+        if delta.content:
+            counts.prose(delta.content)
+        for call in delta.tool_calls:
+            counts.call(call.name, call.arguments)
+        if counts.completion_characters > characters:
+            self._received()
 
     def _report(self, input_tokens: int, cached: int, output_tokens: int) -> None:
         if input_tokens <= 0 and output_tokens <= 0:
@@ -128,9 +133,8 @@ class LLMAttempt(Attempt):
         self._reported = (input_tokens, cached, output_tokens)
         self._tally.owe(llm_usage(self._counts, *self._reported), Basis.REPORTED)
 
-    def _received(self, characters: int) -> None:
+    def _received(self) -> None:
         counts = self._counts
-        counts.completion_characters += characters
         counts.completion_chunks += 1
         if self._reported is not None:
             return  # some providers report with every chunk
@@ -144,28 +148,51 @@ class LLMAttempt(Attempt):
 
 def count_prompt(chat_ctx: Any, tools: list[Any]) -> Counts:
     """The size of a request as it is rendered for the model: messages, tool calls, tools."""
-    characters = messages = 0
-    for item in chat_ctx.items:
-        if item.type == "message":
-            for part in item.content:
+    items: list[Item] = []
+    characters = weight = 0
+    for entry in chat_ctx.items:
+        if entry.type == "message":
+            texts: list[str] = []
+            for part in entry.content:
                 # Images and audio have no characters; a transcript stands for its audio.
                 text = part if isinstance(part, str) else getattr(part, "transcript", None)
-                characters += len(text) if text else 0
-        elif item.type == "function_call":
-            characters += len(item.name) + len(item.arguments)
-        elif item.type == "function_call_output":
-            characters += len(item.output)
+                if text:
+                    texts.append(text)
+            text = texts[0] if len(texts) == 1 else "\n".join(texts)
+        elif entry.type == "function_call":
+            text = entry.name + entry.arguments
+        elif entry.type == "function_call_output":
+            text = entry.output
         else:
             continue  # hand-offs and other items are no part of the request
-        messages += 1
-    return Counts(characters + sum(map(_tool_characters, tools)), messages)
+        item = _item(text)
+        items.append(item)
+        characters += len(text)
+        weight += item.weight
+    tools_weight = sum(map(_tool_weight, tools))
+    return Counts(Prompt(tuple(items), tools_weight, characters, weight + tools_weight))
+
+
+_known_items: dict[int, Item] = {}
+"""By their key: of one request's items most are the next one's too, and weighed once."""
+_KNOWN_ITEMS_MAX: Final = 4096
+
+
+def _item(text: str) -> Item:
+    key = TextKey(text).value
+    known = _known_items.get(key)
+    if known is None:
+        if len(_known_items) >= _KNOWN_ITEMS_MAX:
+            _known_items.clear()
+        known = _known_items[key] = Item(key, weight_of(text))
+    return known
 
 
 _known_tools: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
-def _tool_characters(tool: Any) -> int:
-    """A tool's schema, rendered once: it is the same for every request."""
+def _tool_weight(tool: Any) -> int:
+    """The weight of a tool's declaration, found once: it is the same for every request."""
     try:
         known = _known_tools.get(tool)
     except TypeError:  # not hashable, or not weakly
@@ -173,10 +200,39 @@ def _tool_characters(tool: Any) -> int:
     if known is not None:
         return known
     schemas = ToolContext([tool]).parse_function_tools("openai", strict=True)
-    size = len(msgspec.json.encode(schemas))
+    weight = sum(map(_declaration_weight, schemas))
     with contextlib.suppress(TypeError):
-        _known_tools[tool] = size
-    return size
+        _known_tools[tool] = weight
+    return weight
+
+
+_NAME_FRAME: Final = 3 * TOKEN  # of every parameter: `name: type,` and its line
+_DESCRIPTION_FRAME: Final = 2 * TOKEN  # `// ` and its line
+_DECLARATION_FRAME: Final = 10 * TOKEN  # `type name = (_: {` ... `}) => any;`
+
+
+def _declaration_weight(schema: Any) -> int:
+    """The weight of a JSON schema as models are shown it: a declaration, not its JSON.
+
+    https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken
+    """
+    weight = 0
+    if isinstance(schema, dict):
+        for key, value in cast("dict[str, Any]", schema).items():
+            if key == "properties" and isinstance(value, dict):
+                for name, field in cast("dict[str, Any]", value).items():
+                    weight += weight_of(name) + _NAME_FRAME + _declaration_weight(field)
+            elif key == "description" and isinstance(value, str):
+                weight += weight_of(value) + _DESCRIPTION_FRAME
+            elif key == "name" and isinstance(value, str):
+                weight += weight_of(value) + _DECLARATION_FRAME
+            elif key == "enum" and isinstance(value, list):
+                weight += sum(weight_of(f'"{each}" | ') for each in cast("list[Any]", value))
+            elif isinstance(value, dict | list):
+                weight += _declaration_weight(value)
+    elif isinstance(schema, list):
+        weight += sum(map(_declaration_weight, cast("list[Any]", schema)))
+    return weight
 
 
 def _text(value: Any) -> str:
