@@ -178,11 +178,11 @@ class Ruler:
     def learn(self, reading: Reading, output_tokens: int, known: Scale) -> None:
         """Take the provider's report on a whole answer, after `known` was tried on it."""
         tokens = output_tokens * ONE
-        self.missed += abs(tokens - known.whole(reading))
-        if reading.calls:
+        if reading.calls:  # its frame would be most of what was missed
             prose = known.prose.rate * reading.prose + known.prose.constant
             self._call.learn(reading.call, reading.calls, tokens - prose)
         else:
+            self.missed += abs(tokens - known.whole(reading))
             self._prose.learn(reading.prose, 1, tokens)
 
 

@@ -15,11 +15,11 @@ TOKEN: Final = 16
 """The weight of one token."""
 
 _PIECES: Final = re.compile(
-    r"[A-Za-z\u00c0-\u024f]+(?:['\u2019][a-z]{1,2}\b)?"  # words of Latin script, contractions whole
+    r"[A-Za-z\u00c0-\u024f'\u2019]+"  # words of Latin script, contractions whole
     r"| ?[0-9]+"  # no encoder joins a number with the space before it
     r"|[^\W\d_A-Za-z\u00c0-\u024f]+"  # other scripts
     r"|[\r\n]+"
-    r"|[^\w\s]+|[\d_]+"
+    r"|[^\w\s'\u2019]+|[\d_]+"
 )
 _WORD_LETTERS: Final = 5  # up to here nearly every word is known whole
 _LETTER: Final = 2  # of a longer word, each
@@ -54,13 +54,13 @@ class RunningWeight:
 
     def __init__(self) -> None:
         self._closed = 0  # the weight of all before the tail
-        self._tail = ""
+        self._tail: str = ""
         self.value = 0
 
     def add(self, text: str) -> None:
         """Take the next chunk."""
         text = self._tail + text
-        pieces = _PIECES.findall(text)
+        pieces: list[str] = _PIECES.findall(text)
         if not pieces:  # white space
             self._tail = text[-1:]
             return
