@@ -22,7 +22,7 @@ import time
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -527,6 +527,10 @@ class AdoptedSpool:
             with contextlib.suppress(OSError):
                 os.close(fd)
 
+    def __del__(self) -> None:
+        """Let go: a spool that was dropped on the way must not stay locked for good."""
+        self.release()
+
     def _write_segment(self, records: Iterable[Record]) -> None:
         last = max((int(s.stem) for s in self.path.glob(f"*{SEGMENT_SUFFIX}")), default=0)
         path = self.path / f"{last + 1:08}{SEGMENT_SUFFIX}"
@@ -546,26 +550,35 @@ class AdoptedSpool:
 _adopted: weakref.WeakSet[AdoptedSpool] = weakref.WeakSet()
 
 
-def adoptable(root: Path, label: str | None = None) -> list[AdoptedSpool]:
-    """Take every directory under `root` whose owner is dead: whose lock is free (never a pid).
+def adoptable(root: Path, label: str | None = None) -> Iterator[AdoptedSpool]:
+    """Take the directories under `root` whose owner is dead: whose lock is free (never a pid).
+
+    Each is taken when it is asked for, and costs a file descriptor while
+    it is held: after an outage there may be thousands, more than a live call has descriptors.
 
     Args:
         root: The spool root; one that does not exist holds nothing.
         label: Only those made with this label; None: all.
 
     Returns:
-        What was taken: held until `delete` or `release`, or until this process dies.
+        What is free, held from when it is taken until `delete` or `release`, until nobody refers
+        to it any more, or until this process dies. Ends early, leaving the rest to another look,
+        when one cannot be opened.
+
+    Raises:
+        OSError: `root` cannot be listed.
     """
-    taken: list[AdoptedSpool] = []
     try:
         names = sorted(os.listdir(root))
     except FileNotFoundError:
-        return taken
+        names = []
+    return _take_free(root, [n for n in names if label is None or n.startswith(f"{label}-")])
+
+
+def _take_free(root: Path, names: Iterable[str]) -> Iterator[AdoptedSpool]:
     for name in names:
         path = root / name
         if name.startswith(".") or not path.is_dir():
-            continue
-        if label is not None and not name.startswith(f"{label}-"):
             continue
         lock_path = path / LOCK_NAME
         try:
@@ -576,8 +589,10 @@ def adoptable(root: Path, label: str | None = None) -> list[AdoptedSpool]:
             continue
         except PermissionError:
             continue  # another user's process
+        except OSError as error:
+            logger.warning("dead processes' spools are left for later: %s", error.strerror)
+            return
         if take_lock(fd) and same_file(fd, lock_path):
-            taken.append(AdoptedSpool(path, fd))
+            yield AdoptedSpool(path, fd)
         else:
             os.close(fd)
-    return taken

@@ -91,17 +91,59 @@ def test_what_was_appended_is_read_back_in_order(tmp_path: Path, spool: Spool) -
 
 def test_a_living_process_is_not_adopted(tmp_path: Path, spool: Spool) -> None:
     spool.append(opened())
-    assert adoptable(tmp_path) == []
+    assert list(adoptable(tmp_path)) == []
 
 
 def test_an_adopted_spool_is_held_until_it_is_released(tmp_path: Path, spool: Spool) -> None:
     spool.append(opened())
     spool.close()
     adopted = adopt_one(tmp_path)
-    assert adoptable(tmp_path) == []
+    assert list(adoptable(tmp_path)) == []
     adopted.release()
     adopt_one(tmp_path).delete()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_backlog_of_dead_spools_costs_one_descriptor_at_a_time(tmp_path: Path) -> None:
+    """A live call adopts them: it must not lose its descriptors to them."""
+    for number in range(20):
+        spool = Spool(tmp_path)
+        spool.append(opened(f"M{number}"))
+        spool.close()
+    before = len(os.listdir("/proc/self/fd"))
+    free = adoptable(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+    for spool_taken in free:
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+        spool_taken.delete()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_dropped_spool_is_free_again(tmp_path: Path, spool: Spool) -> None:
+    spool.append(opened())
+    spool.close()
+    adopt_one(tmp_path)  # and forgotten
+    assert adopt_one(tmp_path).read().records == [opened()]
+
+
+def test_without_descriptors_adoption_ends_without_a_leak(tmp_path: Path) -> None:
+    code = """
+        import os, resource, sys
+        from pathlib import Path
+        from tests.ledger.test_spool import *
+        for number in range(20):
+            spool = Spool(Path(sys.argv[1]))
+            spool.append(opened(f"M{number}"))
+            spool.close()
+        used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 4, used + 4))
+        taken = list(adoptable(Path(sys.argv[1])))
+        assert 0 < len(taken) < 20, taken
+        del taken[1:]
+        assert len(list(adoptable(Path(sys.argv[1])))) > 1  # those that were dropped
+    """
+    result = run_python(code, str(tmp_path))
+    assert result.returncode == 0, result.stderr
 
 
 def test_labels_keep_an_embedded_ledgers_spools_from_a_sidecars_adopter(tmp_path: Path) -> None:

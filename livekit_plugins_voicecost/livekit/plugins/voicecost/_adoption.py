@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from voicecost_ledger.records import Record
 from voicecost_ledger.spool import AdoptedSpool, SpoolContents, adoptable
 
 from ._faults import contained
 from .log import logger
+
+HELD_MAX: Final = 4
+"""Spools that are adopted at a time. After an outage thousands may wait: each that is held costs
+this process, which serves a live call, a file descriptor and the memory of its records."""
 
 
 class _Orphan:
@@ -51,6 +56,7 @@ class Adoption:
         self._label = label
         self._send = send
         self._orphans: list[_Orphan] = []
+        self._free: Iterator[AdoptedSpool] = iter(())
 
     @property
     def busy(self) -> bool:
@@ -58,20 +64,35 @@ class Adoption:
         return bool(self._orphans)
 
     def look(self) -> None:
-        """Adopt every spool whose owner is dead."""
+        """Adopt every spool whose owner is dead: a few now, the next when one of them is home."""
         with contained("adoption"):
-            for spool in adoptable(self._root, self._label):
-                contents = spool.read()
-                logger.info(
-                    "adopting a dead process's spool: %d records, %d bytes could not be read",
-                    len(contents.records),
-                    contents.skipped_bytes,
-                )
-                if not contents.records:
-                    spool.delete()
-                    continue
-                self._orphans.append(_Orphan(spool, contents))
-                self._send(contents.records)
+            self._free = adoptable(self._root, self._label)
+        self._take_more()
+
+    def _take_more(self) -> None:
+        while len(self._orphans) < HELD_MAX:
+            spool = next(self._free, None)
+            if spool is None:
+                return
+            with contained("adoption"):
+                self._take(spool)
+
+    def _take(self, spool: AdoptedSpool) -> None:
+        try:
+            contents = spool.read()
+            logger.info(
+                "adopting a dead process's spool: %d records, %d bytes could not be read",
+                len(contents.records),
+                contents.skipped_bytes,
+            )
+            if not contents.records:
+                spool.delete()
+                return
+            self._send(contents.records)
+        except Exception:
+            spool.release()  # whatever is wrong with it is wrong with it alone
+            raise
+        self._orphans.append(_Orphan(spool, contents))
 
     def acknowledged(self, durable: Mapping[str, int]) -> None:
         """The authority has this much of each meter: take the next step with what is home."""
@@ -81,6 +102,7 @@ class Adoption:
             if orphan.all_durable:
                 with contained("adoption"):
                     self._next_step(orphan)
+        self._take_more()
 
     def _next_step(self, orphan: _Orphan) -> None:
         sealing: list[Record] = []
@@ -103,5 +125,6 @@ class Adoption:
 
     def release(self) -> None:
         """The process ends: leave what is not home to the next adopter."""
+        self._free = iter(())
         while self._orphans:
             self._orphans.pop().spool.release()
