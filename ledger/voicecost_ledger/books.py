@@ -10,22 +10,25 @@ no clock and draws nothing at random.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Generator
+from typing import Final
+
 import msgspec
 
 from voicecost_ledger import budgets, calls, entries
-from voicecost_ledger.budgets import Window
-from voicecost_ledger.calls import Call, CallState, Ending
+from voicecost_ledger.calls import Call, CallState
+from voicecost_ledger.credit import CreditControl
 from voicecost_ledger.entries import Leg
-from voicecost_ledger.events import Effect, EndRoom, Event, RoomVerifiedGone, Tick
+from voicecost_ledger.events import Effect, Event, RoomVerifiedGone, Tick
 from voicecost_ledger.meters import Meter, MeterState
-from voicecost_ledger.policy import BudgetAction, Policy
+from voicecost_ledger.money import NANO_USD_PER_USD, format_usd
+from voicecost_ledger.policy import Policy
 from voicecost_ledger.pricing import Price, PriceBook
 from voicecost_ledger.protocol import (
     PROTOCOL_VERSION,
     Ack,
-    Action,
-    Command,
-    Grant,
     Hello,
     Records,
     Reject,
@@ -45,17 +48,35 @@ from voicecost_ledger.records import (
     LegStop,
     MeterClose,
     MeterOpen,
-    OnBudget,
     Outcome,
     Record,
 )
 from voicecost_ledger.rooms import RoomEvent, RoomListing
-from voicecost_ledger.stores import Session
+from voicecost_ledger.stores import Session, StoreUnavailable
 
-# The sidecar counts a lease from its commit plus this; the meter counts from when it asked.
-LEASE_MARGIN_MS = 5_000
-# So that a broken client cannot fill the ledger with refused records.
-QUARANTINE_MAX = 100
+logger = logging.getLogger("voicecost.ledger")
+
+MAX_LEG_NANO_USD: Final = 10_000 * NANO_USD_PER_USD
+"""No request of today's providers costs $10,000: a count that says so is a fault or a fraud, and
+sums of what is accepted stay far inside int64."""
+CLOCK_TOLERANCE_MS: Final = 2_000
+OLDEST_RECORD_MS: Final = 30 * 24 * 3_600_000
+
+
+class _Clock:
+    """An agent's timestamps as ours: by the difference of both clocks when it sent them.
+
+    A clock that is a day off must not book to another day, nor to a budget of another day.
+    """
+
+    def __init__(self, now: int, sent_at_unix_ms: int) -> None:
+        self._now = now
+        offset = now - sent_at_unix_ms if sent_at_unix_ms > 0 else 0
+        self._offset = offset if abs(offset) > CLOCK_TOLERANCE_MS else 0
+
+    def ours(self, at_unix_ms: int) -> int:
+        at = at_unix_ms + self._offset
+        return at if self._now - OLDEST_RECORD_MS <= at <= self._now else self._now
 
 
 class Books:
@@ -69,6 +90,7 @@ class Books:
     def __init__(self, prices: PriceBook, policy: Policy) -> None:
         self._prices = prices
         self._policy = policy
+        self._credit = CreditControl(policy)
         self._restored: dict[str, Price] = {}
 
     def receive(self, tx: Session, event: Event, now: int) -> list[Effect]:
@@ -85,7 +107,7 @@ class Books:
             case Renew():
                 return self._renew(tx, event, now)
             case WrappedUp():
-                return self._wrapped_up(tx, event, now)
+                return self._credit.wrapped_up(tx, event.meter_id, now)
             case RoomEvent():
                 touched = calls.receive_room_event(tx, event, now)
                 return self._look_at(tx, touched, now)
@@ -115,10 +137,22 @@ class Books:
             seq = meter.durable_seq if meter is not None else 0
             # 0: the client holds nothing, for it was told that everything is durable.
             first = held.first_seq_held or held.last_seq + 1
+            opened = held.opened
+            if first > held.last_seq + 1 or (opened and opened.meter_id != held.meter_id):
+                return [
+                    Reject(
+                        code="malformed",
+                        message=f"meter {held.meter_id} cannot hold records from "
+                        f"{held.first_seq_held} on when its last is {held.last_seq}",
+                        meter_id=held.meter_id,
+                    )
+                ]
             if first > seq + 1:
                 # Records in between are nowhere any more: never silence, a gap.
                 if meter is None:
-                    meter = self._open(tx, MeterOpen(held.meter_id, 0, now), now)
+                    # A ledger that is new to this meter: the client says again whose it is.
+                    opened = held.opened or MeterOpen(held.meter_id, 0, now)
+                    meter = self._open(tx, opened, now)
                 meter.durable_seq = seq = first - 1
                 self._gap(tx, meter, now, "records_lost")
                 tx.save_meter(meter)
@@ -164,7 +198,7 @@ class Books:
                         meter_id=batch.meter_id,
                     )
                 ]
-            self._apply(tx, meter, record, now)
+            self._apply(tx, meter, record, now, _Clock(now, batch.sent_at_unix_ms))
         effects: list[Effect] = []
         if meter is not None:
             if batch.through_seq > meter.durable_seq:
@@ -188,7 +222,7 @@ class Books:
         tx.save_meter(meter)
         return meter
 
-    def _apply(self, tx: Session, meter: Meter, record: Record, now: int) -> None:
+    def _apply(self, tx: Session, meter: Meter, record: Record, now: int, clock: _Clock) -> None:
         if meter.state is MeterState.LOST:
             # Given up, and here it is: the call takes what it says and settles again.
             meter.state = MeterState.OPEN
@@ -202,11 +236,12 @@ class Books:
             case MeterOpen():
                 pass
             case LegStart() | LegInterim() | LegStop():
-                problem = self._apply_to_leg(tx, meter, call, record, now)
+                at = clock.ours(record.at_unix_ms)
+                problem = self._apply_to_leg(tx, meter, call, record, at, now)
                 if problem is not None:
                     self._quarantine(tx, meter, record, problem)
             case Gap():
-                at = min(record.at_unix_ms, now)
+                at = clock.ours(record.at_unix_ms)
                 self._gap(tx, meter, at, record.reason, record.modality)
             case MeterClose():
                 adopted = record.reason == ADOPTED
@@ -220,15 +255,18 @@ class Books:
         meter: Meter,
         call: Call,
         record: LegStart | LegInterim | LegStop,
+        at: int,
         now: int,
     ) -> str | None:
-        """Apply a leg's record; returns why it was refused, or None."""
+        """Apply a leg's record as of `at`; returns why it was refused, or None."""
+        usage = dict(record.usage)
         for unit, quantity in record.usage.items():
-            if unit not in UNITS:
-                return f"unknown unit {unit!r}"
             if not 0 <= quantity <= MAX_QUANTITY:
                 return f"{unit}={quantity} is outside 0 to 2**40"
-        at = min(record.at_unix_ms, now)
+            if unit not in UNITS:
+                # A newer plugin's: what we know of the leg is counted, what we do not is said.
+                del usage[unit]
+                self._quarantine(tx, meter, record, f"unknown unit {unit!r}: upgrade the sidecar")
         leg = tx.leg(meter.meter_id, record.leg)
         if isinstance(record, LegStart):
             if leg is not None:
@@ -238,8 +276,18 @@ class Books:
             return f"leg {record.leg} was never started"
         elif leg.basis is not Basis.ESTIMATED:
             for unit, quantity in leg.usage.items():
-                if record.usage.get(unit, 0) < quantity:
-                    return f"{unit} shrank from {quantity} to {record.usage.get(unit, 0)}"
+                if usage.get(unit, 0) < quantity:
+                    return f"{unit} shrank from {quantity} to {usage.get(unit, 0)}"
+        rated = self._rate(tx, leg, usage)
+        if rated is None and leg.rated_nano_usd is not None and leg.usage:
+            return "what was priced before cannot be priced any more"
+        if rated is not None and rated > MAX_LEG_NANO_USD:
+            return f"it would cost {format_usd(rated, places=0)}, more than any one leg can"
+        if isinstance(record, LegInterim) and leg.outcome is Outcome.LOST:
+            # Given up too early: it goes on from here.
+            leg.outcome = leg.stopped_at_unix_ms = None
+            if leg.part_count:
+                tx.move_outcome(leg, meter, Outcome.LOST)
         was_rated, was_outcome = leg.rated_nano_usd, leg.outcome
         if leg.outcome is None and entries.quarter_hour(at) > entries.quarter_hour(
             leg.last_at_unix_ms
@@ -247,17 +295,19 @@ class Books:
             self._post(tx, meter, call, leg, now)
         if isinstance(record, LegInterim) and leg.outcome is not None:
             return None  # overtaken by its stop
-        leg.usage = {**record.usage}
+        leg.usage = usage
         leg.basis = record.basis
-        leg.last_at_unix_ms = max(at, leg.last_at_unix_ms)
-        self._rate(tx, leg)
+        if was_outcome is None or was_outcome is Outcome.LOST:
+            # A correction of what is over accrued when it was spent, never on a later day.
+            leg.last_at_unix_ms = max(at, leg.last_at_unix_ms)
+        leg.rated_nano_usd = rated
         meter.charged_nano_usd += (leg.rated_nano_usd or 0) - (was_rated or 0)
         meter.unpriced_leg_count += (leg.rated_nano_usd is None) - (was_rated is None)
         if isinstance(record, LegStop):
             leg.outcome = record.outcome
             leg.stopped_at_unix_ms = leg.last_at_unix_ms
             if leg.part_count and was_outcome != leg.outcome:
-                tx.move_outcome(leg, call, was_outcome)
+                tx.move_outcome(leg, meter, was_outcome)
             self._post(tx, meter, call, leg, now)
         tx.save_leg(leg)
         return None
@@ -279,37 +329,30 @@ class Books:
             leg.price_id, leg.pricing_source = price.price_id, price.pricing_source
             tx.save_price(price.price_id, price.pricing_source, price.document())
             self._restored[price.price_id] = price
-        self._rate(tx, leg)
+        leg.rated_nano_usd = self._rate(tx, leg, {})
         meter.unpriced_leg_count += leg.rated_nano_usd is None
         tx.save_leg(leg)
         return leg
 
-    def _rate(self, tx: Session, leg: Leg) -> None:
-        leg.rated_nano_usd = None
+    def _rate(self, tx: Session, leg: Leg, usage: dict[str, int]) -> int | None:
         if leg.price_id is None:
-            return
+            return None
         price = self._restored.get(leg.price_id)
         if price is None:
             document = tx.price_document(leg.price_id)
             assert document is not None  # saved in the transaction that started the leg
             price = self._restored[leg.price_id] = self._prices.restore(document)
-        leg.rated_nano_usd = price.rate(leg.usage)
+        return price.rate(usage)
 
     def _post(self, tx: Session, meter: Meter, call: Call, leg: Leg, now: int) -> None:
         entry = entries.next_part(leg, posted_at_unix_ms=now)
         if entry is None:
             return
-        tx.post(entry, leg, call)
+        tx.post(entry, leg, meter)
         tx.save_leg(leg)
-        amount = entry.amount_nano_usd or 0
-        if amount:
-            charged = self._windows(tx, call, entry.accrued_at_unix_ms)
-            held = self._held_windows(tx, meter, charged)
-            consumed = budgets.settle(charged, held, amount, meter.held_nano_usd)
-            meter.held_nano_usd -= consumed
-            meter.posted_nano_usd += amount
-            for window in {w.key: w for w in (*charged, *held)}.values():
-                tx.save_window(window)
+        if entry.amount_nano_usd:
+            at = entry.accrued_at_unix_ms
+            self._credit.settle(tx, call, meter, entry.amount_nano_usd, at)
 
     def _quarantine(self, tx: Session, meter: Meter, record: Record, problem: str) -> None:
         tx.count("quarantined_records")
@@ -331,145 +374,34 @@ class Books:
             leg.basis = Basis.ESTIMATED
             leg.stopped_at_unix_ms = leg.last_at_unix_ms
             if leg.part_count:
-                tx.move_outcome(leg, call, None)
+                tx.move_outcome(leg, meter, None)
             self._post(tx, meter, call, leg, now)
             tx.save_leg(leg)
-        self._release(tx, meter, meter.held_nano_usd)
+        self._credit.release(tx, meter, meter.held_nano_usd)
         meter.lease_until_unix_ms = None
         call.coverage = _worse(call.coverage, meter.coverage)
         tx.save_call(call)
         tx.save_meter(meter)
 
-    # ---- budgets -------------------------------------------------------------------------------
-
-    def _windows(self, tx: Session, call: Call, at: int) -> list[Window]:
-        """Every window an amount of this call counts to at an instant."""
-        windows: list[Window] = []
-        if call.limit_nano_usd is not None:
-            windows.append(
-                self._window(
-                    tx,
-                    f"call:{call.call_id}",
-                    0,
-                    limit=call.limit_nano_usd,
-                    enforcing=call.on_budget is not OnBudget.NOTIFY,
-                    warn_at_percent=call.warn_at_percent,
-                )
-            )
-        project = self._policy.projects.get(call.project)
-        if project is not None and project.daily_budget_nano_usd is not None:
-            windows.append(
-                self._window(
-                    tx,
-                    f"project:{call.project}",
-                    budgets.day_start(at, self._policy.time_zone),
-                    limit=project.daily_budget_nano_usd,
-                    enforcing=project.budget_action is BudgetAction.END,
-                )
-            )
-        return windows
-
-    def _enforcing(self, tx: Session, call: Call, meter: Meter, at: int) -> list[Window]:
-        """The windows a meter needs credit on.
-
-        The job's own meter (legs of no session) needs none: nobody could ask for it; what it
-        posts counts as overshoot.
-        """
-        if meter.opened.unattributed:
-            return []
-        return [window for window in self._windows(tx, call, at) if window.enforcing]
-
-    def _window(
-        self,
-        tx: Session,
-        scope: str,
-        start: int,
-        *,
-        limit: int,
-        enforcing: bool,
-        warn_at_percent: int = 80,
-    ) -> Window:
-        window = tx.window(scope, start)
-        if window is None:
-            window = Window(
-                scope=scope, start_unix_ms=start, limit_nano_usd=limit, enforcing=enforcing
-            )
-        window.limit_nano_usd = limit
-        window.enforcing = enforcing
-        window.warn_at_percent = warn_at_percent
-        return window
-
-    def _held_windows(self, tx: Session, meter: Meter, known: list[Window]) -> list[Window]:
-        """The windows a meter's hold is on; the same objects as in `known` where they are there."""
-        by_key = {window.key: window for window in known}
-        held: list[Window] = []
-        for key in meter.held_windows:
-            window = by_key.get(key) or tx.window(*key)
-            if window is not None:
-                held.append(window)
-        return held
-
-    def _release(self, tx: Session, meter: Meter, amount: int) -> None:
-        held = self._held_windows(tx, meter, [])
-        budgets.release(held, amount)
-        for window in held:
-            tx.save_window(window)
-        meter.held_nano_usd -= amount
-
     def _renew(self, tx: Session, renew: Renew, now: int) -> list[Effect]:
         meter = tx.meter(renew.meter_id)
-        if meter is None or meter.state is not MeterState.OPEN:
+        call = tx.call(meter.call_id) if meter is not None else None
+        if meter is None or call is None or meter.state is not MeterState.OPEN:
             return []
         meter.last_heard_at_unix_ms = now
         meter.renewal = max(meter.renewal, renew.renewal)
-        grant = self._grant(tx, meter, now, renewal=renew.renewal)
-        meter.exhausted = renew.exhausted and grant.final
+        self._close_the_day(tx, meter, call, now)
+        grants = self._credit.grant(tx, meter, now, renewal=renew.renewal)
+        meter.exhausted = renew.exhausted and meter.final
         tx.save_meter(meter)
-        return [grant, *self._look_at(tx, {meter.call_id}, now)]
+        told = self._credit.repeat(tx, call, meter, now)
+        return [*grants, *told, *self._look_at(tx, {meter.call_id}, now)]
 
-    def _grant(self, tx: Session, meter: Meter, now: int, *, renewal: int) -> Grant:
-        """Extend a meter's credit as far as every window allows, and lease it again."""
-        call = tx.call(meter.call_id)
-        assert call is not None
-        windows = self._enforcing(tx, call, meter, now)
-        if meter.held_windows != [window.key for window in windows]:
-            # Another day, another limit: the hold moves to the windows that apply now.
-            self._release(tx, meter, meter.held_nano_usd)
-            windows = self._enforcing(tx, call, meter, now)
-            meter.held_windows = [window.key for window in windows]
-        meter.epoch += 1
-        meter.lease_until_unix_ms = now + self._policy.lease_ms + LEASE_MARGIN_MS
-        if not windows:
-            return Grant(
-                meter_id=meter.meter_id,
-                epoch=meter.epoch,
-                renewal=renewal,
-                ceiling_nano_usd=None,
-                soft_nano_usd=None,
-                unreported_max_nano_usd=0,
-                lease_ms=self._policy.lease_ms,
-            )
-        if call.ending is Ending.NONE:
-            left = max(0, meter.ceiling_nano_usd - meter.charged_nano_usd)
-            more = budgets.extension(windows, left)
-            if more and budgets.reserve(windows, more):
-                meter.held_nano_usd += more
-        for window in windows:
-            tx.save_window(window)
-        meter.final = min(window.free_nano_usd for window in windows) == 0
-        meter.unreported_max_nano_usd = budgets.unreported_max(meter.held_nano_usd)
-        ceiling = meter.ceiling_nano_usd
-        reserve = budgets.closing_reserve(min(window.limit_nano_usd for window in windows))
-        return Grant(
-            meter_id=meter.meter_id,
-            epoch=meter.epoch,
-            renewal=renewal,
-            ceiling_nano_usd=ceiling,
-            soft_nano_usd=max(0, ceiling - reserve) if meter.final else ceiling,
-            unreported_max_nano_usd=meter.unreported_max_nano_usd,
-            lease_ms=self._policy.lease_ms,
-            final=meter.final,
-        )
+    def _close_the_day(self, tx: Session, meter: Meter, call: Call, now: int) -> None:
+        """Post what accrued before midnight while its hold is still on yesterday's window."""
+        if self._credit.day_is_over(tx, meter, now):
+            for leg in tx.open_legs_of(meter.meter_id):
+                self._post(tx, meter, call, leg, now)
 
     def _look_at(
         self, tx: Session, call_ids: set[str], now: int, *, told: bool = True
@@ -481,166 +413,58 @@ class Books:
             if call is None:
                 continue
             if call.state is CallState.OPEN:
-                effects += self._enforce(tx, call, now)
-            if calls.conclude(tx, call, now, told=told):
+                effects += self._credit.enforce(tx, call, now)
+            if calls.conclude(tx, call, now, self._policy, told=told):
                 calls.settle_call(tx, call, now)
         return effects
 
-    def _enforce(self, tx: Session, call: Call, now: int) -> list[Effect]:
-        meters = tx.meters_of(call.call_id)
-        effects = self._warn(tx, call, meters, now)
-        if call.ending in (Ending.ENDING, Ending.GONE):
-            return effects
-        for meter in meters:
-            windows = self._enforcing(tx, call, meter, now)
-            if meter.state is not MeterState.OPEN or not windows:
-                continue
-            leased = meter.lease_until_unix_ms is not None
-            if leased and not meter.final and meter.charged_nano_usd >= meter.ceiling_nano_usd:
-                effects.append(self._grant(tx, meter, now, renewal=0))
-                tx.save_meter(meter)
-            tightest = min(windows, key=lambda w: w.limit_nano_usd - w.spent_nano_usd)
-            spent = sum(m.charged_nano_usd for m in meters)
-            over_call = call.limit_nano_usd is not None and spent >= call.limit_nano_usd
-            at_ceiling = meter.final and meter.charged_nano_usd >= meter.ceiling_nano_usd
-            reserve = budgets.closing_reserve(min(w.limit_nano_usd for w in windows))
-            soft = meter.ceiling_nano_usd - reserve
-            # The reserve is for the last sentence; "end" says none, and may use all of it.
-            spoken = call.on_budget is not OnBudget.END
-            over_soft = spoken and meter.final and meter.charged_nano_usd >= soft
-            ended = over_call or at_ceiling or meter.exhausted
-            if ended and call.on_budget is not OnBudget.WRAP_UP:
-                return effects + self._end(tx, call, tightest, now)
-            if (ended or over_soft) and call.ending is Ending.NONE:
-                effects += self._wrap_up(tx, call, meters, tightest, now)
-        return effects
-
-    def _warn(self, tx: Session, call: Call, meters: list[Meter], now: int) -> list[Effect]:
-        effects: list[Effect] = []
-        accruing = sum(meter.charged_nano_usd - meter.posted_nano_usd for meter in meters)
-        for window in self._windows(tx, call, now):
-            spent = window.spent_nano_usd + accruing
-            if window.warned or spent < window.warn_nano_usd:
-                continue
-            window.warned = True
-            tx.save_window(window)
-            tx.audit(call.call_id, now, "warn", f"{window.scope} at {window.warn_at_percent} %")
-            effects += _commands(Action.WARN, meters, window, spent)
-        return effects
-
-    def _wrap_up(
-        self, tx: Session, call: Call, meters: list[Meter], window: Window, now: int
-    ) -> list[Effect]:
-        call.ending = Ending.WRAPPING_UP
-        call.ending_budget = window.scope
-        call.ending_deadline_unix_ms = now + self._policy.wrap_up_ms
-        tx.save_call(call)
-        tx.audit(call.call_id, now, "wrap_up", window.scope)
-        return _commands(Action.WRAP_UP, meters, window, window.spent_nano_usd)
-
-    def _wrapped_up(self, tx: Session, event: WrappedUp, now: int) -> list[Effect]:
-        meter = tx.meter(event.meter_id)
-        call = tx.call(meter.call_id) if meter is not None else None
-        if call is None or call.state is not CallState.OPEN:
-            return []
-        if call.ending in (Ending.ENDING, Ending.GONE):
-            return []
-        if call.ending is Ending.NONE:
-            # The meter saw the end of its credit before we did; it is never trusted with money,
-            # but it may always end its own call.
-            tx.audit(call.call_id, now, "wrapped_up", "by the meter's own count")
-        enforcing = [w for w in self._windows(tx, call, now) if w.enforcing]
-        window = enforcing[0] if enforcing else None
-        return self._end(tx, call, window, now)
-
-    def _end(self, tx: Session, call: Call, window: Window | None, now: int) -> list[Effect]:
-        call.ending = Ending.ENDING
-        call.ending_budget = call.ending_budget or (window.scope if window else None)
-        call.ending_deadline_unix_ms = None
-        tx.save_call(call)
-        tx.audit(call.call_id, now, "end", call.ending_budget or "")
-        tx.count("budget_ended_calls")
-        effects = self._end_rooms(tx, call)
-        scope = call.ending_budget or f"call:{call.call_id}"
-        spent = window.spent_nano_usd if window else 0
-        limit = window.limit_nano_usd if window else 0
-        told = Window(scope=scope, start_unix_ms=0, limit_nano_usd=limit, enforcing=True)
-        return effects + _commands(Action.END, tx.meters_of(call.call_id), told, spent)
-
-    def _end_rooms(self, tx: Session, call: Call) -> list[Effect]:
-        by_name: dict[str, list[str]] = {}
-        for room in calls.rooms_to_end(tx, call):
-            by_name.setdefault(room.name, []).append(room.sid)
-        return [
-            EndRoom(
-                call_id=call.call_id,
-                livekit_project=call.livekit_project or "",
-                room_name=name,
-                room_sids=sids,
-                reason=call.ending_budget or "budget",
-            )
-            for name, sids in by_name.items()
-        ]
-
     def _verified_gone(self, tx: Session, event: RoomVerifiedGone, now: int) -> list[Effect]:
-        room = tx.room(event.room_sid)
-        call = tx.call(event.call_id)
-        if call is None:
-            return []
-        if room is not None and room.call_id == call.call_id and room.gone_at_unix_ms is None:
-            calls.room_is_gone(tx, room, now)
-        if call.ending is Ending.ENDING and not calls.rooms_to_end(tx, call):
-            call.ending = Ending.GONE
-            tx.save_call(call)
-            tx.audit(call.call_id, now, "gone", event.room_sid)
-        return self._look_at(tx, {call.call_id}, now)
+        call = self._credit.verified_gone(tx, event, now)
+        return [] if call is None else self._look_at(tx, {call.call_id}, now)
 
     # ---- time ----------------------------------------------------------------------------------
 
     def _tick(self, tx: Session, now: int) -> list[Effect]:
+        """Every row on its own: one that cannot be moved on must not hold up the others."""
         effects: list[Effect] = []
         for leg in tx.open_legs_before(entries.quarter_hour(now)):
-            meter, call = tx.meter(leg.meter_id), tx.call(leg.call_id)
-            if meter is not None and call is not None:
+            with _isolated(tx):
+                meter, call = tx.meter(leg.meter_id), tx.call(leg.call_id)
+                assert meter is not None
+                assert call is not None
                 self._post(tx, meter, call, leg, now)
                 tx.save_meter(meter)
         for meter in tx.meters_with_lease_before(now):
-            self._expire(tx, meter)
+            with _isolated(tx):
+                self._credit.expire(tx, meter)
+        today = budgets.day_start(now, self._policy.time_zone)
+        for meter in tx.meters_holding_before(today):
+            with _isolated(tx):
+                call = tx.call(meter.call_id)
+                assert call is not None
+                self._close_the_day(tx, meter, call, now)
+                effects += self._credit.grant(tx, meter, now, renewal=0)
         silent_since = now - self._policy.meter_silence_ms
         for call in tx.calls_in_waiting(now, silent_since_unix_ms=silent_since):
-            effects += self._tick_call(tx, call, now)
+            with _isolated(tx):
+                effects += self._tick_call(tx, call, now)
         return effects
 
-    def _expire(self, tx: Session, meter: Meter) -> None:
-        """A lease ran out: free all but what may have been spent since the last report."""
-        accruing = meter.charged_nano_usd - meter.posted_nano_usd
-        keep = min(meter.held_nano_usd, accruing + meter.unreported_max_nano_usd)
-        self._release(tx, meter, meter.held_nano_usd - keep)
-        meter.lease_until_unix_ms = None
-        tx.save_meter(meter)
-
     def _tick_call(self, tx: Session, call: Call, now: int) -> list[Effect]:
-        effects: list[Effect] = []
-        deadline = call.ending_deadline_unix_ms
-        if call.state is CallState.OPEN and deadline is not None and now >= deadline:
-            tx.audit(call.call_id, now, "wrap_up_timeout", call.ending_budget or "")
-            window = next((w for w in self._windows(tx, call, now) if w.enforcing), None)
-            effects += self._end(tx, call, window, now)
-        elif call.ending is Ending.ENDING:
-            effects += self._end_rooms(tx, call)
+        effects = self._credit.tick(tx, call, now)
         meters = tx.meters_of(call.call_id)
-        heard = max((m.last_heard_at_unix_ms for m in meters), default=0)
-        open_meters = [m for m in meters if m.state is MeterState.OPEN]
+        heard = max((meter.last_heard_at_unix_ms for meter in meters), default=0)
+        open_meters = [meter for meter in meters if meter.state is MeterState.OPEN]
         silent = now - heard >= self._policy.meter_silence_ms
-        roomless = not tx.rooms_of(call.call_id)
-        if call.state is CallState.OPEN and open_meters and silent and roomless:
+        # Nobody but the meter itself could tell that it is gone.
+        alone = self._policy.livekit_project is None or not tx.rooms_of(call.call_id)
+        if call.state is CallState.OPEN and open_meters and silent and alone:
             self._lose(tx, open_meters, now)
         elif call.state is CallState.ENDED:
             since = max(call.ended_at_unix_ms or 0, heard)
             if now - since >= self._policy.meter_grace_ms:
                 self._lose(tx, open_meters, now)
-        call = tx.call(call.call_id) or call
-        if calls.conclude(tx, call, now):
+        if calls.conclude(tx, call, now, self._policy):
             calls.settle_call(tx, call, now)
         return effects
 
@@ -666,18 +490,17 @@ def _malformed(batch: Records) -> str | None:
     return None
 
 
-def _commands(action: Action, meters: list[Meter], window: Window, spent: int) -> list[Effect]:
-    return [
-        Command(
-            meter_id=meter.meter_id,
-            action=action,
-            budget=window.scope,
-            limit_nano_usd=window.limit_nano_usd,
-            spent_nano_usd=spent,
-        )
-        for meter in meters
-        if meter.state is MeterState.OPEN
-    ]
+@contextlib.contextmanager
+def _isolated(tx: Session) -> Generator[None, None, None]:
+    """Undo what a faulty row did, count it, and go on."""
+    try:
+        with tx.savepoint():
+            yield
+    except StoreUnavailable:
+        raise
+    except Exception as error:  # contained: time must go on for every other call
+        logger.error("a tick failed for one row: %s", type(error).__name__)
+        tx.count("tick_faults")
 
 
 _COVERAGE_ORDER = [Coverage.COMPLETE, Coverage.PARTIAL, Coverage.METRICS_ONLY]

@@ -7,7 +7,7 @@ or nothing. Posting is never refused: it consumes its own hold, and what exceeds
     settle(..., amount, hold)        -> spent goes up, held goes down; returns the hold consumed
     release(windows, hold)           -> held goes down
 
-Always: spent + held <= limit + overshoot, on every window.
+Always: spent + held <= limit + overshoot + later cuts of the limit, on every window.
 """
 
 from __future__ import annotations
@@ -40,12 +40,18 @@ class Window(msgspec.Struct, kw_only=True):
     spent_nano_usd: int = 0
     held_nano_usd: int = 0
     overshoot_nano_usd: int = 0
+    cut_nano_usd: int = 0  # by how much the limit was lowered since the window began
     warned: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
         """Identity: (scope, start)."""
         return self.scope, self.start_unix_ms
+
+    @property
+    def of_call(self) -> bool:
+        """Whether it is one call's own budget, which no other call shares."""
+        return self.scope.startswith("call:")
 
     @property
     def free_nano_usd(self) -> int:
@@ -64,6 +70,18 @@ def day_start(at_unix_ms: int, time_zone: str) -> int:
     local = dt.datetime.fromtimestamp(at_unix_ms // 1000, tz=zone)
     midnight = dt.datetime(local.year, local.month, local.day, tzinfo=zone)
     return int(midnight.timestamp()) * 1000
+
+
+def next_day_start(start_unix_ms: int, time_zone: str) -> int:
+    """The midnight after one: 23, 24 or 25 hours later."""
+    return day_start(start_unix_ms + 26 * 3_600_000, time_zone)
+
+
+def set_limit(window: Window, limit_nano_usd: int) -> None:
+    """Change a window's limit. What was held under a higher one is remembered as a cut."""
+    lowered_by = window.limit_nano_usd - limit_nano_usd
+    window.cut_nano_usd = max(0, window.cut_nano_usd + lowered_by)
+    window.limit_nano_usd = limit_nano_usd
 
 
 def reserve(windows: Sequence[Window], amount_nano_usd: int) -> bool:
@@ -107,20 +125,20 @@ def settle(
     return consumed
 
 
-def extension(windows: Sequence[Window], left_nano_usd: int) -> int:
+def extension(windows: Sequence[Window], left_nano_usd: int, *, alone: bool = False) -> int:
     """How much more a meter is granted that has this much of its grant left.
 
-    Of what is free and left together it gets a half where the budget is its own call's, a quarter
-    where the budget is shared, so that others find credit too; a small rest is granted whole.
+    A call's own budget is granted whole to its only meter. Else of what is free and left together
+    it gets a half of its call's budget, a quarter of a shared one, so that others find credit
+    too; a small rest is granted whole.
     """
     amounts: list[int] = []
     for window in windows:
         pool = window.free_nano_usd + left_nano_usd
-        if pool <= 2 * SMALLEST_GRANT_NANO_USD:
+        if (window.of_call and alone) or pool <= 2 * SMALLEST_GRANT_NANO_USD:
             amounts.append(window.free_nano_usd)
         else:
-            share = pool // (2 if window.scope.startswith("call:") else 4)
-            target = max(share, SMALLEST_GRANT_NANO_USD)
+            target = max(pool // (2 if window.of_call else 4), SMALLEST_GRANT_NANO_USD)
             amounts.append(min(window.free_nano_usd, max(0, target - left_nano_usd)))
     return min(amounts, default=0)
 

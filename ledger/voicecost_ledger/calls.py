@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from voicecost_ledger.meters import Meter, MeterState
+from voicecost_ledger.policy import Policy
 from voicecost_ledger.records import Coverage, Environment, MeterOpen, OnBudget
 from voicecost_ledger.rooms import (
     ListedRoom,
@@ -93,7 +94,14 @@ class Room(msgspec.Struct, kw_only=True):
     livekit_project: str
     call_id: str
     seen_at_unix_ms: int
+    created_at_unix_ms: int | None = None  # by LiveKit's clock; None until LiveKit told
+    heard: bool = False  # whether LiveKit told who is inside
     gone_at_unix_ms: int | None = None
+
+    @property
+    def began_at_unix_ms(self) -> int:
+        """When this life of the name began, as well as it is known."""
+        return self.created_at_unix_ms or self.seen_at_unix_ms
 
 
 CALLER_KINDS = frozenset({ParticipantKind.STANDARD, ParticipantKind.SIP})
@@ -120,12 +128,26 @@ def open_call(
     return call
 
 
-def _see_room(tx: Session, sid: str, name: str, livekit_project: str, now: int) -> Room:
+def _see_room(
+    tx: Session,
+    sid: str,
+    name: str,
+    livekit_project: str,
+    now: int,
+    *,
+    created_at_unix_ms: int | None = None,
+) -> Room:
     """The room with this SID, assigned to a call when it is new."""
     room = tx.room(sid)
     if room is not None:
+        if room.created_at_unix_ms is None and created_at_unix_ms is not None:
+            room.created_at_unix_ms = created_at_unix_ms
+            tx.save_room(room)
         return room
+    began = created_at_unix_ms or now
     for earlier in tx.live_rooms_named(livekit_project, name):
+        if earlier.began_at_unix_ms > began:
+            continue  # a late word of a life that was over before this one began
         # Its end was never seen and this life has no job yet: for now, the same call going on.
         # A call that is being ended, or has ended, is never prolonged by a name alone.
         call = tx.call(earlier.call_id)
@@ -139,14 +161,17 @@ def _see_room(tx: Session, sid: str, name: str, livekit_project: str, now: int) 
         livekit_project=livekit_project,
         call_id=call.call_id,
         seen_at_unix_ms=now,
+        created_at_unix_ms=created_at_unix_ms,
     )
     tx.save_room(room)
     return room
 
 
 def _reopen(tx: Session, call: Call) -> None:
-    if call.state is CallState.OPEN or call.ending is not Ending.NONE:
+    if call.state is CallState.OPEN:
         return
+    if call.ending is Ending.GONE:
+        call.ending = Ending.ENDING  # ended, and here again: it is ended again (I12)
     call.amended = call.amended or call.state is CallState.SETTLED
     call.state = CallState.OPEN
     call.reason = None
@@ -176,16 +201,15 @@ def assign_job(tx: Session, room: Room, job_id: str, now: int) -> Room:
         and any(tx.jobs_in(other.sid) for other in siblings)
     ):
         # Another job in another life of the name: another call, and the first is over.
-        first = call
         call = open_call(tx, room.sid, now, livekit_project=room.livekit_project)
         room.call_id = call.call_id
         tx.save_room(room)
         for other in siblings:
-            room_is_gone(tx, other, now)
-        conclude(tx, first, now)
+            if other.began_at_unix_ms <= room.began_at_unix_ms:
+                room_is_gone(tx, other, now)
     for other in tx.rooms_of(room.call_id):
         # A later life with this call's job: the earlier one is over, though nobody said so.
-        if other.sid != room.sid and other.seen_at_unix_ms <= room.seen_at_unix_ms:
+        if other.sid != room.sid and other.began_at_unix_ms <= room.began_at_unix_ms:
             room_is_gone(tx, other, now)
     call = tx.call(room.call_id)
     assert call is not None
@@ -202,6 +226,12 @@ def room_is_gone(tx: Session, room: Room, now: int) -> None:
             tx.save_participant(participant, room_sid=room.sid, left_at_unix_ms=now)
 
 
+def _heard(tx: Session, room: Room) -> None:
+    if not room.heard:
+        room.heard = True
+        tx.save_room(room)
+
+
 def _joined(tx: Session, room: Room, participant: RoomParticipant, now: int) -> Room:
     if participant.job_id is not None:
         room = assign_job(tx, room, participant.job_id, now)
@@ -213,7 +243,15 @@ def receive_room_event(tx: Session, event: RoomEvent, now: int) -> set[str]:
     """Apply one webhook; late and repeated ones change nothing. Returns the calls to look at."""
     if tx.seen_event(event.event_id, now) or not event.room_sid:
         return set()
-    room = _see_room(tx, event.room_sid, event.room_name, event.livekit_project, now)
+    room = _see_room(
+        tx,
+        event.room_sid,
+        event.room_name,
+        event.livekit_project,
+        now,
+        created_at_unix_ms=event.room_created_at_unix_ms,
+    )
+    _heard(tx, room)
     before = room.call_id
     if event.event == "room_finished":
         room_is_gone(tx, room, now)
@@ -229,9 +267,25 @@ def receive_listing(tx: Session, listing: RoomListing, now: int) -> set[str]:
     """Repair what webhooks missed: rooms that are there, rooms and participants that are not."""
     touched: set[str] = set()
     for listed in listing.rooms:
-        room = _see_room(tx, listed.sid, listed.name, listing.livekit_project, now)
+        room = _see_room(
+            tx,
+            listed.sid,
+            listed.name,
+            listing.livekit_project,
+            now,
+            created_at_unix_ms=listed.created_at_unix_ms,
+        )
         touched.add(room.call_id)
+        gone = room.gone_at_unix_ms
+        if gone is not None and gone < listing.requested_at_unix_ms:
+            # We were told, or concluded, wrongly: it lives.
+            room.gone_at_unix_ms = None
+            tx.save_room(room)
+            call = tx.call(room.call_id)
+            if call is not None:
+                _reopen(tx, call)
         if room.gone_at_unix_ms is None and listed.participants is not None:
+            _heard(tx, room)
             room = _repair_participants(tx, room, listed, listing.requested_at_unix_ms, now)
             touched.add(room.call_id)
     listed_sids = {listed.sid for listed in listing.rooms}
@@ -283,19 +337,18 @@ def call_for_meter(tx: Session, opened: MeterOpen, livekit_project: str | None, 
         call.tags = dict(opened.tags)
         call.environment = opened.environment
         call.on_budget = opened.on_budget
+    limit = opened.budget_nano_usd
+    if limit is not None and (call.limit_nano_usd is None or limit < call.limit_nano_usd):
+        # Several meters, several limits: the strictest is the call's, with what it says of it.
+        call.limit_nano_usd = limit
+        call.on_budget = opened.on_budget
         call.warn_at_percent = opened.warn_at_percent
-    if opened.budget_nano_usd is not None:
-        # Several meters, several limits: the strictest is the call's.
-        known = call.limit_nano_usd
-        call.limit_nano_usd = (
-            opened.budget_nano_usd if known is None else min(known, opened.budget_nano_usd)
-        )
     call.meter_count += 1
     tx.save_call(call)
     return call
 
 
-def is_over(tx: Session, call: Call, meters: list[Meter]) -> bool:
+def is_over(tx: Session, call: Call, meters: list[Meter], now: int, policy: Policy) -> bool:
     """Whether nothing of the call goes on."""
     rooms = tx.rooms_of(call.call_id)
     live = [room for room in rooms if room.gone_at_unix_ms is None]
@@ -303,6 +356,10 @@ def is_over(tx: Session, call: Call, meters: list[Meter]) -> bool:
         return True
     if not meters or any(meter.state is MeterState.OPEN for meter in meters):
         return False
+    heard = max(meter.last_heard_at_unix_ms for meter in meters)
+    waiting = policy.livekit_project is not None and now - heard < policy.meter_grace_ms
+    if waiting and not all(room.heard for room in live):
+        return False  # LiveKit has not said yet who is inside: a caller may be
     people = tx.connected_participants([room.sid for room in live])
     return not any(participant.kind in CALLER_KINDS for participant in people)
 
@@ -315,7 +372,7 @@ def _reason(call: Call, meters: list[Meter], *, told: bool) -> EndReason:
     return EndReason.COMPLETED if meters or told else EndReason.UNKNOWN
 
 
-def conclude(tx: Session, call: Call, now: int, *, told: bool = True) -> bool:
+def conclude(tx: Session, call: Call, now: int, policy: Policy, *, told: bool = True) -> bool:
     """Move a call on in its life where the rules say so.
 
     `told` is False when only a listing that no longer shows the room speaks for its end.
@@ -325,7 +382,7 @@ def conclude(tx: Session, call: Call, now: int, *, told: bool = True) -> bool:
         out on first).
     """
     meters = tx.meters_of(call.call_id)
-    if call.state is CallState.OPEN and is_over(tx, call, meters):
+    if call.state is CallState.OPEN and is_over(tx, call, meters, now, policy):
         call.state = CallState.ENDED
         call.ended_at_unix_ms = now
         call.reason = _reason(call, meters, told=told)

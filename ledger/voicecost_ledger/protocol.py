@@ -13,21 +13,26 @@ that could be lost. Acknowledgements are cumulative and only ever given for what
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
-from voicecost_ledger.records import Record
+from voicecost_ledger.records import Id, MeterOpen, Record
 
 PROTOCOL_VERSION: Final = 1
+METERS_MAX: Final = 1_000
+"""Meters one Hello may name: a process with more says hello again."""
+RECORDS_MAX: Final = 10_000
 
 
 class MeterHeld(msgspec.Struct, frozen=True, array_like=True):
     """What a client's spool still holds of one meter; `first_seq_held` is 0 when nothing."""
 
-    meter_id: str
+    meter_id: Id
     first_seq_held: int
     last_seq: int
+    # So that a ledger which is new to the meter (restored, replaced) knows whose it is.
+    opened: MeterOpen | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
@@ -35,7 +40,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
 
     version: int
     process_id: str  # random id of the agent process, for logs and enforcement routing
-    meters: list[MeterHeld]
+    meters: Annotated[list[MeterHeld], msgspec.Meta(max_length=METERS_MAX)]
     # The ledger last spoken to: a lower generation than seen means a split brain.
     ledger_id: str | None = None
     generation: int = 0
@@ -51,7 +56,10 @@ class Records(msgspec.Struct, frozen=True, array_like=True, tag="records"):
     meter_id: str
     after_seq: int
     through_seq: int
-    records: list[Record]
+    records: Annotated[list[Record], msgspec.Meta(max_length=RECORDS_MAX)]
+    # The sender's wall clock when it sent this; 0: not said. The difference to ours is taken off
+    # the records' times, or a wrong clock would book to another day.
+    sent_at_unix_ms: int = 0
 
 
 class WrappedUp(msgspec.Struct, frozen=True, array_like=True, tag="wrapped_up"):

@@ -15,7 +15,7 @@ records 1, 2, 3 ... (`seq`) across all of its legs; `(meter_id, seq)` identifies
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -99,19 +99,25 @@ ADOPTED: Final = "adopted"
 MAX_QUANTITY: Final = 2**40
 
 
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Usage = Annotated[dict[str, int], msgspec.Meta(max_length=64)]
+Tags = Annotated[dict[Text, Text], msgspec.Meta(max_length=64)]
+
+
 class LegAttributes(msgspec.Struct, frozen=True, array_like=True):
     """What a leg is, known when it starts. Strings are the provider plugin's own."""
 
     modality: Modality
-    provider: str  # as the plugin reports it: "api.openai.com", "Deepgram"
-    model: str  # "gpt-4o-mini", "nova-3", "aura-2-andromeda-en"; "" when the plugin knows none
-    label: str = ""  # class of the plugin, "livekit.plugins.deepgram.stt.STT"
-    host: str = ""  # base-URL host the request goes to
-    language: str = ""  # BCP 47 or the provider's word ("multi"); "" when not stated
-    voice: str = ""
+    provider: Text  # as the plugin reports it: "api.openai.com", "Deepgram"
+    model: Text  # "gpt-4o-mini", "nova-3", "aura-2-andromeda-en"; "" when the plugin knows none
+    label: Text = ""  # class of the plugin, "livekit.plugins.deepgram.stt.STT"
+    host: Text = ""  # base-URL host the request goes to
+    language: Text = ""  # BCP 47 or the provider's word ("multi"); "" when not stated
+    voice: Text = ""
     channel_count: int = 1
     streaming: bool = True
-    service_tier: str = ""
+    service_tier: Text = ""
 
 
 class MeterOpen(msgspec.Struct, frozen=True, array_like=True, tag="open"):
@@ -121,57 +127,57 @@ class MeterOpen(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     `budget_nano_usd` None means the plugin set no budget for the call.
     """
 
-    meter_id: str
+    meter_id: Id
     seq: int
     at_unix_ms: int
-    project: str = "default"
-    agent: str | None = None
-    tenant: str | None = None
-    tags: dict[str, str] = {}
+    project: Text = "default"
+    agent: Text | None = None
+    tenant: Text | None = None
+    tags: Tags = {}
     environment: Environment = Environment.PROCESS
-    livekit_url: str | None = None
-    room_name: str | None = None
-    room_sid: str | None = None
-    job_id: str | None = None
+    livekit_url: Text | None = None
+    room_name: Text | None = None
+    room_sid: Text | None = None
+    job_id: Text | None = None
     budget_nano_usd: int | None = None
     warn_at_percent: int = 80
     on_budget: OnBudget = OnBudget.WRAP_UP
     unattributed: bool = False  # the job's own meter: legs that belong to no AgentSession
-    versions: dict[str, str] = {}  # {"livekit-agents": "1.8.9", "voicecost": "0.1.0"}
+    versions: Tags = {}  # {"livekit-agents": "1.8.9", "voicecost": "0.1.0"}
 
 
 class LegStart(msgspec.Struct, frozen=True, array_like=True, tag="start"):
     """A request is about to be sent. `usage` holds what it costs at the least (its prompt)."""
 
-    meter_id: str
+    meter_id: Id
     seq: int
     at_unix_ms: int
     leg: int  # 1, 2, 3 ... within the meter
     attributes: LegAttributes
-    usage: dict[str, int]
+    usage: Usage
     basis: Basis = Basis.ESTIMATED
-    speech_id: str | None = None  # LiveKit's SpeechHandle id, where there is one
+    speech_id: Text | None = None  # LiveKit's SpeechHandle id, where there is one
 
 
 class LegInterim(msgspec.Struct, frozen=True, array_like=True, tag="interim"):
     """The leg's totals so far; a later one replaces it."""
 
-    meter_id: str
+    meter_id: Id
     seq: int
     at_unix_ms: int
     leg: int
-    usage: dict[str, int]
+    usage: Usage
     basis: Basis
 
 
 class LegStop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
     """The leg's final totals; another one with a higher seq corrects it (estimate to reported)."""
 
-    meter_id: str
+    meter_id: Id
     seq: int
     at_unix_ms: int
     leg: int
-    usage: dict[str, int]
+    usage: Usage
     basis: Basis
     outcome: Outcome
 
@@ -179,21 +185,21 @@ class LegStop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
 class Gap(msgspec.Struct, frozen=True, array_like=True, tag="gap"):
     """Usage that could not be metered, never silence. `reason` is one of a few fixed words."""
 
-    meter_id: str
+    meter_id: Id
     seq: int
     at_unix_ms: int
-    reason: str  # "attached_late", "turn_without_llm", "audio_without_tts", "spool_skipped", ...
+    reason: Text  # "attached_late", "turn_without_llm", "audio_without_tts", "spool_skipped", ...
     modality: Modality | None = None
 
 
 class MeterClose(msgspec.Struct, frozen=True, array_like=True, tag="close"):
     """Last record of a meter: settles it and releases what it holds of a budget."""
 
-    meter_id: str
+    meter_id: Id
     seq: int
     at_unix_ms: int
     coverage: Coverage
-    reason: str = ""  # AgentSession's close reason, "shutdown", or ADOPTED
+    reason: Text = ""  # AgentSession's close reason, "shutdown", or ADOPTED
 
 
 Record = MeterOpen | LegStart | LegInterim | LegStop | Gap | MeterClose

@@ -38,7 +38,8 @@ class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     livekit_project: str
     room_sid: str
     room_name: str
-    created_at_unix_ms: int  # LiveKit gives whole seconds
+    created_at_unix_ms: int  # of the event; LiveKit gives whole seconds
+    room_created_at_unix_ms: int | None = None
     participant: RoomParticipant | None = None
 
 
@@ -47,6 +48,7 @@ class ListedRoom(msgspec.Struct, frozen=True, kw_only=True):
 
     sid: str
     name: str
+    created_at_unix_ms: int | None = None
     participants: list[RoomParticipant] | None = None
 
 

@@ -125,11 +125,18 @@ def test_a_small_budget_is_granted_whole_with_its_closing_reserve_kept_back() ->
     assert grant.soft_nano_usd == 2 * CENT - 4_000_000  # a fifth
 
 
-def test_a_large_budget_is_granted_by_halves_and_is_all_usable() -> None:
-    desk = Desk()
-    meter = call_with_budget(desk, DOLLAR, on_budget="end")
+def test_a_calls_own_budget_is_granted_whole_to_its_only_meter() -> None:
+    grant = call_with_budget(Desk(), DOLLAR).renew()
+    assert (grant.ceiling_nano_usd, grant.final) == (DOLLAR, True)
+    assert grant.unreported_max_nano_usd == DOLLAR
+
+
+def test_a_shared_budget_is_granted_by_quarters_and_is_all_usable() -> None:
+    desk = project_desk(DOLLAR)
+    meter = desk.meter(project="shop", room_sid="RM_x", room_name="x", on_budget="end")
+    meter.send()
     grant = meter.renew()
-    assert (grant.ceiling_nano_usd, grant.final) == (DOLLAR // 2, False)
+    assert (grant.ceiling_nano_usd, grant.final) == (DOLLAR // 4, False)
     spent = 0
     while not (grant.final and spent >= (grant.ceiling_nano_usd or 0)):
         spent += CENT // 2

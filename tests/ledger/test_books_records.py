@@ -92,7 +92,7 @@ def test_a_negative_or_shrinking_count_is_quarantined_and_visible() -> None:
     meter.interim(leg, characters=50)
     meter.interim(leg, characters=-1)
     meter.interim(leg, characters=49)
-    meter.interim(leg, bananas=1)
+    meter.interim(leg, characters=50, bananas=1)  # a newer plugin's
     meter.interim(leg, characters=2**41)
     meter.send()
     call = desk.call()

@@ -191,6 +191,10 @@ class Session(Protocol):
     save it.
     """
 
+    def savepoint(self) -> AbstractContextManager[None]:
+        """A part of the transaction that is undone by itself when it raises."""
+        ...
+
     def ledger_identity(self) -> tuple[str, int]:
         """The ledger's id and generation."""
         ...
@@ -215,6 +219,10 @@ class Session(Protocol):
         """Meters whose lease ran out before an instant."""
         ...
 
+    def meters_holding_before(self, start_unix_ms: int) -> list[Meter]:
+        """Leased meters that hold credit on a window that began before an instant (calls aside)."""
+        ...
+
     def call(self, call_id: str) -> Call | None:
         """The call with this id, or None."""
         ...
@@ -230,8 +238,8 @@ class Session(Protocol):
     def calls_in_waiting(self, now: int, *, silent_since_unix_ms: int) -> list[Call]:
         """The calls that time alone may move on, by id.
 
-        Ended ones, those being ended or past their wrap-up's deadline, and open ones with a meter
-        that was not heard of since `silent_since_unix_ms`.
+        Ended ones, those being ended or past their wrap-up's deadline, and open ones without an
+        open meter, or with one that was not heard of since `silent_since_unix_ms`.
         """
         ...
 
@@ -285,7 +293,7 @@ class Session(Protocol):
         """Open legs whose last record lies before an instant and is not wholly posted."""
         ...
 
-    def post(self, entry: Entry, leg: Leg, call: Call) -> None:
+    def post(self, entry: Entry, leg: Leg, meter: Meter) -> None:
         """Append an entry and move its rollup, in this transaction."""
         ...
 
@@ -293,8 +301,12 @@ class Session(Protocol):
         """A leg's entries, by part."""
         ...
 
-    def move_outcome(self, leg: Leg, call: Call, was: Outcome | None) -> None:
+    def move_outcome(self, leg: Leg, meter: Meter, was: Outcome | None) -> None:
         """Move what is posted for a leg from one outcome to `leg.outcome` in the rollups."""
+        ...
+
+    def project_posted(self, project: str, from_unix_ms: int, until_unix_ms: int) -> int:
+        """What accrued to a project between two quarter hours, as posted."""
         ...
 
     def price_document(self, price_id: str) -> bytes | None:

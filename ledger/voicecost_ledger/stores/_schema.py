@@ -63,6 +63,8 @@ CREATE TABLE meters (
   project TEXT NOT NULL,
   job_id TEXT,
   room_sid TEXT,
+  agent TEXT,
+  tenant TEXT,
   opened TEXT NOT NULL,
   state TEXT NOT NULL,
   durable_seq INTEGER NOT NULL,
@@ -93,6 +95,8 @@ CREATE TABLE rooms (
   livekit_project TEXT NOT NULL,
   call_id TEXT NOT NULL,
   seen_at_unix_ms INTEGER NOT NULL,
+  created_at_unix_ms INTEGER,
+  heard INTEGER NOT NULL,
   gone_at_unix_ms INTEGER
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX rooms_by_call ON rooms (call_id);
@@ -188,6 +192,7 @@ CREATE TABLE windows (
   spent_nano_usd INTEGER NOT NULL,
   held_nano_usd INTEGER NOT NULL CHECK (held_nano_usd >= 0),
   overshoot_nano_usd INTEGER NOT NULL,
+  cut_nano_usd INTEGER NOT NULL,
   warned INTEGER NOT NULL,
   PRIMARY KEY (scope, start_unix_ms)
 ) STRICT, WITHOUT ROWID;

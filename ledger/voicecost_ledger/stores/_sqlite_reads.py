@@ -262,7 +262,7 @@ def costs(db: apsw.Connection, asked: CostQuery) -> list[CostRow]:
             unpriced_leg_count=row[-1],
         )
         for row in query(db, sql, values)
-        if row[-2] is not None
+        if row[-1] or row[-2] or row[-3]  # a group that everything has moved out of is no group
     ]
 
 
@@ -321,10 +321,28 @@ _DIFFERENCES: Final = (
         "WHERE scope LIKE 'call:%' AND spent_nano_usd <> s",
     ),
     (
-        "window {0} from {1}: spent {2} + held {3} is over limit {4} + overshoot {5}",
+        "window {0} from {1}: spent {2} + held {3} is over limit {4} + overshoot {5} + cuts {6}",
         "SELECT scope, start_unix_ms, spent_nano_usd, held_nano_usd, limit_nano_usd, "
-        "overshoot_nano_usd FROM windows WHERE enforcing "
-        "AND spent_nano_usd + held_nano_usd > limit_nano_usd + overshoot_nano_usd",
+        "overshoot_nano_usd, cut_nano_usd FROM windows WHERE enforcing AND spent_nano_usd "
+        "+ held_nano_usd > limit_nano_usd + overshoot_nano_usd + cut_nano_usd",
+    ),
+    (
+        "window {0} from {1}: held {2}, but the meters hold {3} on it",
+        "SELECT scope, start_unix_ms, held_nano_usd, coalesce((SELECT sum(m.held_nano_usd) "
+        "FROM meters m, json_each(m.held_windows) h WHERE json_extract(h.value, '$[0]') = w.scope "
+        "AND json_extract(h.value, '$[1]') = w.start_unix_ms), 0) AS s FROM windows w "
+        "WHERE held_nano_usd <> s",
+    ),
+    (
+        # A day has 23 to 25 hours: from its start to the next window's, or for 25 hours.
+        "window {0} from {1}: spent {2}, but its project's entries of that day sum to {3}",
+        "SELECT scope, start_unix_ms, spent_nano_usd, coalesce((SELECT sum(e.amount_nano_usd) "
+        "FROM entries e JOIN legs l ON l.key = e.leg_key JOIN meters m USING (meter_id) "
+        "WHERE m.project = substr(w.scope, 9) AND e.accrued_at_unix_ms >= w.start_unix_ms "
+        "AND e.accrued_at_unix_ms < coalesce((SELECT min(n.start_unix_ms) FROM windows n "
+        "WHERE n.scope = w.scope AND n.start_unix_ms > w.start_unix_ms), "
+        "w.start_unix_ms + 90000000)), 0) AS s FROM windows w "
+        "WHERE scope LIKE 'project:%' AND spent_nano_usd <> s",
     ),
     (
         "meter {0} is {1} and still holds {2}",
@@ -332,14 +350,19 @@ _DIFFERENCES: Final = (
         "WHERE state <> 'open' AND held_nano_usd <> 0",
     ),
     (
-        "quarter {0} of {1}, {2}/{3}: rolled up to {4}, its entries sum to {5}",
-        "SELECT r.q, r.project, r.provider, r.model, r.a, coalesce(e.a, 0) FROM "
-        "(SELECT quarter_unix_ms AS q, project, provider, model, sum(amount_nano_usd) AS a "
-        "FROM rollups GROUP BY 1, 2, 3, 4) r LEFT JOIN "
-        "(SELECT e.accrued_at_unix_ms - e.accrued_at_unix_ms % 900000 AS q, c.project, l.provider,"
-        " l.model, sum(coalesce(e.amount_nano_usd, 0)) AS a FROM entries e "
-        "JOIN legs l ON l.key = e.leg_key JOIN calls c ON c.call_id = l.call_id "
-        "GROUP BY 1, 2, 3, 4) e USING (q, project, provider, model) WHERE r.a <> coalesce(e.a, 0)",
+        "quarter {0}, {1}: rolled up to {2} in {3} legs, its entries sum to {4} in {5}",
+        "WITH e AS (SELECT e.accrued_at_unix_ms - e.accrued_at_unix_ms % 900000 AS q, "
+        "json_array(m.project, coalesce(m.agent, ''), coalesce(m.tenant, ''), l.provider, l.model, "
+        "l.modality, coalesce(l.outcome, '')) AS dimensions, "
+        "sum(coalesce(e.amount_nano_usd, 0)) AS amount, sum(e.part = 0) AS legs FROM entries e "
+        "JOIN legs l ON l.key = e.leg_key JOIN meters m USING (meter_id) GROUP BY 1, 2), "
+        "r AS (SELECT quarter_unix_ms AS q, json_array(project, agent, tenant, provider, model, "
+        "modality, outcome) AS dimensions, amount_nano_usd AS amount, leg_count AS legs "
+        "FROM rollups WHERE amount_nano_usd <> 0 OR leg_count <> 0) "
+        "SELECT coalesce(r.q, e.q), coalesce(r.dimensions, e.dimensions), r.amount, r.legs, "
+        "e.amount, e.legs FROM r FULL JOIN e ON r.q = e.q AND r.dimensions = e.dimensions "
+        "WHERE coalesce(r.amount, 0) <> coalesce(e.amount, 0) "
+        "OR coalesce(r.legs, 0) <> coalesce(e.legs, 0)",
     ),
     (
         "the rollups sum to {0}, the entries to {1}",

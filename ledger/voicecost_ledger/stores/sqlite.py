@@ -162,6 +162,18 @@ class SqliteSession:
         query(self._db, table.upsert, table.values(row))
         self._known[_identity(row)] = row
 
+    @contextlib.contextmanager
+    def savepoint(self) -> Generator[None, None, None]:
+        query(self._db, "SAVEPOINT part")
+        try:
+            yield
+        except BaseException:
+            self._known.clear()  # what was changed in them is undone in the file
+            query(self._db, "ROLLBACK TO part")
+            raise
+        finally:
+            query(self._db, "RELEASE part")
+
     def ledger_identity(self) -> tuple[str, int]:
         row = query(self._db, "SELECT id, generation FROM ledger")[0]
         return row[0], row[1]
@@ -181,6 +193,15 @@ class SqliteSession:
     def meters_with_lease_before(self, at_unix_ms: int) -> list[Meter]:
         return self._find(_METERS, "lease_until_unix_ms < ?", at_unix_ms)
 
+    def meters_holding_before(self, start_unix_ms: int) -> list[Meter]:
+        return self._find(
+            _METERS,
+            "lease_until_unix_ms IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(held_windows) w "
+            "WHERE json_extract(w.value, '$[1]') NOT IN (0) "
+            "AND json_extract(w.value, '$[1]') < ?) ORDER BY meter_id",
+            start_unix_ms,
+        )
+
     def call(self, call_id: str) -> Call | None:
         return self._get(_CALLS, ("Call", call_id), "call_id = ?", call_id)
 
@@ -196,7 +217,9 @@ class SqliteSession:
             _CALLS,
             "state = 'ended' OR state = 'open' AND (ending = 'ending' "
             "OR ending_deadline_unix_ms <= ? OR call_id IN (SELECT call_id FROM meters "
-            "WHERE state = 'open' AND last_heard_at_unix_ms <= ?)) ORDER BY call_id",
+            "WHERE state = 'open' AND last_heard_at_unix_ms <= ?) "
+            "OR NOT EXISTS (SELECT 1 FROM meters m WHERE m.call_id = calls.call_id "
+            "AND m.state = 'open')) ORDER BY call_id",
             now,
             silent_since_unix_ms,
         )
@@ -294,14 +317,14 @@ class SqliteSession:
             at_unix_ms,
         )
 
-    def post(self, entry: Entry, leg: Leg, call: Call) -> None:
+    def post(self, entry: Entry, leg: Leg, meter: Meter) -> None:
         query(
             self._db,
             _POST,
             (
                 entry.leg_key,
                 entry.part,
-                call.call_id,
+                meter.call_id,
                 entry.amount_nano_usd,
                 entry.price_id,
                 str(entry.basis),
@@ -315,7 +338,7 @@ class SqliteSession:
         # A leg counts as unpriced from its first null entry until an amount is posted for it.
         was_unpriced = not first and self._unpriced_before(leg.key, entry.part)
         self._roll(
-            call,
+            meter,
             leg,
             leg.outcome,
             entry.accrued_at_unix_ms,
@@ -334,7 +357,7 @@ class SqliteSession:
 
     def _roll(
         self,
-        call: Call,
+        meter: Meter,
         leg: Leg,
         outcome: Outcome | None,
         at_unix_ms: int,
@@ -347,9 +370,9 @@ class SqliteSession:
             _ROLL,
             (
                 quarter_hour(at_unix_ms),
-                call.project,
-                call.agent or "",
-                call.tenant or "",
+                meter.project,
+                meter.opened.agent or "",
+                meter.opened.tenant or "",
                 leg.attributes.provider,
                 leg.attributes.model,
                 str(leg.attributes.modality),
@@ -378,15 +401,22 @@ class SqliteSession:
             for raw in query(self._db, _ENTRIES_OF, (leg.key,))
         ]
 
-    def move_outcome(self, leg: Leg, call: Call, was: Outcome | None) -> None:
+    def move_outcome(self, leg: Leg, meter: Meter, was: Outcome | None) -> None:
         unpriced = False
         for entry in self.entries_of(leg):
             null = entry.amount_nano_usd is None
             counts = int(entry.part == 0), int(null) - int(unpriced)
             amount, at = entry.amount_nano_usd or 0, entry.accrued_at_unix_ms
-            self._roll(call, leg, was, at, -amount, -counts[0], -counts[1])
-            self._roll(call, leg, leg.outcome, at, amount, *counts)
+            self._roll(meter, leg, was, at, -amount, -counts[0], -counts[1])
+            self._roll(meter, leg, leg.outcome, at, amount, *counts)
             unpriced = null
+
+    def project_posted(self, project: str, from_unix_ms: int, until_unix_ms: int) -> int:
+        sql = (
+            "SELECT coalesce(sum(amount_nano_usd), 0) FROM rollups "
+            "WHERE quarter_unix_ms >= ? AND quarter_unix_ms < ? AND project = ?"
+        )
+        return query(self._db, sql, (from_unix_ms, until_unix_ms, project))[0][0]
 
     def price_document(self, price_id: str) -> bytes | None:
         sql = "SELECT document FROM prices WHERE price_id = ?"
