@@ -348,11 +348,12 @@ class Books:
         entry = entries.next_part(leg, posted_at_unix_ms=now)
         if entry is None:
             return
-        tx.post(entry, leg, meter)
-        tx.save_leg(leg)
         if entry.amount_nano_usd:
+            # Before the entry: a window made now counts what was posted before it.
             at = entry.accrued_at_unix_ms
             self._credit.settle(tx, call, meter, entry.amount_nano_usd, at)
+        tx.post(entry, leg, meter)
+        tx.save_leg(leg)
 
     def _quarantine(self, tx: Session, meter: Meter, record: Record, problem: str) -> None:
         tx.count("quarantined_records")
