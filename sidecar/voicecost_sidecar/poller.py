@@ -164,6 +164,9 @@ class Poller:
     async def _look_into(self, room: LiveRoom) -> ListedRoom:
         self.counts.participant_listings += 1
         participants = await self._rooms.list_participants(room.name)
+        # ListParticipants works by name: by now that may be another room's, and so the people.
+        if room.sid not in {live.sid for live in await self._rooms.list_rooms([room.name])}:
+            return ListedRoom(sid=room.sid, name=room.name)
         searches = self._seen.get(room.sid, _Seen()).searches + 1
         seen = self._seen[room.sid] = _Seen(searches=searches)
         for participant in participants:

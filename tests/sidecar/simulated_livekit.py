@@ -35,6 +35,8 @@ class SimulatedLiveKit:
         self.deleted_sids: list[str] = []
         self.refusals: list[tuple[str, int, str]] = []  # (method, HTTP status, code), used up
         self.rejoin_as: dict[str, str] = {}  # name -> SID of the room that comes after a deletion
+        # name -> SID and people of the room that takes the name before the next ListParticipants
+        self.taken_over: dict[str, tuple[str, list[ParticipantInfo]]] = {}
         self.outlives_deletions = 0  # so often a deletion is answered, but not yet carried out
 
     @property
@@ -59,6 +61,9 @@ class SimulatedLiveKit:
     def _list_participants(
         self, request: api.ListParticipantsRequest
     ) -> api.ListParticipantsResponse:
+        if request.room in self.taken_over:
+            sid, people = self.taken_over.pop(request.room)
+            self.open_room(request.room, sid, *people)
         return api.ListParticipantsResponse(participants=self.people.get(request.room, []))
 
     def _delete_room(self, request: api.DeleteRoomRequest) -> api.DeleteRoomResponse | None:
