@@ -55,10 +55,17 @@ WORD = json.dumps({"type": "Speak", "text": "sunny "})
 AUDIO = bytes(2 * 16_000 // 20)
 
 
+class Uplink:
+    """What a link asks of the uplink, which has nothing to report."""
+
+    def report_at_nano_usd(self, meter_id: str) -> None:
+        """Never."""
+
+
 class Outlet:
     """A runtime without its uplink: what a link writes goes to the spool and nowhere else."""
 
-    uplink: Any = None
+    uplink: Any = Uplink()
     place = ""
 
     def __init__(self, spool: Spool) -> None:
@@ -74,7 +81,7 @@ class Outlet:
     def open_meter(self, **_: object) -> MeterLink:
         """A link as the runtime makes it, with a grant that these calls will not use up."""
         link = MeterLink(self, None)
-        link.allowance.granted(
+        link.granted(
             Grant(
                 meter_id=link.meter_id,
                 epoch=1,

@@ -107,29 +107,24 @@ class Answer:
         self.calls = 0
 
 
-class Reading(NamedTuple):
-    """An answer by one ruler."""
-
-    prose: int
-    call: int
-    calls: int
+Reading = tuple[int, int, int]
+"""An answer by one ruler: its prose, its tool calls, and how many these are."""
 
 
 def by_weight(answer: Answer) -> Reading:
     """Read the answer's weight."""
-    return Reading(answer.prose_weight.value, answer.call_weight.value, answer.calls)
+    calls = answer.calls
+    return answer.prose_weight.value, answer.call_weight.value if calls else 0, calls
 
 
 def by_chunks(answer: Answer) -> Reading:
     """Read the answer's chunks, each as heavy as a token."""
-    return Reading(answer.prose_chunks * TOKEN, answer.call_chunks * TOKEN, answer.calls)
+    return answer.prose_chunks * TOKEN, answer.call_chunks * TOKEN, answer.calls
 
 
 def by_characters(answer: Answer) -> Reading:
     """Read the answer's characters, four of them as heavy as a token."""
-    return Reading(
-        answer.prose_characters * _CHARACTER, answer.call_characters * _CHARACTER, answer.calls
-    )
+    return answer.prose_characters * _CHARACTER, answer.call_characters * _CHARACTER, answer.calls
 
 
 Read = Callable[[Answer], Reading]
@@ -143,9 +138,10 @@ class Scale(NamedTuple):
 
     def tokens(self, reading: Reading) -> int:
         """Tokens so far, in 2**-24ths, without the answer's end."""
-        tokens = self.prose.rate * reading.prose
-        if reading.calls:
-            tokens += self.call.rate * reading.call + self.call.constant * reading.calls
+        prose, call, calls = reading
+        tokens = self.prose.rate * prose
+        if calls:
+            tokens += self.call.rate * call + self.call.constant * calls
         return tokens
 
     def whole(self, reading: Reading) -> int:
@@ -178,12 +174,13 @@ class Ruler:
     def learn(self, reading: Reading, output_tokens: int, known: Scale) -> None:
         """Take the provider's report on a whole answer, after `known` was tried on it."""
         tokens = output_tokens * ONE
-        if reading.calls:  # its frame would be most of what was missed
-            prose = known.prose.rate * reading.prose + known.prose.constant
-            self._call.learn(reading.call, reading.calls, tokens - prose)
+        prose, call, calls = reading
+        if calls:  # its frame would be most of what was missed
+            said = known.prose.rate * prose + known.prose.constant
+            self._call.learn(call, calls, tokens - said)
         else:
             self.missed += abs(tokens - known.whole(reading))
-            self._prose.learn(reading.prose, 1, tokens)
+            self._prose.learn(prose, 1, tokens)
 
 
 _END_PER: Final = 7

@@ -79,9 +79,8 @@ class TextKey:
 
     def add(self, text: str) -> None:
         """Take more of the text."""
-        data = text.encode("utf-8", "surrogatepass")
-        self._checksum = zlib.crc32(data, self._checksum)
-        self._size += len(data)
+        self._checksum = zlib.crc32(text.encode("utf-8", "surrogatepass"), self._checksum)
+        self._size += len(text)
 
     @property
     def value(self) -> int:
@@ -95,19 +94,11 @@ class Counts:
     Its characters and chunks are recorded raw, so a later rule can settle it again.
     """
 
-    __slots__ = (
-        "_call_keys",
-        "_prose_key",
-        "answer",
-        "completion_characters",
-        "completion_chunks",
-        "prompt",
-    )
+    __slots__ = ("_call_keys", "_prose_key", "answer", "completion_chunks", "prompt")
 
     def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
         self.answer = Answer()
-        self.completion_characters = 0
         self.completion_chunks = 0
         self._prose_key = TextKey()
         self._call_keys: list[TextKey] = []
@@ -115,12 +106,10 @@ class Counts:
     def prose(self, text: str) -> None:
         """Take more of what the model says."""
         answer = self.answer
-        size = len(text)
         answer.prose_weight.add(text)
         answer.prose_chunks += 1
-        answer.prose_characters += size
+        answer.prose_characters += len(text)
         self._prose_key.add(text)
-        self.completion_characters += size
 
     def call(self, name: str, arguments: str) -> None:
         """Take more of a tool call; one with a name begins another call."""
@@ -134,7 +123,11 @@ class Counts:
         answer.call_characters += len(text)
         if self._call_keys:
             self._call_keys[-1].add(text)
-        self.completion_characters += len(text)
+
+    @property
+    def completion_characters(self) -> int:
+        """Of what the model said and of its tool calls."""
+        return self.answer.prose_characters + self.answer.call_characters
 
     def only_key(self) -> int | None:
         """The key of the one item that this answer is in later prompts; None if it is several."""

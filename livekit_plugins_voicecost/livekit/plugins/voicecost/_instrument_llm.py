@@ -65,19 +65,19 @@ class LLMAttempt(Attempt):
 
     def chunk_received(self, chunk: Any) -> None:
         """Count a raw OpenAI chunk; tool arguments come in many, LiveKit shows one."""
-        counts = self._counts
-        characters = counts.completion_characters
+        counts, received = self._counts, False
         for choice in chunk.choices:
             delta = choice.delta
             if delta is None:  # Azure's content filter sends such
                 continue
             if delta.content:
                 counts.prose(delta.content)
-            if delta.tool_calls:
-                for call in delta.tool_calls:
-                    function = call.function
-                    if function is not None:
-                        counts.call(function.name or "", function.arguments or "")
+                received = True
+            for call in delta.tool_calls or ():
+                function = call.function
+                if function is not None and (function.name or function.arguments):
+                    counts.call(function.name or "", function.arguments or "")
+                    received = True
         usage = chunk.usage
         if usage is not None:
             details = usage.prompt_tokens_details
@@ -86,7 +86,7 @@ class LLMAttempt(Attempt):
                 (details.cached_tokens or 0) if details is not None else 0,
                 usage.completion_tokens or 0,
             )
-        if counts.completion_characters > characters:
+        if received:
             self._received()
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
@@ -118,13 +118,11 @@ class LLMAttempt(Attempt):
         delta = chunk.delta
         if delta is None or self._wire_seen:
             return
-        counts = self._counts
-        characters = counts.completion_characters
         if delta.content:
-            counts.prose(delta.content)
+            self._counts.prose(delta.content)
         for call in delta.tool_calls:
-            counts.call(call.name, call.arguments)
-        if counts.completion_characters > characters:
+            self._counts.call(call.name, call.arguments)
+        if delta.content or delta.tool_calls:
             self._received()
 
     def _report(self, input_tokens: int, cached: int, output_tokens: int) -> None:

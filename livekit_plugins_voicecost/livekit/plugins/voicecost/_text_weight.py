@@ -28,7 +28,8 @@ _IDEOGRAPH: Final = 12
 _OTHER_LETTER: Final = 5  # Cyrillic, Greek, Arabic, Indic scripts
 _LINES: Final = 8  # mostly joined with the punctuation before them
 _MARKS: Final = 3  # punctuation characters that are still one token
-_TAIL_MAX: Final = 64  # a longer "word" is none, and not to be weighed again with every chunk
+_WORD_MAX: Final = 64  # what is longer is no word, and is not to be weighed again and again
+_OPEN_MAX: Final = 512
 _FIRST_IDEOGRAPH: Final = "\u2e80"
 _WORDS: Final = tuple(
     TOKEN + _LETTER * max(0, letters - _WORD_LETTERS) for letters in range(2 * TOKEN)
@@ -44,38 +45,43 @@ def weight(text: str) -> int:
 
 
 class RunningWeight:
-    """The weight of a text that comes in chunks, however they cut it; only its last word is kept.
+    """The weight of a text that comes in chunks, however they cut it; only its end is kept."""
 
-    Attributes:
-        value: The weight so far, in sixteenths of a token.
-    """
-
-    __slots__ = ("_closed", "_tail", "value")
+    __slots__ = ("_closed", "_open", "_tail_weight", "_weighed")
 
     def __init__(self) -> None:
-        self._closed = 0  # the weight of all before the tail
-        self._tail: str = ""
-        self.value = 0
+        self._open: str = ""  # the last word, and what was not weighed yet
+        self._weighed = 0  # how much of it was
+        self._tail_weight = 0  # of that much
+        self._closed = 0  # the weight of all before it
 
     def add(self, text: str) -> None:
         """Take the next chunk."""
-        text = self._tail + text
+        self._open += text
+        if len(self._open) > _OPEN_MAX:
+            self._weigh()
+
+    @property
+    def value(self) -> int:
+        """The weight so far, in sixteenths of a token."""
+        if self._weighed != len(self._open):
+            self._weigh()
+        return self._closed + self._tail_weight
+
+    def _weigh(self) -> None:
+        text = self._open
         pieces: list[str] = _PIECES.findall(text)
-        if not pieces:  # white space
-            self._tail = text[-1:]
-            return
-        last = pieces.pop()
-        closed = self._closed
+        last = pieces.pop() if pieces else ""
+        if not text.endswith(last) or not last or len(last) > _WORD_MAX:
+            pieces.append(last)  # closed by white space, or no word
+            last = ""
         for piece in pieces:
-            closed += _weight(piece)
-        open_weight = _weight(last)
-        self.value = closed + open_weight
-        if text.endswith(last):
-            self._tail = last if len(last) <= _TAIL_MAX else ""
-            self._closed = closed if self._tail else self.value
-        else:
-            self._tail = text[-1]
-            self._closed = self.value
+            if piece:
+                self._closed += _weight(piece)
+        # White space at the end may belong to a number that follows.
+        self._open = last or (text[-1:] if text[-1:].isspace() else "")
+        self._tail_weight = _weight(last) if last else 0
+        self._weighed = len(self._open)
 
 
 @functools.lru_cache(maxsize=4096)  # single words, most of which come again

@@ -89,6 +89,7 @@ class Leg:
         speech_id: LiveKit's SpeechHandle it belongs to, if any.
 
     Attributes:
+        modality: `llm`, `stt` or `tts`.
         number: 1, 2, 3 ... within the meter.
         usage: The totals so far, by unit. Never changed in place: observers hand over a new dict.
         amount_nano_usd: `usage` rated; None while there is no price for it.
@@ -105,6 +106,7 @@ class Leg:
         "amount_nano_usd",
         "attributes",
         "basis",
+        "modality",
         "number",
         "outcome",
         "speech_id",
@@ -127,6 +129,7 @@ class Leg:
         self._price: Price | None = meter.prices.price_for(attributes, _now_unix_ms())
         self._timer: asyncio.TimerHandle | None = None
         self.attributes = attributes
+        self.modality = attributes.modality.value  # an enum is slow to hash
         self.usage = usage
         self.basis = basis
         self.speech_id = speech_id
