@@ -41,6 +41,7 @@ class LiveRoom(msgspec.Struct, frozen=True, kw_only=True):
 
     sid: str
     name: str
+    created_at_unix_ms: int | None
     people_count: int
 
 
@@ -80,7 +81,12 @@ class LiveKitRooms:
         async with _translated("ListRooms"):
             response = await self._service.list_rooms(request)
         return [
-            LiveRoom(sid=room.sid, name=room.name, people_count=room.num_participants)
+            LiveRoom(
+                sid=room.sid,
+                name=room.name,
+                created_at_unix_ms=room.creation_time_ms or room.creation_time * 1000 or None,
+                people_count=room.num_participants,
+            )
             for room in response.rooms
         ]
 

@@ -140,7 +140,7 @@ class Poller:
 
         async def look(room: LiveRoom) -> ListedRoom:
             if not self._is_doubtful(room):
-                return ListedRoom(sid=room.sid, name=room.name)
+                return _listed(room)
             async with inside:
                 return await self._look_into(room)
 
@@ -166,12 +166,21 @@ class Poller:
         participants = await self._rooms.list_participants(room.name)
         # ListParticipants works by name: by now that may be another room's, and so the people.
         if room.sid not in {live.sid for live in await self._rooms.list_rooms([room.name])}:
-            return ListedRoom(sid=room.sid, name=room.name)
+            return _listed(room)
         searches = self._seen.get(room.sid, _Seen()).searches + 1
         seen = self._seen[room.sid] = _Seen(searches=searches)
         for participant in participants:
             _note(seen, participant)
-        return ListedRoom(sid=room.sid, name=room.name, participants=participants)
+        return _listed(room, participants)
+
+
+def _listed(room: LiveRoom, participants: list[RoomParticipant] | None = None) -> ListedRoom:
+    return ListedRoom(
+        sid=room.sid,
+        name=room.name,
+        created_at_unix_ms=room.created_at_unix_ms,
+        participants=participants,
+    )
 
 
 def _note(seen: _Seen, participant: RoomParticipant) -> None:

@@ -22,6 +22,8 @@ class WebhookError(ValueError):
 class _Room(msgspec.Struct, rename="camel"):
     sid: str = ""
     name: str = ""
+    creation_time: int = 0
+    creation_time_ms: int = 0
 
 
 class _Participant(msgspec.Struct, rename="camel"):
@@ -68,6 +70,7 @@ def parse_webhook(body: bytes, *, livekit_project: str) -> RoomEvent:
         room_sid=room.sid,
         room_name=room.name,
         created_at_unix_ms=webhook.created_at * 1000,
+        room_created_at_unix_ms=room.creation_time_ms or room.creation_time * 1000 or None,
         participant=participant,
     )
 

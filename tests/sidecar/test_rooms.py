@@ -64,7 +64,9 @@ def test_all_webhooks_lost_and_the_poller_closes_the_call(
     with polling.agent() as meter:
         meter.send(batch(a_call(room_name="r", room_sid="RM_1", job_id="AJ_1")))
         meter.hear_a(Ack)
-    assert until(lambda: states(polling) == ["open"])  # its meter is closed, but the caller is still connected
+    assert until(
+        lambda: states(polling) == ["open"]
+    )  # its meter is closed, but the caller is still connected
     livekit.close_room("r")
     assert until(lambda: states(polling) == ["settled"])
     (call,) = polling.get("/v1/calls")["calls"]
@@ -114,6 +116,29 @@ def test_the_people_of_a_room_that_takes_over_the_name_are_its_own(
     assert until(lambda: len(polling.get("/v1/calls")["calls"]) == 2)
     second, first = polling.get("/v1/calls")["calls"]
     assert (first["state"], second["state"]) == ("ended", "open")
+
+
+@pytest.mark.parametrize("unit", ["ms", "s"])  # older servers tell whole seconds only
+def test_a_late_webhook_of_an_earlier_life_of_the_name_is_no_part_of_this_call(
+    tmp_path: Path, livekit: SimulatedLiveKit, unit: str
+) -> None:
+    livekit.open_room("r", "RM_2", person("caller", "PA_1"), agent("AJ_2", "PA_2"))
+    if unit == "ms":
+        livekit.rooms["r"].creation_time_ms = 1_795_311_270_393
+        earlier = {"creationTime": "1795311200", "creationTimeMs": "1795311200123"}
+    else:
+        livekit.rooms["r"].creation_time = 1_795_311_270
+        earlier = {"creationTime": "1795311200"}
+    started = {
+        "event": "room_started",
+        "id": "EV_late",
+        "createdAt": "1795311200",
+        "room": {"sid": "RM_1", "name": "r"} | earlier,
+    }
+    with running_sidecar(tmp_path, livekit=livekit.config) as sidecar:
+        assert until(lambda: states(sidecar) == ["open"])
+        assert sidecar.webhook(started).status_code == 200
+        assert len(states(sidecar)) == 2
 
 
 def test_a_refused_listing_is_tried_again(
