@@ -11,6 +11,7 @@ than what is held for it. A call's own budget is known here and never exceeded o
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import Final
 
@@ -21,6 +22,7 @@ OUTAGE_CREDIT_NANO_USD: Final = 500_000_000
 """$0.50: some minutes of a typical call, and what one call can overshoot in an outage."""
 FIRST_LEASE_MS: Final = 30_000
 """How long a meter that chose `TERMINATE` waits for its very first grant."""
+_NEVER: Final = sys.maxsize
 
 
 class FailureHandling(StrEnum):
@@ -125,6 +127,21 @@ class Allowance:
             self._credit_drawn_nano_usd = drawn
             self._credit_total_nano_usd = after
         return True
+
+    def clear(self, acked_nano_usd: int) -> tuple[int, int]:
+        """Up to which total, and until when, `may_spend` says yes and draws no credit for it.
+
+        It holds until the next grant; an acknowledgement can only raise it. So that a meter far
+        from all its limits need not ask.
+        """
+        grant = self._grant
+        if grant is None:
+            return -1, 0
+        budget = _NEVER if self._budget_nano_usd is None else self._budget_nano_usd
+        if grant.ceiling_nano_usd is None:
+            return budget, _NEVER
+        held = min(grant.ceiling_nano_usd, acked_nano_usd + grant.unreported_max_nano_usd)
+        return min(held, budget), self._lease_until_ms
 
     def report_at_nano_usd(self, acked_nano_usd: int) -> int | None:
         """The total at which the uplink should report at once: half of the unreported window."""

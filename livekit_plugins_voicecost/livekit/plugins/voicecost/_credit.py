@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from voicecost_ledger.budgets import closing_reserve
+from voicecost_ledger.money import MAX_NANO_USD
 from voicecost_ledger.protocol import Action, Command
 from voicecost_ledger.records import OnBudget
 
@@ -73,6 +74,7 @@ class Credit:
         self._link: MeterLink | None = None
         self._total_nano_usd = 0
         self._told: set[tuple[str, str]] = set()
+        self._tell_at_nano_usd = _warn_at(settings.budget)
         self._no_credit: asyncio.TimerHandle | None = None
         self._refused_nano_usd = 0  # the total that a refused request would have led to
         self._ending: asyncio.Task[None] | None = None
@@ -92,6 +94,8 @@ class Credit:
     def charged(self, total_nano_usd: int) -> None:
         """The meter's total moved. Its own budget is watched here too, ledger or not."""
         self._total_nano_usd = total_nano_usd
+        if total_nano_usd < self._tell_at_nano_usd:
+            return
         budget = self._settings.budget
         if budget is None or self.state not in (State.OPEN, State.WARNED):
             return
@@ -107,6 +111,8 @@ class Credit:
             return False
         link = self._link
         if link is None:
+            return True
+        if link.clear(self._total_nano_usd + next_nano_usd):
             return True
         fits = link.may_spend(self._total_nano_usd, next_nano_usd)
         if fits and not self._touches_reserve(link, self._total_nano_usd + next_nano_usd):
@@ -195,3 +201,10 @@ class Credit:
         if self._no_credit is not None:
             self._no_credit.cancel()
             self._no_credit = None
+
+
+def _warn_at(budget: Budget | None) -> int:
+    """The lowest total of which there is something to tell."""
+    if budget is None:
+        return MAX_NANO_USD
+    return -(-budget.limit_nano_usd * budget.warn_at_percent // 100)

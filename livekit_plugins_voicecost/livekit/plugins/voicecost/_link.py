@@ -73,6 +73,7 @@ class MeterLink:
 
     __slots__ = (
         "_acked_nano_usd",
+        "_clear",
         "_closed",
         "_end_nano_usd",
         "_legs",
@@ -114,6 +115,7 @@ class MeterLink:
         self._acked_nano_usd = 0
         self._report_at_nano_usd = _NEVER
         self._end_nano_usd = self._next_end_nano_usd()
+        self._clear = (-1, 0)  # see `clear`
 
     @property
     def soft_end_nano_usd(self) -> int | None:
@@ -147,6 +149,15 @@ class MeterLink:
                 self.flush()
         except Exception as error:
             _faults.count("record", error)
+
+    def clear(self, total_nano_usd: int) -> bool:
+        """Whether the meter is far from everything that could matter at such a total.
+
+        Then `may_spend` would say yes, nothing has to be reported at once, and the call does not
+        end yet. False says nothing. This is asked for every chunk, push and frame.
+        """
+        clear_nano_usd, until_ms = self._clear
+        return total_nano_usd < clear_nano_usd and steady_ms() < until_ms
 
     def may_spend(self, total_nano_usd: int, next_nano_usd: int) -> bool:
         """Whether the meter may go from its total to `total + next`: ask before every push."""
@@ -226,6 +237,14 @@ class MeterLink:
             _NEVER if window is None or window <= self.total_nano_usd else window,
             _NEVER if grant is None else grant,
         )
+        self._set_clear()
+
+    def _set_clear(self) -> None:
+        # On this thread only: a grant that lowers a ceiling is never overwritten with an older one.
+        limit, until_ms = self.allowance.clear(self._acked_nano_usd)
+        soft_end = self.allowance.soft_end_nano_usd
+        ends = limit, self._report_at_nano_usd, _NEVER if soft_end is None else soft_end
+        self._clear = min(ends), until_ms
 
     def _next_end_nano_usd(self, written_nano_usd: int = 0) -> int:
         """Where the call begins to wrap up, or is cut: the first of these not yet written."""

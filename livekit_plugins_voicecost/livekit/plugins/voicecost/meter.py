@@ -96,7 +96,7 @@ class Meter:
         self._link: MeterLink | None = None
         self._charges: dict[Leg, int | None] = {}
         self._total_nano_usd = 0
-        self._by_modality: dict[Modality, int] = dict.fromkeys(Modality, 0)
+        self._by_modality = {modality.value: 0 for modality in Modality}
         self._unpriced_leg_count = 0
         self._turns = Turns()
         self._gap_count = 0
@@ -130,7 +130,7 @@ class Meter:
         """What has been charged so far."""
         return Cost(
             self._total_nano_usd,
-            {modality.value: nano for modality, nano in self._by_modality.items()},
+            dict(self._by_modality),
             self._unpriced_leg_count,
         )
 
@@ -238,7 +238,7 @@ class Meter:
         self._unpriced_leg_count += (amount_nano_usd is None) - (before is None)
         change = (amount_nano_usd or 0) - (before or 0)
         self._total_nano_usd += change
-        self._by_modality[leg.attributes.modality] += change
+        self._by_modality[leg.modality] += change
         if self._link is not None:
             self._link.total_nano_usd = self._total_nano_usd
         self._credit.charged(self._total_nano_usd)
@@ -487,9 +487,7 @@ class Meter:
             message += "; cost: %s (%s), of it waste %s"
             arguments += [
                 format_usd(self._total_nano_usd),
-                ", ".join(
-                    f"{name.value} {format_usd(nano)}" for name, nano in self._by_modality.items()
-                ),
+                ", ".join(f"{name} {format_usd(nano)}" for name, nano in self._by_modality.items()),
                 format_usd(waste_nano_usd),
             ]
         logger.info(message, *arguments)
