@@ -92,6 +92,7 @@ class Books:
         self._policy = policy
         self._credit = CreditControl(policy)
         self._restored: dict[str, Price] = {}
+        self._logged_faults: set[str] = set()
 
     def receive(self, tx: Session, event: Event, now: int) -> list[Effect]:
         """Apply one event at `now` (Unix ms).
@@ -147,12 +148,15 @@ class Books:
                         meter_id=held.meter_id,
                     )
                 ]
+            if meter is None and opened is not None and first > 1:
+                # A ledger that is new to this meter: the client says again whose it is.
+                meter = self._open(tx, opened, now)
+                meter.durable_seq = seq = opened.seq
+                tx.save_meter(meter)
             if first > seq + 1:
                 # Records in between are nowhere any more: never silence, a gap.
                 if meter is None:
-                    # A ledger that is new to this meter: the client says again whose it is.
-                    opened = held.opened or MeterOpen(held.meter_id, 0, now)
-                    meter = self._open(tx, opened, now)
+                    meter = self._open(tx, MeterOpen(held.meter_id, 0, now), now)
                 meter.durable_seq = seq = first - 1
                 self._gap(tx, meter, now, "records_lost")
                 tx.save_meter(meter)
@@ -429,25 +433,25 @@ class Books:
         """Every row on its own: one that cannot be moved on must not hold up the others."""
         effects: list[Effect] = []
         for leg in tx.open_legs_before(entries.quarter_hour(now)):
-            with _isolated(tx):
+            with self._isolated(tx):
                 meter, call = tx.meter(leg.meter_id), tx.call(leg.call_id)
                 assert meter is not None
                 assert call is not None
                 self._post(tx, meter, call, leg, now)
                 tx.save_meter(meter)
         for meter in tx.meters_with_lease_before(now):
-            with _isolated(tx):
+            with self._isolated(tx):
                 self._credit.expire(tx, meter)
         today = budgets.day_start(now, self._policy.time_zone)
         for meter in tx.meters_holding_before(today):
-            with _isolated(tx):
+            with self._isolated(tx):
                 call = tx.call(meter.call_id)
                 assert call is not None
                 self._close_the_day(tx, meter, call, now)
                 effects += self._credit.grant(tx, meter, now, renewal=0)
         silent_since = now - self._policy.meter_silence_ms
         for call in tx.calls_in_waiting(now, silent_since_unix_ms=silent_since):
-            with _isolated(tx):
+            with self._isolated(tx):
                 effects += self._tick_call(tx, call, now)
         return effects
 
@@ -469,6 +473,21 @@ class Books:
             calls.settle_call(tx, call, now)
         return effects
 
+    @contextlib.contextmanager
+    def _isolated(self, tx: Session) -> Generator[None, None, None]:
+        """Undo what a faulty row did, count it, say it once, and go on."""
+        try:
+            with tx.savepoint():
+                yield
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # contained: time must go on for every other call
+            tx.count("tick_faults")
+            kind = type(error).__name__
+            if kind not in self._logged_faults:
+                self._logged_faults.add(kind)
+                logger.error("time could not move a row on: %s; see voicecost_tick_faults", kind)
+
     def _lose(self, tx: Session, meters: list[Meter], now: int) -> None:
         for meter in meters:
             meter.state = MeterState.LOST
@@ -489,19 +508,6 @@ def _malformed(batch: Records) -> str | None:
     if batch.through_seq < batch.after_seq:
         return f"a batch from {batch.after_seq} through {batch.through_seq} is no range"
     return None
-
-
-@contextlib.contextmanager
-def _isolated(tx: Session) -> Generator[None, None, None]:
-    """Undo what a faulty row did, count it, and go on."""
-    try:
-        with tx.savepoint():
-            yield
-    except StoreUnavailable:
-        raise
-    except Exception as error:  # contained: time must go on for every other call
-        logger.error("a tick failed for one row: %s", type(error).__name__)
-        tx.count("tick_faults")
 
 
 _COVERAGE_ORDER = [Coverage.COMPLETE, Coverage.PARTIAL, Coverage.METRICS_ONLY]

@@ -89,11 +89,12 @@ class Desk:
         return effects
 
     def wait(self, ms: int) -> list[Effect]:
-        """Let time pass, ticking every second as the bookkeeper does."""
+        """Let time pass, ticking every second as the bookkeeper does (of hours, less often)."""
         effects: list[Effect] = []
         target = self.now + ms
+        step = max(1_000, ms // 500)
         while self.now < target:
-            self.now = min(target, self.now + 1_000)
+            self.now = min(target, self.now + step)
             effects += self.receive(Tick())
         return effects
 

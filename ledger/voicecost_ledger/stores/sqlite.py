@@ -105,7 +105,15 @@ class _Table:
 
 
 _CALLS = _Table(Call, "calls", ["call_id"])
-_METERS = _Table(Meter, "meters", ["meter_id"], job_id="opened.job_id", room_sid="opened.room_sid")
+_METERS = _Table(
+    Meter,
+    "meters",
+    ["meter_id"],
+    job_id="opened.job_id",
+    room_sid="opened.room_sid",
+    agent="opened.agent",
+    tenant="opened.tenant",
+)
 _ROOMS = _Table(Room, "rooms", ["sid"])
 _LEGS = _Table(
     Leg,
