@@ -98,6 +98,19 @@ class Tally:
         else:  # the meter closed first, with what it knew then
             self.leg.correct(self.usage, self.basis, outcome)
 
+    def withdraw(self) -> None:
+        """Other legs count what this would count twice: it has used nothing, and ends here."""
+        if self.outcome is not None:
+            return
+        if self.leg is not None:
+            self.leg.stop(Outcome.SERVED, dict.fromkeys(self.usage, 0), Basis.OBSERVED)
+            self.leg = None  # nothing settles it again
+        self.outcome = Outcome.SERVED
+
+    def restore(self) -> None:
+        """It was withdrawn too early: it goes on as a new leg."""
+        self.outcome = None
+
     def discard(self) -> None:
         """Nobody ever heard it: a preemptive generation that was thrown away after it was done."""
         if self.outcome is Outcome.SERVED:
@@ -143,8 +156,14 @@ class Attempt:
         self.speech = speech
         self.probe = probe
         self.cut = False
+        self._tallies: list[Tally] = []
+        self._delegates = False
+        self._requests_itself = False
         self._task = asyncio.current_task()
         self._task_cancelled = False
+        around = _wire.observer.get()
+        if isinstance(around, Attempt) and around.modality is self.modality:
+            around.delegates()
 
     # What subclasses say
 
@@ -194,7 +213,30 @@ class Attempt:
 
     def tally(self, attributes: LegAttributes) -> Tally:
         """A new leg of this attempt."""
-        return Tally(self.owner, attributes, self.speech)
+        tally = Tally(self.owner, attributes, self.speech)
+        if self._delegates:
+            tally.withdraw()
+        else:
+            self._tallies.append(tally)
+        return tally
+
+    def delegates(self) -> None:
+        """This run makes a request of another stream, which is observed itself.
+
+        So does a router or a guardrail around another plugin: what went through it is billed once.
+        """
+        if not self._requests_itself:
+            self._delegates = True
+            for tally in self._tallies:
+                tally.withdraw()
+
+    def requests_itself(self) -> None:
+        """A request of its own was seen on the wire, whatever else it asks others for."""
+        self._requests_itself = True
+        if self._delegates:
+            self._delegates = False
+            for tally in self._tallies:
+                tally.restore()
 
     def outcome_of(self, outcome: Outcome, tally: Tally) -> Outcome:
         """What became of a leg, given how its run ended; watches for what is discarded later."""

@@ -62,6 +62,7 @@ class LLMAttempt(Attempt):
     def answer_observed(self) -> None:
         """Raw chunks come from the wire: LiveKit's own, made of them, count nothing."""
         self._wire_seen = True
+        self.requests_itself()
 
     def chunk_received(self, chunk: Any) -> None:
         """Count a raw OpenAI chunk; tool arguments come in many, LiveKit shows one."""
