@@ -19,7 +19,7 @@ from litestar.types import Serializer
 from voicecost_ledger.stores import StoreUnavailable
 from voicecost_sidecar.api import get_call, get_costs, get_metrics, health, list_calls
 from voicecost_sidecar.auth import AuthError
-from voicecost_sidecar.ingest import RETRY_AFTER_S, ingest, post_records
+from voicecost_sidecar.ingest import MESSAGE_BYTES_MAX, RETRY_AFTER_S, ingest, post_records
 from voicecost_sidecar.money_json import encode_json
 from voicecost_sidecar.openapi import openapi_config
 from voicecost_sidecar.parts import Parts, PartsDependency
@@ -27,7 +27,9 @@ from voicecost_sidecar.webhooks import WebhookError, parse_webhook
 
 logger = logging.getLogger(__name__)
 
-BODY_BYTES_MAX: Final = 16 * 1024 * 1024
+# LiveKit's limits: 512 kB of metadata each for room and participant, 64 kB of attributes; and JSON
+# may double them.
+WEBHOOK_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
 class LedgerResponse(Response[Any]):
@@ -87,7 +89,7 @@ def create_app(
         lifespan=[lifespan],
         response_class=LedgerResponse,
         openapi_config=openapi_config(),
-        request_max_body_size=BODY_BYTES_MAX,
+        request_max_body_size=MESSAGE_BYTES_MAX,
         # Ours is set up by `serve`; Litestar's would log exceptions with what is in them.
         logging_config=LoggingConfig(configure_root_logger=False, log_exceptions="never"),
     )
@@ -99,6 +101,7 @@ def create_app(
     status_code=200,
     media_type=MediaType.TEXT,
     security=[{}],
+    request_max_body_size=WEBHOOK_BYTES_MAX,
 )
 async def livekit_webhook(request: Request[Any, Any, Any], parts: PartsDependency) -> str:
     """Take one of LiveKit's webhooks: 200 only once it is committed, 503 when it cannot be.

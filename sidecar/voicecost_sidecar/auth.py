@@ -27,6 +27,7 @@ AUDIENCE: Final = "voicecost"
 AGENT_TOKEN_MAX_S: Final = 600
 CLOCK_SKEW_S: Final = 60  # what LiveKit's own verifiers allow
 _ROOM_CLAIMS: Final = ("video", "sip")
+_TIME_CLAIMS: Final = ("exp", "iat", "nbf")
 
 
 class AuthError(Exception):
@@ -110,7 +111,7 @@ class Authenticator:
             raise AuthError("no LiveKit key is configured here: set `livekit` in voicecost.yaml")
         required = ["exp", "iss"] + (["aud"] if audience else [])
         try:
-            return jwt.decode(  # pyright: ignore[reportUnknownMemberType] -- `key` has no type
+            claims: dict[str, Any] = jwt.decode(  # pyright: ignore[reportUnknownMemberType] -- `key` has no type
                 token,
                 key=livekit.api_secret,
                 algorithms=["HS256"],
@@ -119,9 +120,15 @@ class Authenticator:
                 leeway=CLOCK_SKEW_S,
                 options={"require": required},
             )
-        except jwt.InvalidTokenError as error:
-            # PyJWT's sentences name claims, never keys or the token.
+        except (jwt.InvalidTokenError, TypeError, OverflowError, RecursionError) as error:
+            # PyJWT's sentences name claims, never keys or the token. Older versions stumble
+            # over claims of a wrong type.
             raise AuthError(f"the JWT is refused: {error}") from None
+        for claim in _TIME_CLAIMS:
+            # PyJWT takes "1795334400" and true for times; we count with them.
+            if type(claims.get(claim, 0)) not in (int, float):
+                raise AuthError(f"the JWT is refused: its `{claim}` is no number")
+        return claims
 
 
 def _bearer(authorization: str | None) -> str:

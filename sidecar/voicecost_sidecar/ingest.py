@@ -28,7 +28,9 @@ from voicecost_ledger.stores import StoreUnavailable
 from voicecost_sidecar.hub import Hub
 from voicecost_sidecar.parts import PartsDependency
 
-UNCOMMITTED_MAX: Final = 256  # messages of one socket under way; then its TCP window fills up
+MESSAGE_BYTES_MAX: Final = 1024 * 1024
+IN_FLIGHT_BYTES_MAX: Final = 1024 * 1024  # of one socket; then its TCP window fills up
+MESSAGE_OVERHEAD_BYTES: Final = 4096  # what even the smallest message costs on its way
 UNSENT_MAX: Final = 4096  # a client that does not read is let go
 MSGPACK: Final = "application/msgpack"
 JSON: Final = "application/json"
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 _decode_msgpack = msgspec.msgpack.Decoder(list[ClientMessage]).decode
 _decode_json = msgspec.json.Decoder(list[ClientMessage]).decode
+# msgspec lets the last two through as they are: text that is no UTF-8, and nesting without end.
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def _meters_of(message: ClientMessage) -> list[str]:
@@ -58,6 +62,31 @@ def _refusal(error: BaseException, message: ClientMessage) -> Reject:
     return Reject(
         code="unavailable", message=text, meter_id=meter_ids[0] if len(meter_ids) == 1 else None
     )
+
+
+class InFlight:
+    """Bytes on their way into the ledger, bounded. For one that enters and any that leave.
+
+    Args:
+        bytes_max: How many; what is larger by itself goes alone.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._left = asyncio.Event()
+
+    async def enter(self, size_bytes: int) -> None:
+        """Wait until there is room, and take it."""
+        while self._bytes and self._bytes + size_bytes > self._bytes_max:
+            self._left.clear()
+            await self._left.wait()
+        self._bytes += size_bytes
+
+    def leave(self, size_bytes: int) -> None:
+        """Give room back."""
+        self._bytes -= size_bytes
+        self._left.set()
 
 
 class SocketConnection:
@@ -115,10 +144,12 @@ async def ingest(socket: WebSocket[Any, Any, Any], parts: PartsDependency) -> No
 async def _receive(
     socket: WebSocket[Any, Any, Any], connection: SocketConnection, hub: Hub
 ) -> None:
-    slots = asyncio.Semaphore(UNCOMMITTED_MAX)
+    in_flight = InFlight(IN_FLIGHT_BYTES_MAX)
 
-    def committed(message: ClientMessage, answer: asyncio.Future[list[Reply]]) -> None:
-        slots.release()
+    def committed(
+        message: ClientMessage, size_bytes: int, answer: asyncio.Future[list[Reply]]
+    ) -> None:
+        in_flight.leave(size_bytes)
         if answer.cancelled():
             return
         error = answer.exception()
@@ -127,16 +158,20 @@ async def _receive(
 
     while True:
         try:
-            message = decode_client_message(await socket.receive_bytes())
+            data = await socket.receive_bytes()
         except WebSocketDisconnect:
             return
-        except msgspec.DecodeError as error:
+        size_bytes = len(data) + MESSAGE_OVERHEAD_BYTES
+        await in_flight.enter(size_bytes)
+        try:
+            message = decode_client_message(data)
+        except UNREADABLE as error:
+            in_flight.leave(size_bytes)
             connection.send(Reject(code="malformed", message=f"not understood: {error}"))
             continue
         for meter_id in _meters_of(message):
             hub.serve(meter_id, connection)
-        await slots.acquire()
-        hub.submit(message).add_done_callback(partial(committed, message))
+        hub.submit(message).add_done_callback(partial(committed, message, size_bytes))
 
 
 async def _send(socket: WebSocket[Any, Any, Any], connection: SocketConnection) -> None:
@@ -154,7 +189,7 @@ async def post_records(request: Request[Any, Any, Any], parts: PartsDependency) 
     as_json = request.content_type[0] == JSON
     try:
         messages = (_decode_json if as_json else _decode_msgpack)(await request.body())
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise ClientException(
             f"not understood: {error}; expected a list of client messages"
         ) from None

@@ -25,6 +25,7 @@ from voicecost_sidecar.auth import Authenticator
 from voicecost_sidecar.config import Config
 from voicecost_sidecar.enforcer import Enforcer
 from voicecost_sidecar.hub import Hub
+from voicecost_sidecar.ingest import MESSAGE_BYTES_MAX
 from voicecost_sidecar.livekit_rooms import LiveKitRooms
 from voicecost_sidecar.metrics import Metrics
 from voicecost_sidecar.parts import Parts
@@ -189,6 +190,7 @@ class SidecarServer(uvicorn.Server):
                 cast("Any", app),  # ASGI types of Litestar and uvicorn differ in name only
                 ws="websockets-sansio",
                 ws_per_message_deflate=False,
+                ws_max_size=MESSAGE_BYTES_MAX,
                 lifespan="on",
                 access_log=False,
                 log_config=None,

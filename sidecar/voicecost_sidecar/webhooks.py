@@ -55,7 +55,7 @@ def parse_webhook(body: bytes, *, livekit_project: str) -> RoomEvent:
     """
     try:
         webhook = _decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WebhookError(f"no LiveKit webhook: {error}") from None
     room = webhook.room or _Room()
     participant = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import apsw
 import msgspec
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import CloseCode
 
 from tests.sidecar.running import (
     TOKEN,
@@ -32,6 +35,7 @@ from voicecost_ledger.protocol import (
     Welcome,
     encode_message,
 )
+from voicecost_sidecar.ingest import MESSAGE_BYTES_MAX, InFlight
 
 NOVA_MINUTE_NANO_USD = 4_800_000  # $0.0048
 
@@ -142,6 +146,70 @@ def test_a_body_that_is_no_list_of_messages_is_refused(sidecar: RunningSidecar) 
     assert "list of client messages" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("kind", ["application/msgpack", "application/json"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"[" * 200_000, id="deep JSON"),
+        pytest.param(b"\x91" * 200_000, id="deep MessagePack"),
+        pytest.param(b'[["records","\xff",0,0,[]]]', id="JSON that is no UTF-8"),
+        pytest.param(b"\x91\x95\xa7records\xa1\xff\x00\x00\x90", id="MessagePack, no UTF-8"),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused(
+    sidecar: RunningSidecar, body: bytes, kind: str
+) -> None:
+    answer = sidecar.http.post("/v1/records", content=body, headers={"Content-Type": kind})
+    assert answer.status_code == 400
+    assert "not understood" in answer.json()["detail"]
+
+
+def test_a_body_that_is_too_large_is_refused(sidecar: RunningSidecar) -> None:
+    body = bytes(MESSAGE_BYTES_MAX + 1)
+    said = sidecar.http.post("/v1/records", content=body)
+    unsaid = sidecar.http.post("/v1/records", content=iter([body]))  # no Content-Length
+    assert (said.status_code, unsaid.status_code) == (413, 413)
+
+
+def test_a_message_that_is_too_large_ends_the_socket(sidecar: RunningSidecar) -> None:
+    with sidecar.agent() as agent:
+        agent.socket.send(bytes(MESSAGE_BYTES_MAX + 1))
+        with pytest.raises(ConnectionClosed) as closed:
+            agent.hear()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == CloseCode.MESSAGE_TOO_BIG
+
+
+def test_a_message_that_is_no_utf_8_is_rejected_and_the_socket_stays(
+    sidecar: RunningSidecar,
+) -> None:
+    with sidecar.agent() as agent:
+        agent.socket.send(b"\x95\xa7records\xa1\xff\x00\x00\x90")
+        assert agent.hear_a(Reject).code == "malformed"
+        agent.send(hello())
+        assert agent.hear_a(Welcome)
+
+
+def test_what_one_socket_has_under_way_is_bounded_by_its_bytes() -> None:
+    asyncio.run(_fill_a_window())
+
+
+async def _fill_a_window() -> None:
+    window = InFlight(1000)
+    await window.enter(600)
+    await window.enter(400)
+    third = asyncio.create_task(window.enter(500))
+    await asyncio.sleep(0)
+    assert not third.done()
+    window.leave(400)
+    await asyncio.sleep(0)
+    assert not third.done()
+    window.leave(600)
+    await third
+    window.leave(500)
+    await window.enter(5000)  # alone it goes, or it never would
+
+
 def test_an_agents_own_token_is_enough(sidecar: RunningSidecar) -> None:
     with sidecar.agent(token=agent_token()) as agent:
         agent.send(hello())
@@ -161,6 +229,12 @@ def test_an_agents_own_token_is_enough(sidecar: RunningSidecar) -> None:
         pytest.param({"lives_s": 3600}, "lives longer", id="lives an hour"),
         pytest.param({"lives_s": -120}, "expired", id="stale"),
         pytest.param({"exp": None}, '"exp"', id="never expires"),
+        pytest.param({"exp": str(int(time.time()) + 300)}, "`exp`", id="exp is text"),
+        pytest.param({"exp": float("inf")}, "exp", id="exp is infinite"),
+        pytest.param({"exp": [1]}, "refused", id="exp is a list"),
+        pytest.param({"iat": {"at": 1}}, "refused", id="iat is an object"),
+        pytest.param({"nbf": [0]}, "refused", id="nbf is a list"),
+        pytest.param({"nbf": True}, "`nbf`", id="nbf is a truth value"),
     ],
 )
 def test_other_tokens_are_refused(

@@ -9,6 +9,7 @@ import apsw
 import pytest
 
 from tests.sidecar.running import RunningSidecar, recorded, running_sidecar, sign
+from voicecost_sidecar.app import WEBHOOK_BYTES_MAX
 
 FIXTURES = sorted(path.stem for path in (Path(__file__).parent / "fixtures").glob("*.json"))
 STARTED = recorded("call_hangup")[0]
@@ -25,6 +26,8 @@ def stored_webhooks(sidecar: RunningSidecar) -> int:
         pytest.param({"key": "APIother"}, "issuer", id="another key"),
         pytest.param({"age_s": 3600}, "expired", id="stale"),
         pytest.param({"signed_body": b"{}"}, "another body", id="another body"),
+        pytest.param({"exp": "soon"}, "refused", id="expires at a word"),
+        pytest.param({"exp": str(2**40)}, "`exp`", id="expires at a text"),
         pytest.param({"sha256": None}, "another body", id="a caller's own token"),
     ],
 )
@@ -55,6 +58,32 @@ def test_a_body_is_not_parsed_before_its_signature_is_checked(sidecar: RunningSi
         "/livekit/webhook", content=b"no json", headers={"Authorization": sign(b"no json")}
     )
     assert (unsigned.status_code, signed.status_code) == (401, 400)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"event":"a","id":"b","x":' + b"[" * 200_000, id="deep"),
+        pytest.param(b'{"event":"a","id":"\xff"}', id="no UTF-8"),
+    ],
+)
+def test_a_signed_body_that_cannot_be_read_is_refused(sidecar: RunningSidecar, body: bytes) -> None:
+    headers = {"Authorization": sign(body)}
+    answer = sidecar.http.post("/livekit/webhook", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert "no LiveKit webhook" in answer.json()["detail"]
+
+
+def test_a_body_that_no_webhook_has_is_not_read(sidecar: RunningSidecar) -> None:
+    body = bytes(WEBHOOK_BYTES_MAX + 1)
+    headers = {"Authorization": sign(body)}
+    answer = sidecar.http.post("/livekit/webhook", content=body, headers=headers)
+    assert answer.status_code == 413
+
+
+def test_a_webhook_with_all_the_metadata_livekit_allows_is_taken(sidecar: RunningSidecar) -> None:
+    room = STARTED["room"] | {"metadata": '"' * 512_000}  # each is two bytes of JSON
+    assert sidecar.webhook(STARTED | {"room": room}).status_code == 200
 
 
 def test_what_cannot_be_stored_is_answered_503_so_that_livekit_sends_it_again(
