@@ -116,6 +116,7 @@ class RecordingMeter:
 
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         self._amounts[leg] = amount_nano_usd or 0
+        self._moved.set()
 
     def may_spend(self, next_nano_usd: int) -> bool:
         if self.cut:

@@ -8,8 +8,9 @@ records: start at once, interims coalesced, one stop (another stop corrects the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from voicecost_ledger.pricing import Price, PriceBook
@@ -27,6 +28,10 @@ from . import _faults
 
 _INTERIM_S: Final = {Modality.LLM: 0.05, Modality.STT: 0.25, Modality.TTS: 0.25}
 """How long totals may wait to be recorded: what a SIGKILL can cost. Text for a TTS never waits."""
+
+
+_LOOK_AGAIN_S: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""When a leg without a price asks for it again: a price book may take a second or two to load."""
 
 
 class LegMeter(Protocol):
@@ -102,6 +107,7 @@ class Leg:
         "_meter",
         "_price",
         "_records",
+        "_started_at_unix_ms",
         "_timer",
         "amount_nano_usd",
         "attributes",
@@ -126,7 +132,8 @@ class Leg:
         self._meter = meter
         self._records = records
         self._interim_s = _INTERIM_S[attributes.modality]
-        self._price: Price | None = meter.prices.price_for(attributes, _now_unix_ms())
+        self._started_at_unix_ms = _now_unix_ms()
+        self._price: Price | None = meter.prices.price_for(attributes, self._started_at_unix_ms)
         self._timer: asyncio.TimerHandle | None = None
         self.attributes = attributes
         self.modality = attributes.modality.value  # an enum is slow to hash
@@ -147,6 +154,8 @@ class Leg:
         if self._price is not None:
             self.amount_nano_usd = self._price.rate(usage)
         meter.charge_changed(self, self.amount_nano_usd)
+        if self._price is None:
+            self._look_again_later(iter(_LOOK_AGAIN_S))
 
     def allow(self, next_usage: Mapping[str, int]) -> bool:
         """Whether the meter may spend what totals of `next_usage` would cost.
@@ -243,6 +252,24 @@ class Leg:
         if amount != self.amount_nano_usd:
             self.amount_nano_usd = amount
             self._meter.charge_changed(self, amount)
+
+    def _look_again_later(self, delays_s: Iterator[float]) -> None:
+        delay_s = next(delays_s, None)
+        if delay_s is not None:
+            # Outside of a loop legs are only adopted: they are over, and a loop is to come.
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop().call_later(delay_s, self._look_again, delays_s)
+
+    def _look_again(self, delays_s: Iterator[float]) -> None:
+        """Ask for the price once more: a budget must not stay blind to what was used meanwhile."""
+        try:
+            self._price = self._meter.prices.price_for(self.attributes, self._started_at_unix_ms)
+            if self._price is None:
+                self._look_again_later(delays_s)
+            else:
+                self._rate()
+        except Exception as error:
+            _faults.count("leg_price", error)
 
     def _write_soon(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._interim_s, self._write_interim)
