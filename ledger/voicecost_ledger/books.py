@@ -59,8 +59,12 @@ logger = logging.getLogger("voicecost.ledger")
 MAX_LEG_NANO_USD: Final = 10_000 * NANO_USD_PER_USD
 """No request of today's providers costs $10,000: a count that says so is a fault or a fraud, and
 sums of what is accepted stay far inside int64."""
+SEQ_JUMP_MAX: Final = 1_000_000
+"""More records than any meter writes: nobody has lost so many."""
 CLOCK_TOLERANCE_MS: Final = 2_000
 OLDEST_RECORD_MS: Final = 30 * 24 * 3_600_000
+OLDEST_UNTIMED_MS: Final = 3_600_000
+"""How far a record's time is believed of a sender that does not say what its clock shows."""
 
 
 class _Clock:
@@ -73,10 +77,11 @@ class _Clock:
         self._now = now
         offset = now - sent_at_unix_ms if sent_at_unix_ms > 0 else 0
         self._offset = offset if abs(offset) > CLOCK_TOLERANCE_MS else 0
+        self._oldest = now - (OLDEST_RECORD_MS if sent_at_unix_ms > 0 else OLDEST_UNTIMED_MS)
 
     def ours(self, at_unix_ms: int) -> int:
         at = at_unix_ms + self._offset
-        return at if self._now - OLDEST_RECORD_MS <= at <= self._now else self._now
+        return at if self._oldest <= at <= self._now else self._now
 
 
 class Books:
@@ -139,12 +144,14 @@ class Books:
             # 0: the client holds nothing, for it was told that everything is durable.
             first = held.first_seq_held or held.last_seq + 1
             opened = held.opened
-            if first > held.last_seq + 1 or (opened and opened.meter_id != held.meter_id):
+            strange = not 0 < first <= min(held.last_seq + 1, seq + SEQ_JUMP_MAX)
+            if strange or (opened is not None and opened.meter_id != held.meter_id):
                 return [
                     Reject(
                         code="malformed",
                         message=f"meter {held.meter_id} cannot hold records from "
-                        f"{held.first_seq_held} on when its last is {held.last_seq}",
+                        f"{held.first_seq_held} on when its last is {held.last_seq} and "
+                        f"{seq} are durable",
                         meter_id=held.meter_id,
                     )
                 ]
@@ -205,6 +212,8 @@ class Books:
             self._apply(tx, meter, record, now, _Clock(now, batch.sent_at_unix_ms))
         effects: list[Effect] = []
         if meter is not None:
+            if meter.state in (MeterState.CLOSED, MeterState.ADOPTED):
+                self._finish(tx, meter, now)  # what came after its close is over too
             if batch.through_seq > meter.durable_seq:
                 meter.durable_seq = batch.through_seq
             meter.last_heard_at_unix_ms = now

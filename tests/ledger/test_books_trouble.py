@@ -18,6 +18,7 @@ from tests.ledger.desk import (
     Desk,
     EndRoom,
     Grant,
+    Reject,
     SumPrice,
     TestMeter,
     of,
@@ -428,3 +429,32 @@ def test_an_ended_leg_moves_its_cost_out_of_the_open_ones() -> None:
     (row,) = desk.store.costs(asked)
     assert (row.group, row.amount_nano_usd) == ({"outcome": "interrupted"}, 40_000)
     desk.check()
+
+
+def test_a_leg_of_a_meter_that_is_over_is_closed_and_posted_too() -> None:
+    """A request in a shutdown callback, after the session's close."""
+    desk = Desk()
+    meter = desk.meter()
+    meter.close()
+    meter.send()
+    meter.start(LLM, input_tokens=100)
+    meter.send()
+    call = desk.call()
+    assert (call.summary.state, call.summary.amended) == (CallState.SETTLED, True)
+    assert call.legs[0].posted_nano_usd == 100_000
+    meter.stop(1, input_tokens=100, output_tokens=5)
+    meter.send()
+    assert desk.call().legs[0].outcome is Outcome.SERVED
+    assert desk.call().summary.total_nano_usd == 105_000
+    desk.check()
+
+
+@pytest.mark.parametrize("held", [(10**12, 10**12), (5, 2), (-3, 1)])
+def test_nobody_can_make_a_ledger_forget_what_is_still_to_come(held: tuple[int, int]) -> None:
+    desk = Desk()
+    meter = desk.meter()
+    meter.send()
+    (reject,) = of(Reject, desk.receive(Hello(1, "p", [MeterHeld("MT_a", *held)])))
+    assert reject.code == "malformed"
+    spend(meter, 10)
+    assert desk.call().summary.total_nano_usd == 10_000
