@@ -69,19 +69,28 @@ class RunningWeight:
         return self._closed + self._tail_weight
 
     def _weigh(self) -> None:
-        text = self._open
-        pieces: list[str] = _PIECES.findall(text)
-        last = pieces.pop() if pieces else ""
-        if not text.endswith(last) or not last or len(last) > _WORD_MAX:
-            pieces.append(last)  # closed by white space, or no word
-            last = ""
-        for piece in pieces:
-            if piece:
-                self._closed += _weight(piece)
-        # White space at the end may belong to a number that follows.
-        self._open = last or (text[-1:] if text[-1:].isspace() else "")
-        self._tail_weight = _weight(last) if last else 0
+        text, start = self._open, self._weighed
+        if text[start].isspace() and start:  # the last word is over
+            self._closed += self._tail_weight
+            text = text[start:]
+        closed, self._open, self._tail_weight = _cut(text)
+        self._closed += closed
         self._weighed = len(self._open)
+
+
+@functools.lru_cache(maxsize=4096)  # mostly a word or two, which come again
+def _cut(text: str) -> tuple[int, str, int]:
+    """The weight of all but the word that `text` ends with, that word, and its weight."""
+    pieces: list[str] = _PIECES.findall(text)
+    closed = sum(map(_weight, pieces))
+    last = pieces[-1] if pieces else ""
+    if not last or not text.endswith(last):
+        # White space at the end may belong to a number that follows.
+        return closed, text[-1:], 0
+    if len(last) > _WORD_MAX:
+        return closed, "", 0
+    tail_weight = _weight(last)
+    return closed - tail_weight, last, tail_weight
 
 
 @functools.lru_cache(maxsize=4096)  # single words, most of which come again
