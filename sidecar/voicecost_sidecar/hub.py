@@ -8,7 +8,16 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from voicecost_ledger.events import Effect, EndRoom, Event, Reply
-from voicecost_ledger.protocol import Command, Grant
+from voicecost_ledger.protocol import (
+    Ack,
+    Command,
+    Grant,
+    Hello,
+    Records,
+    Renew,
+    Welcome,
+    WrappedUp,
+)
 from voicecost_ledger.stores import StoreUnavailable
 
 
@@ -34,11 +43,15 @@ class Hub:
     Replies go back to who submitted, grants and commands to the socket that serves their meter,
     `EndRoom` to `end_room`. A grant or command for a meter without a socket is dropped: the meter
     says hello or asks for renewal as soon as it is back, and is told again.
+
+    A socket serves a meter from the first message about it that the ledger accepts: whose words
+    are refused takes nothing over.
     """
 
     def __init__(self, *, end_room: Callable[[EndRoom], None]) -> None:
         self._end_room = end_room
-        self._connections: dict[str, Connection] = {}
+        self._connections: dict[str, Connection] = {}  # by meter
+        self._meters: dict[Connection, set[str]] = {}  # of every socket that is there
         self._bookkeeper: Bookkeeping | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # Why the last commit failed ("full", "locked", ...); None when it did not.
@@ -49,14 +62,15 @@ class Hub:
         self._bookkeeper = bookkeeper
         self._loop = asyncio.get_running_loop()
 
-    def serve(self, meter_id: str, connection: Connection) -> None:
-        """From now on `connection` serves this meter."""
-        self._connections[meter_id] = connection
+    def add(self, connection: Connection) -> None:
+        """A connection is there; `drop` it when it goes."""
+        self._meters[connection] = set()
 
     def drop(self, connection: Connection) -> None:
         """The connection is gone; its meters are not."""
-        for meter_id in [m for m, c in self._connections.items() if c is connection]:
-            del self._connections[meter_id]
+        for meter_id in self._meters.pop(connection, ()):
+            if self._connections.get(meter_id) is connection:
+                del self._connections[meter_id]
 
     @property
     def served_meter_count(self) -> int:
@@ -64,12 +78,17 @@ class Hub:
         return len(self._connections)
 
     def submit(
-        self, event: Event, *, on_unserved: Callable[[Grant | Command], None] | None = None
+        self,
+        event: Event,
+        *,
+        connection: Connection | None = None,
+        on_unserved: Callable[[Grant | Command], None] | None = None,
     ) -> asyncio.Future[list[Reply]]:
         """Submit an event and route what comes of it.
 
         Args:
             event: What happened.
+            connection: Where it came from, to serve its meters from now on if it is accepted.
             on_unserved: Takes the grants and commands for meters that no socket serves.
 
         Returns:
@@ -88,7 +107,12 @@ class Hub:
                 if not answer.done():
                     answer.set_exception(error)
                 return
-            replies = self._route(done.result(), on_unserved)
+            effects = done.result()
+            if connection in self._meters:  # else it went in the meantime
+                for meter_id in _accepted(event, effects):
+                    self._connections[meter_id] = connection
+                    self._meters[connection].add(meter_id)
+            replies = self._route(effects, on_unserved)
             if not answer.done():  # the submitter may be gone; what it sent is kept all the same
                 answer.set_result(replies)
 
@@ -118,3 +142,30 @@ class Hub:
             else:
                 replies.append(effect)
         return replies
+
+
+def _accepted(event: Event, effects: Sequence[Effect]) -> set[str]:
+    """The meters of a message that the ledger answered for."""
+    answered: set[str] = set()
+    for effect in effects:
+        match effect:
+            case Welcome():
+                answered.update(effect.durable_seqs)
+            case Ack():
+                answered.update(effect.committed)
+            case Grant():
+                answered.add(effect.meter_id)
+            case _:
+                pass
+    return answered.intersection(meters_of(event))
+
+
+def meters_of(event: Event) -> list[str]:
+    """The meters a message speaks of; none of an event that is no message."""
+    match event:
+        case Hello():
+            return [held.meter_id for held in event.meters]
+        case Records() | Renew() | WrappedUp():
+            return [event.meter_id]
+        case _:
+            return []

@@ -18,14 +18,13 @@ from voicecost_ledger.protocol import (
     ClientMessage,
     Command,
     Grant,
-    Hello,
     Reject,
     ServerMessage,
     decode_client_message,
     encode_message,
 )
 from voicecost_ledger.stores import StoreUnavailable
-from voicecost_sidecar.hub import Hub
+from voicecost_sidecar.hub import Hub, meters_of
 from voicecost_sidecar.parts import PartsDependency
 
 MESSAGE_BYTES_MAX: Final = 1024 * 1024
@@ -44,12 +43,6 @@ _decode_json = msgspec.json.Decoder(list[ClientMessage]).decode
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def _meters_of(message: ClientMessage) -> list[str]:
-    if isinstance(message, Hello):
-        return [held.meter_id for held in message.meters]
-    return [message.meter_id]
-
-
 def _refusal(error: BaseException, message: ClientMessage) -> Reject:
     """What a submitter is told when nothing of its message was committed."""
     if isinstance(error, StoreUnavailable):
@@ -58,7 +51,7 @@ def _refusal(error: BaseException, message: ClientMessage) -> Reject:
         # A fault of ours. The class alone: an exception's text may hold what a caller said.
         logger.error("an ingest message failed: %s", type(error).__name__)
         text = "not stored, the sidecar has a fault: keep it and send it again"
-    meter_ids = _meters_of(message)
+    meter_ids = meters_of(message)
     return Reject(
         code="unavailable", message=text, meter_id=meter_ids[0] if len(meter_ids) == 1 else None
     )
@@ -125,6 +118,7 @@ async def ingest(socket: WebSocket[Any, Any, Any], parts: PartsDependency) -> No
     await socket.accept()
     hub = parts.hub
     connection = SocketConnection()
+    hub.add(connection)
     ways_to_end: list[asyncio.Task[Any]] = [
         asyncio.create_task(_receive(socket, connection, hub)),
         asyncio.create_task(_send(socket, connection)),
@@ -169,9 +163,8 @@ async def _receive(
             in_flight.leave(size_bytes)
             connection.send(Reject(code="malformed", message=f"not understood: {error}"))
             continue
-        for meter_id in _meters_of(message):
-            hub.serve(meter_id, connection)
-        hub.submit(message).add_done_callback(partial(committed, message, size_bytes))
+        answer = hub.submit(message, connection=connection)
+        answer.add_done_callback(partial(committed, message, size_bytes))
 
 
 async def _send(socket: WebSocket[Any, Any, Any], connection: SocketConnection) -> None:
@@ -193,7 +186,7 @@ async def post_records(request: Request[Any, Any, Any], parts: PartsDependency) 
         raise ClientException(
             f"not understood: {error}; expected a list of client messages"
         ) from None
-    mine = {meter_id for message in messages for meter_id in _meters_of(message)}
+    mine = {meter_id for message in messages for meter_id in meters_of(message)}
     told: list[ServerMessage] = []
 
     def tell(message: Grant | Command) -> None:

@@ -21,6 +21,7 @@ from tests.sidecar.running import (
     batch,
     hello,
     running_sidecar,
+    until,
 )
 from voicecost_ledger.money import NANO_USD_PER_USD
 from voicecost_ledger.protocol import (
@@ -29,10 +30,12 @@ from voicecost_ledger.protocol import (
     Command,
     Grant,
     Hello,
+    MeterHeld,
     Reject,
     Renew,
     ServerMessage,
     Welcome,
+    WrappedUp,
     encode_message,
 )
 from voicecost_sidecar.ingest import MESSAGE_BYTES_MAX, InFlight
@@ -72,6 +75,61 @@ def test_grants_go_to_the_socket_that_serves_the_meter(sidecar: RunningSidecar) 
         first, second = one.hear_a(Grant), two.hear_a(Grant)
     assert (first.meter_id, first.renewal) == ("M_1", 3)
     assert (second.meter_id, second.renewal) == ("M_2", 7)
+
+
+def test_a_refused_message_takes_over_no_meter(sidecar: RunningSidecar) -> None:
+    budget = NANO_USD_PER_USD
+    with sidecar.agent() as owner, sidecar.agent() as other:
+        owner.send(batch(a_call("M_1", budget_nano_usd=budget)[:1]))
+        owner.hear_a(Ack)
+        other.send(batch(a_call("M_1")[2:3]))  # after a hole
+        assert other.hear_a(Reject).code == "gap"
+        other.send(Hello(99, "P_future", [MeterHeld("M_1", 1, 1)]))
+        assert other.hear_a(Reject).code == "version"
+        other.send(WrappedUp("M_1"))  # not for it to say anything about whom grants go to
+        other.send(hello())
+        other.hear_a(Welcome)
+        posted = sidecar.http.post(
+            "/v1/records", content=msgspec.msgpack.encode([Renew("M_1", 1, 0)])
+        )
+        assert msgspec.msgpack.decode(posted.content, type=list[ServerMessage]) == []
+        assert owner.hear_a(Grant).renewal == 1
+
+
+def test_a_meter_that_says_hello_on_a_new_socket_is_served_there(sidecar: RunningSidecar) -> None:
+    with sidecar.agent() as before, sidecar.agent() as after:
+        before.send(batch(a_call("M_1", budget_nano_usd=NANO_USD_PER_USD)[:1]))
+        before.hear_a(Ack)
+        after.send(hello("M_1"))
+        after.hear_a(Welcome)
+        sidecar.http.post("/v1/records", content=msgspec.msgpack.encode([Renew("M_1", 1, 0)]))
+        assert after.hear_a(Grant).renewal == 1
+
+
+def test_a_meter_whose_socket_is_gone_is_served_by_none(sidecar: RunningSidecar) -> None:
+    with sidecar.agent() as agent:
+        agent.send(batch(a_call("M_1")[:1]))
+        agent.hear_a(Ack)
+        assert served(sidecar) == 1
+    assert until(lambda: served(sidecar) == 0)
+
+
+def test_what_is_committed_after_its_socket_went_is_served_by_none(tmp_path: Path) -> None:
+    with running_sidecar(tmp_path) as sidecar:
+        other = apsw.Connection(str(tmp_path / "ledger.db"))
+        other.execute("BEGIN IMMEDIATE")
+        with sidecar.agent() as agent:
+            agent.send(batch(a_call("M_1")[:1]))
+        other.execute("ROLLBACK")
+        other.close()
+        assert until(lambda: sidecar.get("/v1/calls")["calls"])
+        assert until(lambda: served(sidecar) == 0)
+
+
+def served(sidecar: RunningSidecar) -> int:
+    text = sidecar.http.get("/v1/metrics").text
+    (line,) = [x for x in text.splitlines() if x.startswith("voicecost_ingest_served_meters ")]
+    return int(float(line.split()[1]))
 
 
 def test_a_used_up_budget_commands_the_meter_to_wrap_up(sidecar: RunningSidecar) -> None:
