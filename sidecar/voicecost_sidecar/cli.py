@@ -34,8 +34,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
+out = Console(markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON; money as strings of nano-USD.")]
 ConfigFile = Annotated[
@@ -287,7 +287,7 @@ def _show(value: Any, as_json: bool, table: Callable[[], RenderableType]) -> Non
 
 
 def _fail(problem: str) -> NoReturn:
-    err.print(f"voicecost: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+    err.print(f"voicecost: {problem}", style="red", highlight=False, soft_wrap=True)
     raise typer.Exit(USAGE_ERROR)
 
 

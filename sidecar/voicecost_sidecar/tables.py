@@ -1,12 +1,17 @@
-"""Calls and costs as tables that people like to read. What is not known is shown, never hidden."""
+"""Calls and costs as tables that people like to read. What is not known is shown, never hidden.
+
+Most words in them are an agent's: they are shown as they are, and do nothing to a terminal.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, TypeVar, cast
 from zoneinfo import ZoneInfo
 
+import msgspec
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
@@ -17,13 +22,42 @@ from voicecost_ledger.records import Modality
 from voicecost_ledger.stores import CallDetail, CallSummary, LegView
 from voicecost_sidecar.queries import CallList, Costs
 
+Found = TypeVar("Found", bound=msgspec.Struct)
+
 WIDE_COLUMNS: Final = 110
 _FOLDED: Final = {"provider", "service", "project/agent", "project", "agent", "detail", "model"}
+# What no text shows but a terminal obeys: escapes and line breaks, changes of direction.
+_UNSEEN: Final = {"Cc", "Cf", "Zl", "Zp"}
 _STATE_STYLES = {"open": "green", "ended": "yellow", "settled": ""}
+
+
+class _PlainTable(Table):
+    """A table whose cells mean nothing but themselves: no markup, no emoji codes."""
+
+    def add_row(self, *cells: RenderableType | None, **how: Any) -> None:
+        """Add a row; text is taken as it is."""
+        super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+
+
+def _harmless(found: Found) -> Found:
+    """The same without control and format characters in any text of it."""
+    return msgspec.convert(_stripped(msgspec.to_builtins(found)), type(found))
+
+
+def _stripped(value: object) -> object:
+    if isinstance(value, str):
+        return "".join(char for char in value if unicodedata.category(char) not in _UNSEEN)
+    if isinstance(value, dict):
+        items = cast("dict[str, object]", value).items()
+        return {_stripped(name): _stripped(inner) for name, inner in items}
+    if isinstance(value, (list, tuple)):
+        return [_stripped(inner) for inner in cast("list[object]", value)]
+    return value
 
 
 def calls_table(found: CallList, time_zone: str) -> RenderableType:
     """One line per call, newest first."""
+    found = _harmless(found)
     if not found.calls:
         return Text("No calls in this ledger yet.")
     table = _CallsTable(found.calls, time_zone)
@@ -34,8 +68,9 @@ def calls_table(found: CallList, time_zone: str) -> RenderableType:
 
 def call_table(detail: CallDetail, time_zone: str) -> RenderableType:
     """One call: what it is, and each leg with where its price is from."""
+    detail = _harmless(detail)
     call = detail.summary
-    facts = Table.grid(padding=(0, 2))
+    facts = _PlainTable.grid(padding=(0, 2))
     for name, value in (
         ("call", call.call_id),
         ("state", _state(call)),
@@ -121,6 +156,7 @@ class LegsTable:
 
 def costs_table(costs: Costs) -> RenderableType:
     """One line per group, dearest first, and the total."""
+    costs = _harmless(costs)
     span = (
         f"{_moment(costs.from_unix_ms, costs.time_zone)} to "
         f"{_moment(costs.until_unix_ms, costs.time_zone)} ({costs.time_zone})"
@@ -163,8 +199,8 @@ def units_text(leg: LegView) -> str:
             return f"{centiseconds // 100:,}.{centiseconds % 100:02} s audio"
 
 
-def _table(*columns: str, show_footer: bool = False) -> Table:
-    table = Table(show_footer=show_footer, box=None, header_style="bold")
+def _table(*columns: str, show_footer: bool = False) -> _PlainTable:
+    table = _PlainTable(show_footer=show_footer, box=None, header_style="bold")
     for name in columns:
         # What may be folded on a narrow terminal; nothing is cut off.
         free = name in _FOLDED

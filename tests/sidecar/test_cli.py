@@ -18,6 +18,19 @@ import pytest
 
 from tests.sidecar.running import TOKEN, RunningSidecar, a_call, batch
 from voicecost_ledger.protocol import Ack
+from voicecost_ledger.records import (
+    Basis,
+    Coverage,
+    Gap,
+    LegAttributes,
+    LegInterim,
+    LegStart,
+    LegStop,
+    MeterClose,
+    Modality,
+    Outcome,
+    Record,
+)
 
 VOICECOST = Path(sys.executable).with_name("voicecost")
 
@@ -89,6 +102,61 @@ def test_a_call_is_read_from_the_ledger_directly(sidecar: RunningSidecar, tmp_pa
         assert word in spent.stdout
     spent_json = voicecost(tmp_path, "costs", "--json", VOICECOST_DATABASE_URL=url)
     assert json.loads(spent_json.stdout) == sidecar.get("/v1/costs")
+
+
+HOSTILE = "[/red]boo \x1b[2J\x07\u202e\x9b:smile: [link=http://evil]x"
+SHOWN = "[/red]boo [2J:smile: [link=http://evil]x"
+
+
+@pytest.mark.parametrize("columns", ["200", "80"])
+def test_what_agents_say_is_shown_as_it_is_and_never_done(
+    sidecar: RunningSidecar, tmp_path: Path, columns: str
+) -> None:
+    said = a_call(project=HOSTILE, agent=HOSTILE, room_name=HOSTILE)
+    attributes = LegAttributes(modality=Modality.TTS, provider=HOSTILE, model=HOSTILE)
+    at = said[0].at_unix_ms
+    said[3:] = [
+        LegStart("M_1", 4, at, 2, attributes, {"characters": 1}),
+        Gap("M_1", 5, at, HOSTILE),
+        MeterClose("M_1", 6, at, Coverage.COMPLETE),
+    ]
+    with sidecar.agent() as agent:
+        agent.send(batch(said))
+        agent.hear_a(Ack)
+    where = {"VOICECOST_DATABASE_URL": f"sqlite:///{tmp_path / 'ledger.db'}", "COLUMNS": columns}
+    for command in (["calls"], ["call", "CA_1"], ["costs", "--group-by", "project,agent"]):
+        answer = voicecost(tmp_path, *command, **where)
+        assert answer.returncode == 0, answer.stderr
+        assert not set(answer.stdout) & set("\x1b\x07\u202e\x9b")
+        if columns == "200":
+            assert SHOWN in answer.stdout
+
+
+def test_a_group_without_cost_and_legs_is_not_shown(
+    sidecar: RunningSidecar, tmp_path: Path
+) -> None:
+    """A lost leg whose stop comes late after all moves from one outcome to another."""
+    usage = {"audio_ms": 60_000}
+    opened, started, *_ = a_call("M_1")
+    at = opened.at_unix_ms
+    lost: list[Record] = [
+        opened,
+        started,
+        LegInterim("M_1", 3, at, 1, usage, Basis.OBSERVED),
+        MeterClose("M_1", 4, at, Coverage.COMPLETE),
+    ]
+    late: list[Record] = [LegStop("M_1", 5, at, 1, usage, Basis.OBSERVED, Outcome.SERVED)]
+    with sidecar.agent() as agent:
+        for records in (lost, late):
+            agent.send(batch(records))
+            agent.hear_a(Ack)
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    spent = voicecost(tmp_path, "costs", "--group-by", "outcome", VOICECOST_DATABASE_URL=url)
+    assert "served" in spent.stdout
+    assert "lost" not in spent.stdout
+    assert [r["group"] for r in sidecar.get("/v1/costs", group_by="outcome")["rows"]] == [
+        {"outcome": "served"}
+    ]
 
 
 def test_no_ledger_yet_is_said(tmp_path: Path) -> None:
