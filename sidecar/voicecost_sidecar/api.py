@@ -15,7 +15,7 @@ from voicecost_ledger.stores import CallDetail
 from voicecost_sidecar.metrics import METRICS_CONTENT_TYPE
 from voicecost_sidecar.parts import PartsDependency
 from voicecost_sidecar.periods import PERIODS, PeriodError
-from voicecost_sidecar.queries import GROUPS, CallList, Costs, read_calls, read_costs
+from voicecost_sidecar.queries import GROUPS, CallList, Costs, CursorError, read_calls, read_costs
 
 CALLS_MAX: Final = 500
 
@@ -55,6 +55,9 @@ def list_calls(
     to: To = None,
     project: FromQuery[str | None] = None,
     call_state: Annotated[CallState | None, QueryParameter(name="state")] = None,
+    before: Annotated[
+        str | None, QueryParameter(description="`next_before` of the page before.")
+    ] = None,
     limit: Annotated[int, QueryParameter(ge=1, le=CALLS_MAX)] = 50,
 ) -> CallList:
     """Calls, newest first."""
@@ -67,9 +70,10 @@ def list_calls(
             to=to,
             project=project,
             state=call_state,
+            before=before,
             limit=limit,
         )
-    except PeriodError as error:
+    except (PeriodError, CursorError) as error:
         raise ClientException(str(error)) from None
 
 

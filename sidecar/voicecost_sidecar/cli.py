@@ -73,6 +73,10 @@ def calls(
     project: Project = None,
     state: Annotated[CallState | None, typer.Option(show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    before: Annotated[
+        str | None,
+        typer.Option(help="Go on where a list ended; it says with what.", show_default=False),
+    ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -86,6 +90,7 @@ def calls(
             to=to,
             project=project,
             state=state,
+            before=before,
             limit=limit,
         )
         _show(found, as_json, lambda: calls_table(found, settings.time_zone))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Final
 
@@ -14,11 +15,20 @@ from voicecost_sidecar.periods import period
 GROUPS: Final = ("project", "agent", "tenant", "provider", "model", "modality", "outcome")
 
 
+class CursorError(ValueError):
+    """A place in a list that is none; the text says where one comes from."""
+
+
 class CallList(msgspec.Struct, frozen=True, kw_only=True):
-    """Calls, newest first. `has_more`: ask again with `to` = the last one's `opened_at_unix_ms`."""
+    """Calls, newest first.
+
+    Where `has_more`, the same question with `before` = `next_before` gives the next of them; calls
+    that open meanwhile move nothing.
+    """
 
     calls: list[CallSummary]
     has_more: bool
+    next_before: str | None  # opaque
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,11 +104,24 @@ def read_calls(
     to: str | None = None,
     project: str | None = None,
     state: CallState | None = None,
+    before: str | None = None,
     limit: int = 50,
 ) -> CallList:
     """The calls opened in a span (without one: all), newest first; see `read_costs`.
 
+    Args:
+        store: The ledger.
+        time_zone: Where a day begins.
+        name: One of `PERIODS`.
+        from_: ISO 8601, instead of `name`.
+        to: The same, exclusive.
+        project: Only this one.
+        state: Only calls in this state.
+        before: `next_before` of the page before.
+        limit: At most so many.
+
     Raises:
+        CursorError: `before` is none of ours.
         PeriodError: The span is not understood.
         StoreUnavailable: The ledger cannot be read.
     """
@@ -111,10 +134,29 @@ def read_calls(
             state=state,
             opened_from_unix_ms=span and span.from_unix_ms,
             opened_until_unix_ms=span and span.until_unix_ms,
+            before=None if before is None else _position(before),
             limit=limit + 1,
         )
     )
-    return CallList(calls=found[:limit], has_more=len(found) > limit)
+    page, has_more = found[:limit], len(found) > limit
+    return CallList(
+        calls=page, has_more=has_more, next_before=_cursor(page[-1]) if has_more else None
+    )
+
+
+def _cursor(call: CallSummary) -> str:
+    """Where a page ends. Not the id alone: a call that was taken for another's may be gone."""
+    return f"{call.opened_at_unix_ms}-{call.call_id}"
+
+
+def _position(cursor: str) -> tuple[int, str]:
+    found = re.fullmatch(r"([0-9]{1,15})-(.+)", cursor, re.DOTALL)
+    if found is None:
+        raise CursorError(
+            f"before={cursor!r} is not understood: expected the `next_before` of the page before "
+            "(the command line shows it as --before)"
+        )
+    return int(found[1]), found[2]
 
 
 def now_unix_ms() -> int:

@@ -5,6 +5,7 @@ Most words in them are an agent's: they are shown as they are, and do nothing to
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
@@ -61,9 +62,10 @@ def calls_table(found: CallList, time_zone: str) -> RenderableType:
     if not found.calls:
         return Text("No calls in this ledger yet.")
     table = _CallsTable(found.calls, time_zone)
-    if not found.has_more:
+    if found.next_before is None:
         return table
-    return Group(table, Text("There are more: --limit shows them.", style="dim"))
+    again = f"There are more: ask again with --before {shlex.quote(found.next_before)}"
+    return Group(table, Text(again, style="dim", overflow="ignore", no_wrap=True))
 
 
 def call_table(detail: CallDetail, time_zone: str) -> RenderableType:

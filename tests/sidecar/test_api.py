@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from tests.sidecar.running import NOVA, RunningSidecar, a_call, batch
@@ -69,6 +71,33 @@ def test_calls_are_listed_newest_first_and_in_pieces(told: RunningSidecar) -> No
     assert told.get("/v1/calls", state="open")["calls"] == []
 
 
+def test_pages_hold_every_call_once_even_of_one_moment(
+    sidecar: RunningSidecar, tmp_path: Path
+) -> None:
+    with sidecar.agent() as agent:
+        for number in range(7):
+            agent.send(batch(a_call(f"M_{number}")))
+            agent.hear_a(Ack)
+    ledger = apsw.Connection(str(tmp_path / "ledger.db"))
+    ledger.execute(
+        "UPDATE calls SET opened_at_unix_ms = (SELECT min(opened_at_unix_ms) FROM calls)"
+    )
+    ledger.close()
+    everything = sidecar.get("/v1/calls")
+    assert (len(everything["calls"]), everything["next_before"]) == (7, None)
+    pages = [sidecar.get("/v1/calls", limit="3", period="today")]
+    while pages[-1]["has_more"]:
+        # A call that opens meanwhile is on a page that was read already.
+        with sidecar.agent() as agent:
+            agent.send(batch(a_call(f"M_later_{len(pages)}")))
+            agent.hear_a(Ack)
+        cursor = pages[-1]["next_before"]
+        pages.append(sidecar.get("/v1/calls", limit="3", period="today", before=cursor))
+    assert [len(page["calls"]) for page in pages] == [3, 3, 1]
+    assert [call for page in pages for call in page["calls"]] == everything["calls"]
+    assert pages[-1]["next_before"] is None
+
+
 @pytest.mark.parametrize(
     ("path", "params", "says"),
     [
@@ -78,6 +107,10 @@ def test_calls_are_listed_newest_first_and_in_pieces(told: RunningSidecar) -> No
         ("/v1/costs", {"from": "2026-11-22", "to": "2026-11-21"}, "empty"),
         ("/v1/costs", {"group_by": "phone"}, "project, agent"),
         ("/v1/calls", {"limit": "0"}, "limit"),
+        ("/v1/calls", {"before": "CA_1"}, "next_before"),
+        ("/v1/calls", {"before": "1795334400000-"}, "next_before"),
+        ("/v1/calls", {"before": "9" * 30 + "-CA_1"}, "next_before"),
+        ("/v1/calls", {"period": "someday"}, "today, yesterday"),
         ("/v1/calls", {"state": "lost"}, "state"),
     ],
 )

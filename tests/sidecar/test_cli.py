@@ -104,6 +104,23 @@ def test_a_call_is_read_from_the_ledger_directly(sidecar: RunningSidecar, tmp_pa
     assert json.loads(spent_json.stdout) == sidecar.get("/v1/costs")
 
 
+def test_a_list_that_goes_on_says_how_to_see_the_rest(
+    sidecar: RunningSidecar, tmp_path: Path
+) -> None:
+    with sidecar.agent() as agent:
+        for meter_id in ("M_1", "M_2", "M_3"):
+            agent.send(batch(a_call(meter_id)))
+            agent.hear_a(Ack)
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    listed = voicecost(tmp_path, "calls", "--limit", "2", VOICECOST_DATABASE_URL=url).stdout
+    *_, option, cursor = listed.split()
+    assert (option, "CA_1" in listed) == ("--before", False)
+    rest = voicecost(tmp_path, "calls", "--before", cursor, VOICECOST_DATABASE_URL=url).stdout
+    assert ("CA_1" in rest, "CA_2" in rest, "--before" in rest) == (True, False, False)
+    wrong = voicecost(tmp_path, "calls", "--before", "CA_1", VOICECOST_DATABASE_URL=url)
+    assert (wrong.returncode, "--before" in wrong.stderr) == (2, True)
+
+
 HOSTILE = "[/red]boo \x1b[2J\x07\u202e\x9b:smile: [link=http://evil]x"
 SHOWN = "[/red]boo [2J:smile: [link=http://evil]x"
 

@@ -41,12 +41,16 @@ class StoreRefused(Exception):
 
 
 class CallQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which calls, newest first."""
+    """Which calls, newest first; those opened at the same time by id.
+
+    `before` is where the page before ended: `opened_at_unix_ms` and `call_id` of its last call.
+    """
 
     project: str | None = None
     state: CallState | None = None
     opened_from_unix_ms: int | None = None
     opened_until_unix_ms: int | None = None
+    before: tuple[int, str] | None = None
     limit: int = 50
 
 

@@ -66,6 +66,10 @@ def calls(db: apsw.Connection, asked: CallQuery) -> list[CallSummary]:
         if value is not None:
             where.append(condition)
             values.append(value)
+    if asked.before is not None:
+        opened_at_unix_ms, call_id = asked.before
+        where += ["c.opened_at_unix_ms <= ?", "(c.opened_at_unix_ms < ? OR c.call_id > ?)"]
+        values += [opened_at_unix_ms, opened_at_unix_ms, call_id]
     sql = (
         f"{_SUMMARY} WHERE {' AND '.join(where)} "
         "ORDER BY c.opened_at_unix_ms DESC, c.call_id LIMIT ?"
