@@ -7,7 +7,8 @@ In this order (design: "Attribution"):
    LiveKit's variable may still be that of another session, whose tool called `update_agent`.
 2. An explicit `with meter.scope():`.
 3. The job's only session.
-4. The job itself: its `unattributed` meter.
+4. The job itself, where it has several sessions or their meters are closed: its `unattributed`
+   meter. There is one where anything was attached.
 
 What is kept is the session, never its meter: the meter is looked up at every record until there
 is one, so a session attached late adopts what was seen of it before.
@@ -49,7 +50,12 @@ class _Registry:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # the thread executor runs many jobs in one process
-        self.meters: weakref.WeakKeyDictionary[Any, LegMeter] = weakref.WeakKeyDictionary()
+        # Weak on both sides: a meter refers to its job, and so to the session. It lives as long as
+        # its session, whose events it follows.
+        self.meters: weakref.WeakKeyDictionary[Any, weakref.ref[LegMeter]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self.ended: weakref.WeakSet[Any] = weakref.WeakSet()
         self.jobs: weakref.WeakKeyDictionary[Any, Callable[[], Any]] = weakref.WeakKeyDictionary()
         self.waiting: weakref.WeakKeyDictionary[Any, deque[Waiting]] = weakref.WeakKeyDictionary()
         self.waiting_outside: deque[Waiting] = deque(maxlen=_WAITING_MAX)
@@ -102,15 +108,17 @@ class Owner:
         """The meter for it now; None where no VoiceCost is attached (yet)."""
         if self._session is not None:
             session = self._session()
-            return meter_of(session) if session is not None else None
-        if self._scope is not None:
+            meter = meter_of(session) if session is not None else None
+            if meter is not None or session not in _registry.ended:
+                return meter
+        elif self._scope is not None:
             return self._scope
-        meters = _meters_in(self._job() if self._job is not None else None)
-        if len(meters) == 1:
-            return meters[0]
-        if meters and _registry.unattributed is not None:
-            return _registry.unattributed()
-        return None
+        else:
+            meters = _meters_in(self._job() if self._job is not None else None)
+            if len(meters) == 1:
+                return meters[0]
+        # Several sessions, or none any more: one that follows must not pay for what came before.
+        return _registry.unattributed() if _registry.unattributed is not None else None
 
     def keep(self, leg: Waiting) -> None:
         """Keep a finished leg until a meter registers for its session or job."""
@@ -153,14 +161,16 @@ def current_speech() -> Any:
 
 def meter_of(session: AgentSession[Any]) -> LegMeter | None:
     """The session's meter, or None when none is attached."""
-    return _registry.meters.get(session)
+    known = _registry.meters.get(session)
+    return known() if known is not None else None
 
 
 def register(session: AgentSession[Any], meter: LegMeter) -> None:
     """A meter serves this session from now on; it adopts the finished legs that wait for it."""
     job = get_job_context(required=False)
     with _registry.lock:
-        _registry.meters[session] = meter
+        _registry.meters[session] = weakref.ref(meter)
+        _registry.ended.discard(session)
         _registry.jobs[session] = weakref.ref(job) if job is not None else _no_job
         adopted = list(_registry.waiting.pop(session, ()))
     if len(_meters_in(job)) == 1:  # the job's only session owns what was nobody's
@@ -180,21 +190,24 @@ def register(session: AgentSession[Any], meter: LegMeter) -> None:
 def unregister(session: AgentSession[Any]) -> None:
     """The session's meter is about to close: its estimates are settled.
 
-    Requests made for the session from now on find no meter.
+    Requests made for the session from now on are its job's own.
     """
     with _registry.lock:
-        meter = _registry.meters.pop(session, None)
+        meter = meter_of(session)
+        _registry.meters.pop(session, None)
         _registry.jobs.pop(session, None)
+        _registry.ended.add(session)
     if meter is not None:
         _estimates.settle(meter)
 
 
 def set_unattributed(open_meter: Callable[[], LegMeter | None] | None) -> None:
-    """Say where legs go that belong to a job with several sessions and to none of them.
+    """Say where legs go that belong to a job and to none of its sessions with an open meter.
 
     Args:
-        open_meter: Gives the running job's unattributed meter, opened on first use; asked at
-            every record until it gives one. None: such legs are not recorded.
+        open_meter: Gives the running job's unattributed meter, opened on first use, or None where
+            nothing was ever attached; asked at every record until it gives one. None: such legs
+            are not recorded.
     """
     _registry.unattributed = open_meter
 
@@ -226,8 +239,9 @@ def _no_job() -> None:
 
 def _meters_in(job: JobContext | None) -> list[LegMeter]:
     with _registry.lock:
-        return [
-            meter
+        found = [
+            meter()
             for session, meter in _registry.meters.items()
             if _registry.jobs.get(session, _no_job)() is job
         ]
+    return [meter for meter in found if meter is not None]

@@ -38,6 +38,10 @@ class JobMeter(Protocol):
         """Return when the meter is closed."""
         ...
 
+    def close_when_quiet(self, reason: str) -> None:
+        """Close the meter when none of its legs is open any more."""
+        ...
+
     def close(self, reason: str) -> None:
         """Close the meter now, if it is open."""
         ...
@@ -93,9 +97,46 @@ def room_of(job: JobContext | None) -> rtc.Room | None:
     return job.room
 
 
-_meters_of: weakref.WeakKeyDictionary[JobContext, list[JobMeter]] = weakref.WeakKeyDictionary()
+class _JobEnd:
+    """What a job's end waits for: its meters, then `flushed(timeout_s)`.
+
+    Only the job refers to it, by its shutdown callback: both go together. The thread executor runs
+    one job after another in a process that may live for weeks.
+    """
+
+    def __init__(self, flushed: Callable[[float], Awaitable[object]]) -> None:
+        self._flushed = flushed
+        self._meters: list[JobMeter] = []
+        self._over = False
+
+    def join(self, meter: JobMeter) -> None:
+        if self._over:  # a shutdown callback that asks a model only now: its answer is the last
+            meter.close_when_quiet("shutdown")
+        else:
+            self._meters.append(meter)
+
+    async def settle_voicecost_meters(self) -> None:
+        """Run by LiveKit beside the job's other shutdown callbacks, which may still ask a model."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closed_by_themselves(), METERS_CLOSE_MAX_S)
+        self._over = True
+        for each in self._meters:
+            each.close("shutdown")
+        self._meters.clear()
+        await self._flushed(FLUSH_MAX_S)
+
+    async def _closed_by_themselves(self) -> None:
+        own = [each for each in self._meters if each.unattributed]
+        await asyncio.gather(*(m.wait_closed() for m in self._meters if not m.unattributed))
+        self._over = True
+        for each in own:
+            each.close_when_quiet("shutdown")
+        await asyncio.gather(*(each.wait_closed() for each in own))
+
+
+_ends: weakref.WeakKeyDictionary[JobContext, weakref.ref[_JobEnd]] = weakref.WeakKeyDictionary()
 # The thread executor runs many jobs in one process, each with its own loop and thread.
-_meters_lock = threading.Lock()
+_ends_lock = threading.Lock()
 
 
 def join(job: JobContext, meter: JobMeter, flushed: Callable[[float], Awaitable[object]]) -> None:
@@ -104,19 +145,11 @@ def join(job: JobContext, meter: JobMeter, flushed: Callable[[float], Awaitable[
     LiveKit runs the shutdown callbacks after it has closed the job's first session and left the
     room, all of them at once; other sessions close in callbacks of their own, beside ours.
     """
-    with _meters_lock:
-        meters = _meters_of.get(job)
-        if meters is not None:
-            meters.append(meter)
-            return
-        meters = _meters_of[job] = [meter]
-
-    async def settle_voicecost_meters() -> None:
-        closing = [each.wait_closed() for each in meters if not each.unattributed]
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*closing), METERS_CLOSE_MAX_S)
-        for each in meters:
-            each.close("shutdown")
-        await flushed(FLUSH_MAX_S)
-
-    job.add_shutdown_callback(settle_voicecost_meters)
+    with _ends_lock:
+        known = _ends.get(job)
+        end = known() if known is not None else None
+        if end is None:
+            end = _JobEnd(flushed)
+            _ends[job] = weakref.ref(end)
+            job.add_shutdown_callback(end.settle_voicecost_meters)
+    end.join(meter)

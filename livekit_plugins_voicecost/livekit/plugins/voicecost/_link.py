@@ -44,6 +44,22 @@ class MeterListener(Protocol):
         ...
 
 
+class _Nobody:
+    """Listens to a closed meter."""
+
+    def on_command(self, command: Command, /) -> None:
+        pass
+
+    def on_grant(self, grant: Grant, /) -> None:
+        pass
+
+    def on_ack(self, durable_seq: int, /) -> None:
+        pass
+
+
+_NOBODY: Final = _Nobody()
+
+
 class Outlet(Protocol):
     """What a link needs of the process's runtime."""
 
@@ -190,6 +206,7 @@ class MeterLink:
             if self._closed:
                 return
             self._closed = True
+        self._listener = _NOBODY  # a meter, its call and its job must not wait for the ledger
         self.write(MeterClose, coverage=coverage, reason=reason)
         self.flush()
 

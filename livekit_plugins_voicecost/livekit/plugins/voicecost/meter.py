@@ -365,6 +365,15 @@ class Meter:
         self._legs_timer = self._loop.call_later(LEGS_STOP_MAX_S, self.close, reason)
         self._close_when_quiet()
 
+    def close_when_quiet(self, reason: str) -> None:
+        """Close when none of its legs is open any more: no session will say when it is over."""
+        if self._session_over:
+            return
+        self._session_over = True
+        self._close_reason = reason
+        if self._loop is not None:  # soon: its first leg may just be opening
+            self._loop.call_soon(self._close_when_quiet)
+
     def _close_when_quiet(self) -> None:
         if all(leg.outcome is not None for leg in self._charges):
             self.close(self._close_reason)
