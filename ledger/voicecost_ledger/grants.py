@@ -4,15 +4,17 @@
     total + next - acknowledged <= unreported  so that a lost meter costs at most that much
     now < lease                                counted from when the renewal was *sent*
 
-Outside of these the meter stops (I11), with one exception: where the authority cannot be reached
-and `FailureHandling.CONTINUE` is chosen, a call goes on for up to `outage_credit_nano_usd` more
-than what is held for it. A call's own budget is known here and never exceeded on credit.
+Outside of these the meter stops (I11), with one exception: while more may come, and with
+`FailureHandling.CONTINUE`, a call goes on for up to `outage_credit_nano_usd` more than what is held
+for it. More may come when the authority cannot be reached (an outage), and when it can but has not
+answered yet ("not now": see `Answer.MEANWHILE`). None comes after a final grant, nor beyond the
+call's own budget, which is known here and never exceeded on credit.
 """
 
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Final
 
 from voicecost_ledger.budgets import closing_reserve
@@ -22,7 +24,21 @@ OUTAGE_CREDIT_NANO_USD: Final = 500_000_000
 """$0.50: some minutes of a typical call, and what one call can overshoot in an outage."""
 FIRST_LEASE_MS: Final = 30_000
 """How long a meter that chose `TERMINATE` waits for its very first grant."""
+ANSWER_TIMEOUT_MS: Final = 2_000
+"""An authority that owes an answer for so long counts as out of reach."""
 _NEVER: Final = sys.maxsize
+
+
+class Answer(Enum):
+    """Whether a meter may spend.
+
+    YES: it may. MEANWHILE: it may, on credit, because more may be granted any moment: ask for it
+    now, and take it for a no when nothing comes. NO: it must not.
+    """
+
+    YES = "yes"
+    MEANWHILE = "meanwhile"
+    NO = "no"
 
 
 class FailureHandling(StrEnum):
@@ -45,8 +61,8 @@ class Allowance:
     Args:
         opened_at_ms: When the meter opened; leases of unasked grants count from here.
         budget_nano_usd: The call's own budget, if it is to end the call; None: it has none.
-        outage_credit_nano_usd: What it may spend beyond what is held for it, while there is no
-            authority to ask. Until the first grant nothing is held.
+        outage_credit_nano_usd: What it may spend beyond what is held for it, while the authority
+            has not said no. Until the first grant nothing is held.
         failure_handling: Whether there is such credit at all.
     """
 
@@ -66,6 +82,7 @@ class Allowance:
         self._grant: Grant | None = None
         self._lease_until_ms = opened_at_ms
         self._connected = False
+        self._asked_at_ms: int | None = None  # the oldest renewal without any sign of life since
         self._credit_spent_nano_usd = 0  # in outages that are over
         self._credit_drawn_nano_usd = 0  # in the present one
         self._credit_total_nano_usd = 0  # the meter's total when that was drawn
@@ -83,15 +100,16 @@ class Allowance:
 
     @property
     def soft_end_nano_usd(self) -> int | None:
-        """Where the call begins to wrap up: the ceiling less what its end will cost."""
+        """Where the call begins to wrap up: the last ceiling less what the call's end will cost."""
         own = self._budget_nano_usd
         if own is not None:
             own -= closing_reserve(own)
-        return _least(own, None if self._grant is None else self._grant.soft_nano_usd)
+        grant = self._grant
+        return _least(own, grant.soft_nano_usd if grant is not None and grant.final else None)
 
-    def may_spend(
+    def ask(
         self, total_nano_usd: int, next_nano_usd: int, acked_nano_usd: int, now_ms: int
-    ) -> bool:
+    ) -> Answer:
         """Whether the meter may go from its total to `total + next`. Cheap: ask before every push.
 
         Args:
@@ -102,31 +120,46 @@ class Allowance:
         """
         after = total_nano_usd + next_nano_usd
         if self._budget_nano_usd is not None and after > self._budget_nano_usd:
-            return False
+            return Answer.NO
         grant = self._grant
         held = 0
+        answer = Answer.YES
         if grant is not None:
             ceiling = grant.ceiling_nano_usd
             if ceiling is None:
-                return True
+                return Answer.YES
             if after > ceiling and grant.final:
-                return False  # not an outage: a budget that applies is used up
+                return Answer.NO  # neither late nor an outage: a budget that applies is used up
             held = min(ceiling, acked_nano_usd + grant.unreported_max_nano_usd)
             leased = now_ms < self._lease_until_ms
             if leased and after <= held:
-                return True
-            if (leased and self._connected) or not self._continue:
-                return False
+                return Answer.YES
+            if not self._continue:
+                return Answer.NO
+            if leased and self._answers(now_ms):
+                answer = Answer.MEANWHILE
             # When a lease is over the authority keeps `held` for the meter, and no more.
         elif not self._continue and now_ms >= self._first_lease_until_ms:
-            return False
+            return Answer.NO
         drawn = after - held
         if drawn > self._outage_credit_nano_usd - self._credit_spent_nano_usd:
-            return False
+            return Answer.NO
         if drawn > self._credit_drawn_nano_usd:
             self._credit_drawn_nano_usd = drawn
             self._credit_total_nano_usd = after
-        return True
+        return answer
+
+    def may_spend(
+        self, total_nano_usd: int, next_nano_usd: int, acked_nano_usd: int, now_ms: int
+    ) -> bool:
+        """`ask` without the difference between yes and meanwhile."""
+        answer = self.ask(total_nano_usd, next_nano_usd, acked_nano_usd, now_ms)
+        return answer is not Answer.NO
+
+    def _answers(self, now_ms: int) -> bool:
+        asked_at_ms = self._asked_at_ms
+        waits = asked_at_ms is not None and now_ms - asked_at_ms >= ANSWER_TIMEOUT_MS
+        return self._connected and not waits
 
     def clear(self, acked_nano_usd: int) -> tuple[int, int]:
         """Up to which total, and until when, `may_spend` says yes and draws no credit for it.
@@ -153,6 +186,8 @@ class Allowance:
     def renewal_sent(self, renewal: int, now_ms: int) -> None:
         """A Renew left: the lease of the grant that answers it runs from now."""
         self._sent_at_ms.setdefault(renewal, now_ms)
+        if self._asked_at_ms is None:
+            self._asked_at_ms = now_ms
 
     def granted(self, grant: Grant) -> bool:
         """Take a grant; False when it is stale. Resent and reordered grants change nothing."""
@@ -176,8 +211,13 @@ class Allowance:
         return True
 
     def reachable(self, connected: bool) -> None:
-        """Whether the authority answers; while it does, the end of a grant is no outage."""
+        """Whether the authority answers; while it does, the end of a grant is no outage.
+
+        Say so at each of its answers: one that owes an answer for too long counts as gone.
+        """
         self._connected = connected
+        if connected:
+            self._asked_at_ms = None
 
     def restored(self) -> None:
         """The authority is another one, or was restored: its epochs count anew."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Final
 
+from voicecost_ledger.grants import ANSWER_TIMEOUT_MS
 from voicecost_ledger.protocol import (
     PROTOCOL_VERSION,
     Ack,
@@ -40,7 +41,6 @@ from voicecost_ledger.records import (
 LINGER_MS: Final = 50
 INTERIM_LINGER_MS: Final = 500  # two a second, away from the end of a grant
 RENEW_INTERVAL_MS: Final = 10_000
-ANSWER_TIMEOUT_MS: Final = 2_000  # a Hello or Renew without an answer is sent again
 RESEND_MS: Final = 5_000  # records without an acknowledgement; doubles up to RESEND_MAX_MS
 RESEND_MAX_MS: Final = 60_000
 UNAVAILABLE_PAUSE_MS: Final = 1_000
@@ -185,13 +185,27 @@ class Uplink:
         if meter.near_end() and not before:
             meter.renew_due = meter.live
 
-    def exhausted(self, meter_id: str, total_nano_usd: int, now_ms: int) -> list[ClientMessage]:
-        """The meter has stopped for want of credit: report everything and ask for more, now."""
+    def renew(
+        self, meter_id: str, total_nano_usd: int, now_ms: int, *, exhausted: bool = False
+    ) -> list[ClientMessage]:
+        """The meter needs more credit: report everything and ask for it, now.
+
+        Args:
+            meter_id: Which one.
+            total_nano_usd: Its own rated total.
+            now_ms: Now.
+            exhausted: It has stopped for want of credit; until a grant it asks so.
+        """
         self.spent(meter_id, total_nano_usd)
         meter = self._meters.get(meter_id)
         if meter is not None and meter.live:
-            meter.exhausted = meter.renew_due = True
+            meter.renew_due = True
+            meter.exhausted = meter.exhausted or exhausted
         return self.flush(now_ms)
+
+    def exhausted(self, meter_id: str, total_nano_usd: int, now_ms: int) -> list[ClientMessage]:
+        """The meter has stopped for want of credit."""
+        return self.renew(meter_id, total_nano_usd, now_ms, exhausted=True)
 
     def wrapped_up(self, meter_id: str, now_ms: int) -> list[ClientMessage]:
         """The wrap-up sentence is over: the room may go. Said again after a reconnect."""

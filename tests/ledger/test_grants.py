@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from voicecost_ledger.grants import Allowance, FailureHandling
+from voicecost_ledger.grants import Allowance, Answer, FailureHandling
 from voicecost_ledger.protocol import Grant
 
 
@@ -21,7 +21,10 @@ def grant(
 
 
 def check(table: str, allowance: Allowance) -> None:
-    """Replay a table; each `may` line states whether the meter may go to `total + next`."""
+    """Replay a table; each `may` line states whether the meter may go to `total + next`.
+
+    "meanwhile": it may, on credit, while more is asked for.
+    """
     for line in filter(None, (row.partition("#")[0].split() for row in table.splitlines())):
         verb, *words = line
         named = dict(word.split("=") for word in words if "=" in word)
@@ -43,29 +46,80 @@ def check(table: str, allowance: Allowance) -> None:
             case "connected" | "lost":
                 allowance.reachable(verb == "connected")
             case _:
-                answer = allowance.may_spend(
-                    number["total"], number["next"], number.get("acked", 0), number["at"]
-                )
-                assert answer == (words[-1] == "yes"), " ".join(line)
+                asked = number["total"], number["next"], number.get("acked", 0), number["at"]
+                answer = allowance.ask(*asked)
+                assert answer is Answer(words[-1]), " ".join(line)
+                assert allowance.may_spend(*asked) == (answer is not Answer.NO)
 
 
-def test_a_grant_is_spent_to_its_ceiling_and_no_further() -> None:
+def test_the_last_grant_is_spent_to_its_ceiling_and_no_further() -> None:
+    check(
+        """
+        connected
+        renew  renewal=1 at=0
+        grant  epoch=1 ceiling=100 final
+        may    total=0   next=100 at=10  yes   # to the last unit
+        may    total=100 next=1   at=10  no
+        may    total=100 next=0   at=10  yes
+        grant  epoch=2 ceiling=150 final       # another call gave back what it held
+        may    total=100 next=50  at=20  yes
+        grant  epoch=1 ceiling=900             # late: stale
+        may    total=150 next=1   at=20  no
+        grant  epoch=3 ceiling=120 final       # pulled back
+        may    total=120 next=1   at=20  no
+        """,
+        Allowance(0),
+    )
+
+
+def test_a_grant_that_is_not_the_last_is_a_not_now_on_credit() -> None:
     check(
         """
         connected
         renew  renewal=1 at=0
         grant  epoch=1 ceiling=100
-        may    total=0   next=100 at=10  yes   # to the last unit
-        may    total=100 next=1   at=10  no
-        may    total=100 next=0   at=10  yes
-        grant  epoch=2 ceiling=150
-        may    total=100 next=50  at=20  yes
-        grant  epoch=1 ceiling=900             # late: stale
-        may    total=150 next=1   at=20  no
-        grant  epoch=3 ceiling=120             # pulled back
-        may    total=120 next=1   at=20  no
+        may    total=100 next=50 acked=100 at=10 meanwhile   # more is free, and asked for
+        may    total=150 next=1  acked=100 at=10 no          # the credit is bounded
+        renew  renewal=2 at=20
+        grant  epoch=2 ceiling=400 renewal=2
+        may    total=150 next=99 acked=100 at=30 yes
+        may    total=400 next=1  acked=300 at=30 meanwhile
+        renew  renewal=3 at=40
+        grant  epoch=3 ceiling=400 renewal=3 final
+        may    total=401 next=1  acked=300 at=50 no
         """,
-        Allowance(0),
+        Allowance(0, outage_credit_nano_usd=50),
+    )
+
+
+def test_credit_in_the_meantime_never_exceeds_the_calls_own_budget() -> None:
+    check(
+        """
+        connected
+        renew  renewal=1 at=0
+        grant  epoch=1 ceiling=100
+        may    total=100 next=20 acked=100 at=10 meanwhile
+        may    total=100 next=21 acked=100 at=10 no
+        """,
+        Allowance(0, budget_nano_usd=120),
+    )
+
+
+def test_an_authority_that_owes_an_answer_is_an_outage() -> None:
+    check(
+        """
+        connected
+        renew  renewal=1 at=0
+        connected                                            # it answers,
+        grant  epoch=1 ceiling=100
+        renew  renewal=2 at=1000
+        may    total=100 next=1 acked=100 at=2999  meanwhile
+        renew  renewal=3 at=3000                             # asked again
+        may    total=100 next=1 acked=100 at=3000  yes       # on the outage's credit
+        connected                                            # an acknowledgement
+        may    total=100 next=1 acked=100 at=3001  meanwhile
+        """,
+        Allowance(0, outage_credit_nano_usd=50),
     )
 
 
@@ -89,10 +143,24 @@ def test_only_so_much_may_be_unreported() -> None:
         renew  renewal=1 at=0
         grant  epoch=1 ceiling=1000 unreported=100
         may    total=0   next=100 acked=0  at=1  yes
+        may    total=100 next=1   acked=0  at=1  meanwhile   # an acknowledgement is on its way
+        may    total=100 next=51  acked=0  at=1  no
+        may    total=100 next=1   acked=60 at=1  yes
+        """,
+        Allowance(0, outage_credit_nano_usd=50),
+    )
+
+
+def test_without_credit_only_so_much_may_be_unreported() -> None:
+    check(
+        """
+        connected
+        renew  renewal=1 at=0
+        grant  epoch=1 ceiling=1000 unreported=100
         may    total=100 next=1   acked=0  at=1  no
         may    total=100 next=1   acked=60 at=1  yes
         """,
-        Allowance(0),
+        Allowance(0, failure_handling=FailureHandling.TERMINATE),
     )
 
 

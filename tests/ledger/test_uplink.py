@@ -201,6 +201,14 @@ def test_an_exhausted_meter_reports_everything_and_asks_at_once() -> None:
     ]
 
 
+def test_a_meter_that_goes_on_asks_at_once_and_does_not_say_that_it_has_stopped() -> None:
+    uplink, ledger = connected()
+    talk(uplink, ledger, uplink.recorded(opened(), 0))
+    uplink.receive(grant(100, epoch=7), 0)
+    uplink.recorded(interim(2), 1)
+    assert uplink.renew("M", 110, 2) == [Records("M", 1, 2, [interim(2)]), Renew("M", 2, 110)]
+
+
 def test_the_wrap_up_is_said_again_after_a_reconnect() -> None:
     uplink, ledger = connected()
     talk(uplink, ledger, uplink.recorded(opened(), 0))

@@ -22,6 +22,7 @@ from aiohttp import WSMsgType, web
 from livekit.plugins.voicecost import _faults
 from livekit.plugins.voicecost._connection import authorization, ingest_url
 from livekit.plugins.voicecost._runtime import MeterLink, Runtime
+from voicecost_ledger.grants import Answer
 from voicecost_ledger.protocol import (
     PROTOCOL_VERSION,
     Ack,
@@ -255,7 +256,7 @@ async def test_a_sidecar_that_is_down_for_the_whole_call_gets_everything_later(
     runtime = runtimes(sidecar.url)
     link = runtime.open_meter()
     for _ in range(50):
-        assert link.may_spend(0, 1)
+        assert link.ask(0, 1) is Answer.YES
         speak(link)
     link.close(Coverage.COMPLETE, "completed")
     assert not await runtime.flushed(0.3)
@@ -295,8 +296,9 @@ async def test_grants_and_commands_reach_the_meter(
     link = runtimes(sidecar.url).open_meter(listener=listener, budget_nano_usd=5_000)
     grant = await asyncio.to_thread(listener.wait_for, Grant)
     assert grant.ceiling_nano_usd == 1_000
-    assert link.may_spend(0, 1_000)
-    assert not link.may_spend(1_000, 1)
+    assert link.ask(0, 1_000) is Answer.YES
+    assert link.ask(1_000, 1) is Answer.MEANWHILE
+    assert link.ask(1_000, 4_001) is Answer.NO
     command = Command(link.meter_id, Action.WRAP_UP, "call", 5_000, 4_000)
     await asyncio.to_thread(sidecar.send, command)
     assert await asyncio.to_thread(listener.wait_for, Command) == command

@@ -1,7 +1,8 @@
 """A meter's money: what it may still spend, what its budgets say, and when its call has to end.
 
 The ledger decides (commands and grants); the meter obeys, and acts by itself only where it has no
-credit left and hears of none: then it ends the call (I11).
+credit left and hears of none: then it ends the call (I11). A shortage that a renewal may end any
+moment stops nothing: the call goes on, on a bounded credit, until there is a grant or a no.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from voicecost_ledger.budgets import closing_reserve
+from voicecost_ledger.budgets import CLOSING_RESERVE_NANO_USD, closing_reserve
+from voicecost_ledger.grants import Answer
 from voicecost_ledger.money import MAX_NANO_USD
 from voicecost_ledger.protocol import Action, Command
 from voicecost_ledger.records import OnBudget
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from ._runtime import MeterLink
     from ._settings import Budget, Settings
 
-DECISION_MAX_S: Final = 2.0
-"""How long a meter whose money is used up waits for more credit, or for the ledger's command,
-before it ends the call by itself."""
+DECISION_MAX_S: Final = 2.5
+"""How long a meter that is short of money waits for more credit, or for the ledger's command,
+before it ends the call by itself. Longer than `grants.ANSWER_TIMEOUT_MS`: a ledger that does not
+answer is an outage, not a no."""
 _CALL: Final = "call"
 _ORDER: Final = tuple(State)
 
@@ -75,8 +78,9 @@ class Credit:
         self._total_nano_usd = 0
         self._told: set[tuple[str, str]] = set()
         self._tell_at_nano_usd = _warn_at(settings.budget)
-        self._no_credit: asyncio.TimerHandle | None = None
-        self._refused_nano_usd = 0  # the total that a refused request would have led to
+        self._short: asyncio.TimerHandle | None = None  # runs while more credit is needed
+        self._refused_nano_usd: int | None = None  # the total that a refused request was to reach
+        self._last_words_nano_usd = 0  # the total up to which the last sentence is on credit
         self._ending: asyncio.Task[None] | None = None
         self.callbacks: list[BudgetCallback] = []
         self.state = State.OPEN
@@ -106,40 +110,69 @@ class Credit:
             self._tell(BudgetEvent("warn", _CALL, limit, total_nano_usd))
 
     def may_spend(self, next_nano_usd: int) -> bool:
-        """Whether so much more may be spent; the first no asks the ledger for more."""
+        """Whether so much more may be spent; where it is more than granted, more is asked for."""
         if self.cut:
             return False
         link = self._link
         if link is None:
             return True
-        if link.clear(self._total_nano_usd + next_nano_usd):
+        after_nano_usd = self._total_nano_usd + next_nano_usd
+        if link.clear(after_nano_usd):
             return True
-        fits = link.may_spend(self._total_nano_usd, next_nano_usd)
-        if fits and not self._touches_reserve(link, self._total_nano_usd + next_nano_usd):
+        answer = self._ask(link, after_nano_usd)
+        if answer is Answer.YES:
             return True
-        if self._no_credit is None and self._ending is None and self._loop is not None:
-            self._refused_nano_usd = self._total_nano_usd + next_nano_usd
-            link.exhausted(self._total_nano_usd)
-            self._no_credit = self._loop.call_later(DECISION_MAX_S, self._nothing_came)
-        return False
+        if self._ending is None:
+            if self._short is None and self._loop is not None:
+                self._short = self._loop.call_later(DECISION_MAX_S, self._nothing_came)
+                if answer is Answer.MEANWHILE:
+                    link.renew(self._total_nano_usd)
+            if answer is Answer.NO and self._refused_nano_usd is None:
+                self._refused(link, after_nano_usd)
+        return answer is not Answer.NO or self._is_last_words(after_nano_usd)
 
-    def _touches_reserve(self, link: MeterLink, after_nano_usd: int) -> bool:
-        """Whether this would eat into what the last sentence will cost, before it is said."""
-        if self._settings.on_budget is not OnBudget.WRAP_UP or self.state is State.WRAPPING_UP:
-            return False
-        soft_end = link.soft_end_nano_usd
-        return soft_end is not None and after_nano_usd > soft_end
+    def _ask(self, link: MeterLink, after_nano_usd: int) -> Answer:
+        """Whether the total may become this."""
+        if self._settings.on_budget is OnBudget.WRAP_UP and self.state is not State.WRAPPING_UP:
+            # What the last sentence will cost is kept for it.
+            soft_end = link.soft_end_nano_usd
+            if soft_end is not None and after_nano_usd > soft_end:
+                return Answer.NO
+        total_nano_usd = self._total_nano_usd
+        return link.ask(total_nano_usd, max(0, after_nano_usd - total_nano_usd))
 
-    def granted(self) -> None:
-        """A new grant is in force."""
+    def _is_last_words(self, after_nano_usd: int) -> bool:
+        """Whether this is the last sentence of a call that ran into its end on credit.
+
+        What is kept for that sentence is spent then; the call's own budget still holds.
+        """
+        budget = self._settings.budget
+        return (
+            self.state is State.WRAPPING_UP
+            and after_nano_usd <= self._last_words_nano_usd
+            and (budget is None or after_nano_usd <= budget.limit_nano_usd)
+        )
+
+    def _refused(self, link: MeterLink, after_nano_usd: int) -> None:
+        """A request was refused, or what goes on should have been: the ledger has the last word."""
+        self._refused_nano_usd = after_nano_usd
+        link.exhausted(self._total_nano_usd)
+
+    @property
+    def short(self) -> bool:
+        """Whether the meter needs more than it has; then tell it of what comes: `look_again`."""
+        return self._short is not None
+
+    def look_again(self) -> None:
+        """There is a new grant, or something more is durable."""
         link = self._link
-        waiting = self._no_credit
-        refused = self._refused_nano_usd
-        if waiting is None or link is None or self._touches_reserve(link, refused):
+        if self._short is None or link is None:
             return
-        if link.may_spend(self._total_nano_usd, max(0, refused - self._total_nano_usd)):
-            waiting.cancel()
-            self._no_credit = None
+        answer = self._ask(link, max(self._total_nano_usd, self._refused_nano_usd or 0))
+        if answer is Answer.YES:
+            self._stop_waiting()
+        elif answer is Answer.NO and self._refused_nano_usd is None:
+            self._refused(link, self._total_nano_usd)
 
     def obey(self, command: Command) -> None:
         """Do what the ledger commands."""
@@ -169,8 +202,14 @@ class Credit:
                 logger.error('a callback of meter.on("budget") raised %s', type(error).__name__)
 
     def _nothing_came(self) -> None:
-        budget, total = self._settings.budget, self._total_nano_usd
-        if budget is not None and self._refused_nano_usd > self._own_end(budget):
+        """What was asked for did not come in time."""
+        link, total = self._link, self._total_nano_usd
+        reached = max(total, self._refused_nano_usd or 0)
+        self._stop_waiting()
+        if link is None or self._ask(link, reached) is Answer.YES:
+            return  # the ledger is out of reach by now: an outage, which has a credit of its own
+        budget = self._settings.budget
+        if budget is not None and reached > self._own_end(budget):
             self._tell(BudgetEvent("exhausted", _CALL, budget.limit_nano_usd, total))
         else:
             self._tell(BudgetEvent("exhausted", "credit", None, total))
@@ -191,6 +230,9 @@ class Credit:
                 return
             self._ending.cancel()
         self._stop_waiting()
+        soft_end = None if self._link is None else self._link.soft_end_nano_usd
+        if soft_end is not None and self._total_nano_usd > soft_end:
+            self._last_words_nano_usd = self._total_nano_usd + CLOSING_RESERVE_NANO_USD
         self.move(State.WRAPPING_UP if speak else State.ENDING)
         # The ledger's thread asked; the job's API works only in the job's own context.
         self._ending = self._loop.create_task(
@@ -198,9 +240,9 @@ class Credit:
         )
 
     def _stop_waiting(self) -> None:
-        if self._no_credit is not None:
-            self._no_credit.cancel()
-            self._no_credit = None
+        if self._short is not None:
+            self._short.cancel()
+        self._short = self._refused_nano_usd = None
 
 
 def _warn_at(budget: Budget | None) -> int:

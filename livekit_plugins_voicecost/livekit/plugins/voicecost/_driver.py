@@ -13,10 +13,12 @@ from typing import Any, Final
 
 from voicecost_ledger.events import EndRoom
 from voicecost_ledger.protocol import (
+    Ack,
     Action,
     ClientMessage,
     Command,
     Grant,
+    Reject,
     Renew,
     ServerMessage,
     Welcome,
@@ -238,6 +240,15 @@ class Driver:
     def _received(self, message: ServerMessage) -> None:
         now_ms = steady_ms()
         known = self._uplink.ledger_id, self._uplink.generation
+        # Before anything is sent in answer: what is asked then has to be answered too.
+        match message:
+            case Welcome() | Ack() | Grant():
+                self._reachable(True)
+            case Reject(code="unavailable"):
+                # It lives, but its store does not: to a call that is an outage like any other.
+                self._reachable(False)
+            case _:
+                pass
         self._emit(self._uplink.receive(message, now_ms), now_ms)
         match message:
             case Welcome() if self._uplink.welcomed:
@@ -245,7 +256,6 @@ class Driver:
                 for link in list(self._links.values()):
                     if restored:
                         link.allowance.restored()
-                    link.allowance.reachable(True)
                 if self._outage_said:
                     self._outage_said = False
                     logger.info("voicecost: the ledger is reached again")
@@ -303,8 +313,11 @@ class Driver:
     def _lost(self) -> None:
         self._outgoing = None
         self._uplink.disconnected(steady_ms())
+        self._reachable(False)
+
+    def _reachable(self, answers: bool) -> None:
         for link in list(self._links.values()):
-            link.allowance.reachable(False)
+            link.allowance.reachable(answers)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> list[BaseException]:

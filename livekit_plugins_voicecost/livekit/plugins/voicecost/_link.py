@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from voicecost_ledger.grants import Allowance, FailureHandling
+from voicecost_ledger.grants import Allowance, Answer, FailureHandling
 from voicecost_ledger.protocol import ClientMessage, Command, Grant
 from voicecost_ledger.records import Coverage, MeterClose, Record
 from voicecost_ledger.uplink import Uplink
@@ -36,7 +36,7 @@ class MeterListener(Protocol):
         ...
 
     def on_grant(self, grant: Grant, /) -> object:
-        """New credit is in force; `MeterLink.may_spend` knows it already."""
+        """New credit is in force; `MeterLink.ask` knows it already."""
         ...
 
     def on_ack(self, durable_seq: int, /) -> object:
@@ -169,21 +169,25 @@ class MeterLink:
     def clear(self, total_nano_usd: int) -> bool:
         """Whether the meter is far from everything that could matter at such a total.
 
-        Then `may_spend` would say yes, nothing has to be reported at once, and the call does not
+        Then `ask` would say yes, nothing has to be reported at once, and the call does not
         end yet. False says nothing. This is asked for every chunk, push and frame.
         """
         clear_nano_usd, until_ms = self._clear
         return total_nano_usd < clear_nano_usd and steady_ms() < until_ms
 
-    def may_spend(self, total_nano_usd: int, next_nano_usd: int) -> bool:
+    def ask(self, total_nano_usd: int, next_nano_usd: int) -> Answer:
         """Whether the meter may go from its total to `total + next`: ask before every push."""
         self.total_nano_usd = total_nano_usd
         if total_nano_usd + next_nano_usd >= self._report_at_nano_usd:
             self._report_at_nano_usd = _NEVER  # once; the next grant or acknowledgement sets it
             self.flush()
-        return self.allowance.may_spend(
-            total_nano_usd, next_nano_usd, self._acked_nano_usd, steady_ms()
-        )
+        return self.allowance.ask(total_nano_usd, next_nano_usd, self._acked_nano_usd, steady_ms())
+
+    def renew(self, total_nano_usd: int) -> None:
+        """The meter goes on, but needs more credit: report all and ask for it, at once."""
+        self.total_nano_usd = total_nano_usd
+        uplink, meter_id = self._outlet.uplink, self.meter_id
+        self._outlet.hand_in(lambda now_ms: uplink.renew(meter_id, total_nano_usd, now_ms))
 
     def exhausted(self, total_nano_usd: int) -> None:
         """The meter has stopped for want of credit: report all and ask for more, at once."""

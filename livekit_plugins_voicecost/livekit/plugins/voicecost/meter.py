@@ -418,10 +418,12 @@ class Meter:
 
     def on_grant(self, grant: Grant) -> None:
         """Take note of new credit; the link has it already."""
-        self._on_loop(self._credit.granted)
+        self._on_loop(self._credit.look_again)
 
     def on_ack(self, *_: object) -> None:
-        """Nothing to do: the link keeps count of what is durable."""
+        """Take note of what is durable; the link has it already. Rarely of interest, often said."""
+        if self._credit.short:
+            self._on_loop(self._credit.look_again)
 
     def _on_loop(self, react: Callable[[], None]) -> None:
         def reaction() -> None:
