@@ -168,7 +168,10 @@ class Attempt:
     # What subclasses say
 
     def begin(self, *args: Any) -> None:
-        """The run starts, with `_run`'s own arguments. Ends the attempt with `end_for_budget`."""
+        """The run starts, with `_run`'s own arguments, by whichever names they were given.
+
+        Ends the attempt with `end_for_budget`.
+        """
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """The run is over."""
@@ -237,6 +240,11 @@ class Attempt:
             self._delegates = False
             for tally in self._tallies:
                 tally.restore()
+
+    def must_end(self) -> bool:
+        """Whether the money is gone for good, not only for this moment."""
+        meter = self.owner.meter()
+        return meter is not None and meter.cut
 
     def outcome_of(self, outcome: Outcome, tally: Tally) -> Outcome:
         """What became of a leg, given how its run ended; watches for what is discarded later."""
@@ -308,38 +316,44 @@ def observed(
     probe = probing.get()
 
     @functools.wraps(run)
-    async def observed_run(*args: Any) -> None:
+    async def observed_run(*args: Any, **kwargs: Any) -> None:
         try:
             attempt = attempt_class(stream, owner=owner, speech=speech, probe=probe)
         except Exception as error:
             _faults.count("begin_attempt", error)
-            await run(*args)
+            await run(*args, **kwargs)
             return
         token = _wire.observer.set(attempt)
         try:
             try:
-                attempt.begin(*args)
+                attempt.begin(*args, *kwargs.values())
             except Exception as error:
                 _faults.count("begin_attempt", error)
-            await run(*args)
+            await run(*args, **kwargs)
         except BaseException as error:
             if not attempt.ended_by_us():
                 _finish(attempt, _outcome(attempt, error), error)
                 raise
             _finish(attempt, Outcome.CUT, error)
-            if attempt.modality is not Modality.STT:
-                raise APIStatusError(
-                    "voicecost ended this request: the budget is used up",
-                    status_code=CLIENT_CLOSED,
-                    retryable=False,
-                ) from None
+            _end_cut(attempt)
         else:
-            attempt.ended_by_us()  # a plugin that swallowed our cancellation
             _finish(attempt, Outcome.CUT if attempt.cut else Outcome.SERVED, None)
+            if attempt.ended_by_us():  # and the plugin swallowed it
+                _end_cut(attempt)
         finally:
             _wire.observer.reset(token)
 
     return observed_run
+
+
+def _end_cut(attempt: Attempt) -> None:
+    """Leave a run that was cut: a return, for STT, or LiveKit tries again as if it had failed."""
+    if attempt.modality is not Modality.STT:
+        raise APIStatusError(
+            "voicecost ended this request: the budget is used up",
+            status_code=CLIENT_CLOSED,
+            retryable=False,
+        ) from None
 
 
 def _outcome(attempt: Attempt, error: BaseException) -> Outcome:

@@ -95,9 +95,10 @@ class LLMAttempt(Attempt):
         if not self._began:
             return
         self.stream._event_ch.__dict__.pop("send_nowait", None)
-        if self._refused_by_us:
-            return  # never sent: there is no leg
         counts, tally = self._counts, self._tally
+        if self._refused_by_us:  # never sent, and said so
+            tally.stop(outcome, llm_usage(counts, 0, 0, 0), Basis.OBSERVED)
+            return
         outcome = self.outcome_of(outcome, tally)
         if self._reported is not None:
             usage = llm_usage(counts, *self._reported)

@@ -4,6 +4,9 @@ Providers bill connections: minimum, rounding and concurrency apply to each. A p
 anew within one attempt (Deepgram's does when an option changes), so where the wire is seen, each
 WebSocket is a leg of its own. The options are read when it opens: they are what it was opened
 with.
+
+LiveKit never opens an ended recognition stream again: a call that lost it is deaf. So a stream ends
+only with its call; while there is a shortage that may pass, its audio is owed.
 """
 
 from __future__ import annotations
@@ -125,8 +128,9 @@ class RecognizeAttempt(Attempt):
                 channel_count=self._channel_count,
             )
         )
-        if not tally.spend(self._usage(), self._basis):
-            self.end_for_budget()  # never connected: there is no leg
+        if not self._spend(tally):
+            tally.stop(Outcome.CUT, {"audio_ms": 0, "connected_ms": 0}, Basis.OBSERVED)
+            self.end_for_budget()  # never connected
         self._tally = tally
 
     def _on(self, connection: object) -> None:
@@ -154,9 +158,16 @@ class RecognizeAttempt(Attempt):
             self.end_for_budget()
 
     def _sent_audio(self) -> bool:
-        """Record the audio so far; False when the budget does not allow it."""
-        tally = self._tally
-        return tally is None or tally.spend(self._usage(), self._basis)
+        """Record the audio so far; False when the call is being ended."""
+        return self._tally is None or self._spend(self._tally)
+
+    def _spend(self, tally: Tally) -> bool:
+        usage, basis = self._usage(), self._basis
+        if not tally.spend(usage, basis):
+            if self.must_end():
+                return False
+            tally.owe(usage, basis)
+        return True
 
     def _record(self) -> None:
         if self._tally is not None:
@@ -213,6 +224,7 @@ class RecordingAttempt(Attempt):
             )
         )
         if not tally.spend({"audio_ms": self._audio_ms}, Basis.OBSERVED):
+            tally.stop(Outcome.CUT, {"audio_ms": 0}, Basis.OBSERVED)
             self.end_for_budget()
         self._tally = tally
 
@@ -269,10 +281,10 @@ class _ObservedRecognize:
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         results: list[Any] = []
 
-        async def run(*_: Any) -> None:
+        async def run(*_: Any, **__: Any) -> None:
             results.append(await self._recognize_impl(*args, **kwargs))
 
-        await observed(self._component, RecordingAttempt, run)(*args)
+        await observed(self._component, RecordingAttempt, run)(*args, **kwargs)
         if not results:  # cut: LiveKit would try an error again; nothing was recognized
             return SpeechEvent(type=SpeechEventType.FINAL_TRANSCRIPT)
         return results[0]

@@ -245,7 +245,10 @@ class ChunkedAttempt(_TTSAttempt):
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the leg; a refused request cost nothing."""
-        if not self._began or self._refused_by_us:
+        if not self._began:
+            return
+        if self._refused_by_us:  # never sent, and said so
+            self._tally.stop(outcome, _wire.TextUnits().usage(), Basis.OBSERVED)
             return
         usage, basis = self._received.add_to(dict(self._usage)), Basis.OBSERVED
         tokens = self.tokens()
