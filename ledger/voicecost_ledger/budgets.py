@@ -77,6 +77,18 @@ def next_day_start(start_unix_ms: int, time_zone: str) -> int:
     return day_start(start_unix_ms + 26 * 3_600_000, time_zone)
 
 
+def new_window(scope: str, start_unix_ms: int, limit: int, *, spent_nano_usd: int) -> Window:
+    """A window that begins now; what was spent before there was a limit counts as cut from it."""
+    return Window(
+        scope=scope,
+        start_unix_ms=start_unix_ms,
+        limit_nano_usd=limit,
+        enforcing=False,
+        spent_nano_usd=spent_nano_usd,
+        cut_nano_usd=max(0, spent_nano_usd - limit),
+    )
+
+
 def set_limit(window: Window, limit_nano_usd: int) -> None:
     """Change a window's limit. What was held under a higher one is remembered as a cut."""
     lowered_by = window.limit_nano_usd - limit_nano_usd

@@ -47,13 +47,9 @@ class CreditControl:
             window = tx.window(scope, start)
             if window is None:
                 until = budgets.next_day_start(start, self._policy.time_zone)
-                window = Window(
-                    scope=scope,
-                    start_unix_ms=start,
-                    limit_nano_usd=project.daily_budget_nano_usd,
-                    enforcing=False,
-                    spent_nano_usd=tx.project_posted(meter.project, start, until),
-                )
+                posted = tx.project_posted(meter.project, start, until)
+                limit = project.daily_budget_nano_usd
+                window = budgets.new_window(scope, start, limit, spent_nano_usd=posted)
             window.enforcing = project.budget_action is BudgetAction.END
             budgets.set_limit(window, project.daily_budget_nano_usd)
             windows.append(window)
@@ -64,13 +60,7 @@ class CreditControl:
         window = tx.window(scope, 0)
         if window is None:
             posted = sum(meter.posted_nano_usd for meter in tx.meters_of(call.call_id))
-            window = Window(
-                scope=scope,
-                start_unix_ms=0,
-                limit_nano_usd=limit,
-                enforcing=False,
-                spent_nano_usd=posted,
-            )
+            window = budgets.new_window(scope, 0, limit, spent_nano_usd=posted)
         window.enforcing = call.on_budget is not OnBudget.NOTIFY
         window.warn_at_percent = call.warn_at_percent
         budgets.set_limit(window, limit)

@@ -14,6 +14,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from tests.ledger.desk import LLM, STT, TTS, SumBook
 from voicecost_ledger.books import Books
 from voicecost_ledger.events import Effect, EndRoom, RoomVerifiedGone, Tick
@@ -57,6 +59,7 @@ from voicecost_ledger.stores.sqlite import SqliteStore
 from voicecost_ledger.uplink import Uplink
 
 NOON = 1_795_348_800_000
+BEFORE_MIDNIGHT = NOON + 12 * 3_600_000 - 60_000
 WEBHOOK_TRIES_MS = (0, 1_000, 3_000, 7_000, 15_000)  # as livekit-server retries
 
 
@@ -66,7 +69,8 @@ class World:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.random = random.Random(seed)
-        self.now = 0  # ms on the steady clock; the wall clock is NOON later
+        self.now = 0  # ms on the steady clock
+        self.began = self.random.choice([NOON, NOON, BEFORE_MIDNIGHT])  # by the wall clock
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
         self.calm = False  # at the end every fault is healed
@@ -79,10 +83,28 @@ class World:
         self.livekit = LiveKit(self)
         self.sidecar = Sidecar(self)
         self.agents = [Agent(self, n) for n in range(self.random.randint(1, 4))]
+        if not self.strict and self.random.random() < 0.3:
+            # A second agent in the first one's room: what a shared budget's meters spend while
+            # they are told to share is overshoot.
+            self.agents.append(Agent(self, len(self.agents), beside=self.agents[0]))
+        if self.random.random() < 0.2:
+            self.later(60_000, self._cut_limit)
 
     def later(self, delay_ms: int, do: Callable[[], None]) -> None:
         self._count += 1
         heapq.heappush(self._queue, (self.now + delay_ms, self._count, do))
+
+    @property
+    def wall_clock(self) -> int:
+        return self.began + self.now
+
+    def _cut_limit(self) -> None:
+        """The operator lowers the project's budget in the middle of it all."""
+        shop = self.policy.projects["shop"]
+        limit = (shop.daily_budget_nano_usd or 0) // 3
+        lowered = msgspec.structs.replace(shop, daily_budget_nano_usd=limit)
+        self.policy = msgspec.structs.replace(self.policy, projects={"shop": lowered})
+        self.sidecar.books = Books(SumBook(), self.policy)
 
     def chance(self, probability: float) -> bool:
         return not self.calm and self.random.random() < probability
@@ -127,7 +149,7 @@ class LiveKit:
             sid=self.new_id("PA"),
             identity=identity,
             kind=kind,
-            joined_at_unix_ms=NOON + self.world.now,
+            joined_at_unix_ms=self.world.wall_clock,
             job_id=job_id,
         )
         self.inside[sid][participant.sid] = participant
@@ -175,7 +197,7 @@ class LiveKit:
     def listing(self) -> RoomListing:
         return RoomListing(
             livekit_project="LK",
-            requested_at_unix_ms=NOON + self.world.now,
+            requested_at_unix_ms=self.world.wall_clock,
             rooms=[
                 ListedRoom(sid=sid, name=name, participants=list(self.inside[sid].values()))
                 for name, sid in self.rooms.items()
@@ -189,7 +211,7 @@ class LiveKit:
             livekit_project="LK",
             room_sid=sid,
             room_name=name,
-            created_at_unix_ms=NOON + self.world.now,
+            created_at_unix_ms=self.world.wall_clock,
             participant=participant,
         )
         delay = self.world.random.randint(5, 60)
@@ -235,7 +257,7 @@ class Sidecar:
     def commit(self, event: Any) -> list[Effect]:
         """Apply one event durably; raises when the disk is full, and then nothing happened."""
         with self.store.transaction() as tx:
-            effects = self.books.receive(tx, event, NOON + self.world.now)
+            effects = self.books.receive(tx, event, self.world.wall_clock)
             if self.disk_full:
                 raise StoreUnavailable("the disk is full", reason="full")
         for effect in effects:
@@ -279,9 +301,10 @@ class Sidecar:
             return
         records = list(agent.spool)
         if not agent.closed:
-            seq, at = records[-1].seq + 1, NOON + self.world.now
+            seq, at = records[-1].seq + 1, self.world.wall_clock + agent.clock_off
             records.append(MeterClose(agent.meter_id, seq, at, Coverage.COMPLETE, ADOPTED))
-        self.commit(Records(agent.meter_id, 0, records[-1].seq, records))
+        sent_at = self.world.wall_clock + agent.clock_off
+        self.commit(Records(agent.meter_id, 0, records[-1].seq, records, sent_at))
 
     def _route(self, effect: Command | Grant) -> None:
         for agent in self.world.agents:
@@ -325,10 +348,11 @@ class Sidecar:
 class Agent:
     """One agent process with one meter: real Uplink, real Allowance, a spool that survives."""
 
-    def __init__(self, world: World, number: int) -> None:
+    def __init__(self, world: World, number: int, *, beside: Agent | None = None) -> None:
         self.world = world
+        self.beside = beside
         self.meter_id = f"MT_{number}"
-        self.room_name = f"room-{number}"
+        self.room_name = f"room-{number}" if beside is None else beside.room_name
         self.job_id = f"AJ_{number}"
         self.on_budget = world.random.choice(list(OnBudget))
         self.budget = world.random.choice([None, None, 5_000_000, 40_000_000])
@@ -339,7 +363,7 @@ class Agent:
         self.in_room = False
         self.connected = False
         self.spending = True
-        self.clock_off = world.random.choice([0, 0, -600_000, 600_000])
+        self.clock_off = world.random.choice([0, 0, -600_000, 600_000, -86_400_000])
         self.seq = self.legs = self.total = self.acked_total = 0
         self.totals: list[tuple[int, int]] = [(0, 0)]  # (seq, total)
         self.open: dict[int, tuple[Any, dict[str, int]]] = {}
@@ -352,9 +376,12 @@ class Agent:
     # ---- life ----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self.alive = True
         world = self.world
-        world.livekit.join(self.room_name, "caller", None)
+        if self.beside is None:
+            world.livekit.join(self.room_name, "caller", None)
+        elif not self.beside.in_room:
+            return  # nobody there to help
+        self.alive = True
         sid = world.livekit.join(self.room_name, f"agent-{self.job_id}", self.job_id)
         self.in_room = True
         self.write(
@@ -374,13 +401,14 @@ class Agent:
 
     def heal(self) -> None:
         self.frozen_until = 0
-        if self.alive or not self.spool:
+        if self.alive:
             self.world.later(100, self._hang_up)
 
     def rejoin(self) -> None:
         if self.alive and self.in_room:
             self.world.livekit.join(self.room_name, f"agent-{self.job_id}", self.job_id)
-            self.world.livekit.join(self.room_name, "caller", None)
+            if self.beside is None:
+                self.world.livekit.join(self.room_name, "caller", None)
 
     def room_gone(self) -> None:
         if self.in_room:
@@ -388,7 +416,8 @@ class Agent:
             self._close("room_deleted")
 
     def _hang_up(self) -> None:
-        self.world.livekit.leave(self.room_name, "caller")
+        if self.beside is None:
+            self.world.livekit.leave(self.room_name, "caller")
         self.in_room = False
         if self.alive:
             self.world.later(40, lambda: self._close("participant_disconnected"))
@@ -411,7 +440,9 @@ class Agent:
         if self.world.random.random() < 0.3:
             self.host_lost = True
         else:
-            self.world.later(1_000, lambda: self.world.sidecar.adopt(self))
+            # By the sidecar on its host, or much later by whoever starts there next.
+            wait = self.world.random.choice([1_000, 1_000, 100_000])
+            self.world.later(wait, lambda: self.world.sidecar.adopt(self))
         leave = lambda: self.world.livekit.leave(self.room_name, f"agent-{self.job_id}")  # noqa: E731
         self.world.later(21_000, leave)
         self.world.later(self.world.random.randint(500, 60_000), self._hang_up)
@@ -420,7 +451,7 @@ class Agent:
 
     def write(self, make: Any, **fields: Any) -> None:
         self.seq += 1
-        at = NOON + self.world.now + self.clock_off
+        at = self.world.wall_clock + self.clock_off
         record = make(self.meter_id, self.seq, at, **fields)
         self.spool.append(record)  # on disk before anybody else sees it
         self._send(self.uplink.recorded(record, self.world.now))
@@ -514,6 +545,9 @@ class Agent:
         for message in messages:
             if isinstance(message, Renew):
                 self.allowance.renewal_sent(message.renewal, self.world.now)
+            elif isinstance(message, Records):
+                sent_at = self.world.wall_clock + self.clock_off
+                message = msgspec.structs.replace(message, sent_at_unix_ms=sent_at)
             data = encode_message(message)
             for _ in range(1 + self.world.chance(0.03)):
                 if self.connected and not self.world.chance(0.03):
