@@ -15,6 +15,7 @@ from typing import Final
 
 from voicecost_ledger.grants import ANSWER_TIMEOUT_MS
 from voicecost_ledger.protocol import (
+    METERS_MAX,
     PROTOCOL_VERSION,
     Ack,
     ClientMessage,
@@ -57,6 +58,7 @@ class _Meter:
         self.acked = 0
         self.pending: dict[int, tuple[Record, int]] = {}  # seq -> record, bytes; in order
         self.interims: dict[int, int] = {}  # leg -> seq of its interim in `pending`
+        self.opened: MeterOpen | None = None
         self.live = False  # opened here and not closed: asks for credit
         # records on this connection
         self.unsent: deque[int] = deque()
@@ -167,6 +169,7 @@ class Uplink:
                 linger_ms = INTERIM_LINGER_MS
         elif isinstance(record, MeterOpen):
             meter.live = meter.renew_due = not adopted
+            meter.opened = record
             linger_ms = 0
         elif isinstance(record, MeterClose):
             meter.live = False
@@ -422,7 +425,7 @@ class Uplink:
         if self._hello_due or unanswered:
             self._hello_due = False
             self._hello_sent_ms = now_ms
-            messages.append(self._hello())
+            messages += self._hellos()
         if not self._welcomed or now_ms < self._paused_until_ms:
             return messages
         for meter in self._meters.values():
@@ -435,17 +438,22 @@ class Uplink:
                 messages.append(WrappedUp(meter.meter_id))
         return messages
 
-    def _hello(self) -> Hello:
-        return Hello(
-            version=PROTOCOL_VERSION,
-            process_id=self._process_id,
-            meters=[
-                MeterHeld(m.meter_id, m.acked + 1 if m.pending else 0, m.last_seq)
-                for m in self._meters.values()
-            ],
-            ledger_id=self.ledger_id,
-            generation=self.generation,
-        )
+    def _hellos(self) -> list[Hello]:
+        """All meters, in as many messages as it takes."""
+        held = [
+            MeterHeld(m.meter_id, m.acked + 1 if m.pending else 0, m.last_seq, m.opened)
+            for m in self._meters.values()
+        ]
+        return [
+            Hello(
+                version=PROTOCOL_VERSION,
+                process_id=self._process_id,
+                meters=held[start : start + METERS_MAX],
+                ledger_id=self.ledger_id,
+                generation=self.generation,
+            )
+            for start in range(0, max(1, len(held)), METERS_MAX)
+        ]
 
     def _send_records(self, meter: _Meter, now_ms: int, messages: list[ClientMessage]) -> None:
         """As many ranges as flow control allows; one always goes, or nothing ever would."""

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voicecost_ledger.protocol import (
+    METERS_MAX,
     PROTOCOL_VERSION,
     Ack,
     ClientMessage,
     Grant,
     Hello,
+    MeterHeld,
     Records,
     Reject,
     Renew,
@@ -312,6 +314,33 @@ def test_a_restored_ledger_is_told_what_is_still_held() -> None:
     talk(uplink, restored, [hello], 5)
     assert restored.durable == {"M": 3}
     assert uplink.generation == 2
+
+
+def test_every_hello_says_whose_its_meters_are() -> None:
+    """A ledger that is new to it has nothing else to know its project by: all is acknowledged."""
+    uplink, ledger = connected()
+    [hello, *rest] = uplink.recorded(opened(), 0)
+    assert isinstance(hello, Hello)
+    assert hello.meters[0].opened == opened()
+    talk(uplink, ledger, rest)
+    uplink.disconnected(1)
+    [hello] = uplink.connected(2)
+    assert isinstance(hello, Hello)
+    assert hello.meters == [MeterHeld("M", 0, 1, opened())]
+    uplink.recorded(closed(2), 3)
+    [hello] = uplink.connected(4)
+    assert isinstance(hello, Hello)
+    assert hello.meters == [MeterHeld("M", 2, 2, opened())]
+
+
+def test_more_meters_than_one_hello_may_name_are_said_in_several() -> None:
+    uplink, ledger = Uplink("P"), Ledger()
+    for number in range(METERS_MAX + 1):
+        uplink.recorded(opened(f"M{number}"), 0)
+    hellos = uplink.connected(0)
+    assert [len(hello.meters) for hello in hellos if isinstance(hello, Hello)] == [METERS_MAX, 1]
+    talk(uplink, ledger, hellos)
+    assert uplink.settled
 
 
 def test_a_finished_meter_is_forgotten_and_a_late_correction_still_arrives() -> None:

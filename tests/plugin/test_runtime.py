@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -71,6 +72,7 @@ class Sidecar:
         self.durable: dict[str, int] = {}
         self.authorization: list[str | None] = []
         self.meters_said: list[str] = []
+        self.clocks_said: list[int] = []
         self.sockets: list[web.WebSocketResponse] = []
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -143,6 +145,7 @@ class Sidecar:
                 known = {name: self.durable.get(name, 0) for name in self.meters_said}
                 return [Welcome(PROTOCOL_VERSION, "L", 1, known)]
             case Records():
+                self.clocks_said.append(message.sent_at_unix_ms)
                 durable = self.durable.get(message.meter_id, 0)
                 if message.after_seq > durable:
                     return [Reject("gap", "resend", message.meter_id, durable)]
@@ -242,6 +245,9 @@ async def test_a_call_arrives_and_leaves_nothing_behind(
     assert [type(r) for r in records] == [MeterOpen, LegStart, LegStop, MeterClose]
     assert isinstance(records[0], MeterOpen)
     assert (records[0].project, records[0].room_name) == ("shop", "room")
+    # What it says its clock is: near enough to tell an hour, a day or 1970.
+    assert all(abs(time.time() * 1000 - said) < 60_000 for said in sidecar.clocks_said)
+    assert sidecar.clocks_said
     assert sidecar.durable == {link.meter_id: 5}
     assert sidecar.authorization == ["Bearer token"]
     assert os.listdir(spool_dir) == []

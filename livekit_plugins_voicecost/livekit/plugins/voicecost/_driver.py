@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Final
+
+import msgspec
 
 from voicecost_ledger.events import EndRoom
 from voicecost_ledger.protocol import (
@@ -18,6 +21,7 @@ from voicecost_ledger.protocol import (
     ClientMessage,
     Command,
     Grant,
+    Records,
     Reject,
     Renew,
     ServerMessage,
@@ -225,7 +229,12 @@ class Driver:
 
     async def _send_all(self, channel: Channel, outgoing: asyncio.Queue[ClientMessage]) -> None:
         while True:
-            await channel.send(await outgoing.get())
+            message = await outgoing.get()
+            if isinstance(message, Records):
+                # So that a wrong clock of ours can be told from a late record.
+                sent_at_unix_ms = time.time_ns() // 1_000_000
+                message = msgspec.structs.replace(message, sent_at_unix_ms=sent_at_unix_ms)
+            await channel.send(message)
 
     async def _receive_all(self, channel: Channel) -> None:
         async for message in channel.messages():
