@@ -32,7 +32,11 @@ class CallList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """Posted cost accrued in a span. Unpriced legs are in no amount: their cost is not known."""
+    """Cost accrued in a span. Unpriced legs are in no amount: their cost is not known.
+
+    Rows are of what is posted. `total_nano_usd` has `accruing_nano_usd` in it: what open legs have
+    cost since they were last posted, where the span includes the present.
+    """
 
     from_unix_ms: int
     until_unix_ms: int
@@ -40,6 +44,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     group_by: tuple[str, ...]
     rows: list[CostRow]
     total_nano_usd: int
+    accruing_nano_usd: int
     leg_count: int
     unpriced_leg_count: int
 
@@ -74,7 +79,8 @@ def read_costs(
     for group in groups:
         if group not in GROUPS:
             raise ValueError(f"cannot group by {group!r}: expected some of {', '.join(GROUPS)}")
-    span = period(now_unix_ms=now_unix_ms(), time_zone=time_zone, name=name, from_=from_, to=to)
+    now = now_unix_ms()
+    span = period(now_unix_ms=now, time_zone=time_zone, name=name, from_=from_, to=to)
     rows = store.costs(
         CostQuery(
             from_unix_ms=span.from_unix_ms,
@@ -83,13 +89,15 @@ def read_costs(
             group_by=groups,
         )
     )
+    accruing = store.accruing(project) if span.from_unix_ms <= now < span.until_unix_ms else 0
     return Costs(
         from_unix_ms=span.from_unix_ms,
         until_unix_ms=span.until_unix_ms,
         time_zone=time_zone,
         group_by=groups,
         rows=rows,
-        total_nano_usd=sum(row.amount_nano_usd for row in rows),
+        total_nano_usd=sum(row.amount_nano_usd for row in rows) + accruing,
+        accruing_nano_usd=accruing,
         leg_count=sum(row.leg_count for row in rows),
         unpriced_leg_count=sum(row.unpriced_leg_count for row in rows),
     )

@@ -163,19 +163,22 @@ def costs_table(costs: Costs) -> RenderableType:
         f"{_moment(costs.from_unix_ms, costs.time_zone)} to "
         f"{_moment(costs.until_unix_ms, costs.time_zone)} ({costs.time_zone})"
     )
-    if not costs.rows:
+    if not costs.rows and not costs.accruing_nano_usd:
         return Text(f"No cost from {span}.")
-    table = _table(*costs.group_by, show_footer=True)
+    names = costs.group_by or ("",)
+    table = _table(*names, show_footer=True)
     table.columns[0].footer = "total"
     table.add_column("legs", justify="right", footer=str(costs.leg_count))
     total = cost_text(costs.total_nano_usd, costs.unpriced_leg_count)
     table.add_column("cost", justify="right", footer=total)
     for row in sorted(costs.rows, key=lambda row: -row.amount_nano_usd):
         table.add_row(
-            *(row.group.get(name, "") or "-" for name in costs.group_by),
+            *(row.group.get(name, "") or "-" for name in names),
             str(row.leg_count),
             cost_text(row.amount_nano_usd, row.unpriced_leg_count),
         )
+    if costs.accruing_nano_usd:
+        table.add_row("accruing", *[""] * len(names), format_usd(costs.accruing_nano_usd))
     return Group(Text(span, style="dim"), table)
 
 

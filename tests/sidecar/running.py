@@ -179,6 +179,11 @@ def until(look: Callable[[], T], *, timeout_s: float = 15.0) -> T:
     return seen
 
 
+def nothing_is_posted_for_a_while() -> None:
+    """Open legs are posted at each quarter hour: wait out the seconds before one."""
+    assert until(lambda: time.time() % 900 < 885, timeout_s=20.0)
+
+
 @contextmanager
 def running_sidecar(
     folder: Path,

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 
-from tests.sidecar.running import NOVA, RunningSidecar, a_call, batch
+from tests.sidecar.running import NOVA, RunningSidecar, a_call, batch, nothing_is_posted_for_a_while
 from voicecost_ledger.protocol import Ack
 from voicecost_ledger.records import (
     Basis,
     Coverage,
     LegAttributes,
+    LegInterim,
     LegStart,
     LegStop,
     MeterClose,
@@ -54,6 +56,27 @@ def test_costs_of_one_project_by_several_groups(told: RunningSidecar) -> None:
     costs = told.get("/v1/costs", project="shop", group_by="provider,model,outcome")
     (row,) = costs["rows"]
     assert row["group"] == {"provider": "Deepgram", "model": "nova-3", "outcome": "served"}
+
+
+def test_what_open_legs_accrue_is_in_the_total_and_marked(told: RunningSidecar) -> None:
+    nothing_is_posted_for_a_while()
+    opened, started, stopped, _ = a_call("M_3", project="shop")
+    at = stopped.at_unix_ms
+    half = {"audio_ms": 30_000, "connected_ms": 30_000}
+    with told.agent() as agent:
+        agent.send(batch([opened, started, LegInterim("M_3", 3, at, 1, half, Basis.OBSERVED)]))
+        agent.hear_a(Ack)
+        costs = told.get("/v1/costs")
+        assert sum(int(row["amount_nano_usd"]) for row in costs["rows"]) == 9_600_000
+        assert costs["accruing_nano_usd"] == "2400000"
+        assert costs["total_nano_usd"] == "12000000"
+        assert told.get("/v1/costs", project="shop")["total_nano_usd"] == "7200000"
+        assert told.get("/v1/costs", project="lab")["accruing_nano_usd"] == "0"
+        assert told.get("/v1/costs", period="yesterday")["accruing_nano_usd"] == "0"
+        agent.send(batch([msgspec.structs.replace(stopped, seq=4)]))
+        agent.hear_a(Ack)
+    costs = told.get("/v1/costs")
+    assert (costs["accruing_nano_usd"], costs["total_nano_usd"]) == ("0", "14400000")
 
 
 def test_costs_of_yesterday_are_none(told: RunningSidecar) -> None:

@@ -16,7 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.sidecar.running import TOKEN, RunningSidecar, a_call, batch
+from tests.sidecar.running import (
+    TOKEN,
+    RunningSidecar,
+    a_call,
+    batch,
+    nothing_is_posted_for_a_while,
+)
 from voicecost_ledger.protocol import Ack
 from voicecost_ledger.records import (
     Basis,
@@ -147,6 +153,25 @@ def test_what_agents_say_is_shown_as_it_is_and_never_done(
         assert not set(answer.stdout) & set("\x1b\x07\u202e\x9b")
         if columns == "200":
             assert SHOWN in answer.stdout
+
+
+def test_costs_show_what_is_accruing_and_need_no_group(
+    sidecar: RunningSidecar, tmp_path: Path
+) -> None:
+    nothing_is_posted_for_a_while()
+    opened, started, *_ = a_call()
+    usage = {"audio_ms": 30_000}
+    said = [opened, started, LegInterim("M_1", 3, opened.at_unix_ms, 1, usage, Basis.OBSERVED)]
+    with sidecar.agent() as agent:
+        agent.send(batch(said))
+        agent.hear_a(Ack)
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+        for group_by in ("project,model", "project", ""):
+            arguments = ("costs", "--group-by", group_by)
+            spent = voicecost(tmp_path, *arguments, VOICECOST_DATABASE_URL=url)
+            assert spent.returncode == 0, spent.stderr
+            assert "accruing" in spent.stdout
+            assert spent.stdout.count("$0.0024") == 2  # accruing, and in the total
 
 
 def test_a_group_without_cost_and_legs_is_not_shown(

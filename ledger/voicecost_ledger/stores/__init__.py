@@ -371,6 +371,10 @@ class Store(Protocol):
         """Accrued cost, grouped."""
         ...
 
+    def accruing(self, project: str | None) -> int:
+        """Nano-USD that open legs have cost and that is not posted yet; None: of all projects."""
+        ...
+
     def counters(self) -> dict[str, int]:
         """Counters and gauges, by name."""
         ...

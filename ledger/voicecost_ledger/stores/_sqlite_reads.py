@@ -270,6 +270,16 @@ def costs(db: apsw.Connection, asked: CostQuery) -> list[CostRow]:
     ]
 
 
+def accruing(db: apsw.Connection, project: str | None) -> int:
+    """What open legs have cost and that is not posted yet."""
+    sql = (
+        "SELECT coalesce(sum(coalesce(l.rated_nano_usd, 0) - l.posted_nano_usd), 0) "
+        "FROM legs l JOIN meters m USING (meter_id) "
+        "WHERE l.outcome IS NULL AND (?1 IS NULL OR m.project = ?1)"
+    )
+    return query(db, sql, (project,))[0][0]
+
+
 def counters(db: apsw.Connection) -> dict[str, int]:
     """Counters, and gauges read off the tables; names are fixed words."""
     found: dict[str, int] = {

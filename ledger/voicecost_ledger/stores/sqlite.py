@@ -576,6 +576,11 @@ class SqliteStore:
         with self._read() as db:
             return _sqlite_reads.costs(db, query)
 
+    def accruing(self, project: str | None) -> int:
+        """Nano-USD that open legs have cost and that is not posted yet; None: of all projects."""
+        with self._read() as db:
+            return _sqlite_reads.accruing(db, project)
+
     def counters(self) -> dict[str, int]:
         """Counters and gauges for metrics: names are fixed words, never personal data."""
         with self._read() as db:
