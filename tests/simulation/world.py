@@ -73,6 +73,7 @@ class World:
         self.began = self.random.choice([NOON, NOON, BEFORE_MIDNIGHT])  # by the wall clock
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
+        self.limit_cut = False
         self.calm = False  # at the end every fault is healed
         limit = self.random.choice([None, 0, 30_000_000, 300_000_000])
         action = self.random.choice([BudgetAction.END, BudgetAction.WARN])
@@ -100,6 +101,7 @@ class World:
 
     def _cut_limit(self) -> None:
         """The operator lowers the project's budget in the middle of it all."""
+        self.limit_cut = True
         shop = self.policy.projects["shop"]
         limit = (shop.daily_budget_nano_usd or 0) // 3
         lowered = msgspec.structs.replace(shop, daily_budget_nano_usd=limit)
