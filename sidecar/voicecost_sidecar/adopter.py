@@ -20,7 +20,7 @@ from voicecost_ledger.protocol import (
     Reject,
     Welcome,
 )
-from voicecost_ledger.records import Record
+from voicecost_ledger.records import MeterOpen, Record
 from voicecost_ledger.spool import SIDECAR, AdoptedSpool, adoptable
 from voicecost_ledger.stores import StoreUnavailable
 from voicecost_sidecar.hub import Hub
@@ -112,23 +112,21 @@ class Adopter:
         meters: dict[str, dict[int, Record]] = {}
         for record in contents.records:
             meters.setdefault(record.meter_id, {})[record.seq] = record
-        held = [
-            MeterHeld(meter_id=meter_id, first_seq_held=min(records), last_seq=max(records))
-            for meter_id, records in meters.items()
-        ]
-        durable_seqs: dict[str, int] = {}
         hello = Hello(
-            version=PROTOCOL_VERSION, process_id=f"adopter:{spool.path.name}", meters=held
+            version=PROTOCOL_VERSION,
+            process_id=f"adopter:{spool.path.name}",
+            meters=[_held(meter_id, records) for meter_id, records in meters.items()],
         )
+        durable_seqs: dict[str, int] = {}
         for reply in await self._hub.submit(hello):
+            if isinstance(reply, Reject):
+                raise _RefusedError(f"{reply.code}: {reply.message}")
             if isinstance(reply, Welcome):
                 durable_seqs = reply.durable_seqs
         for meter_id, records in meters.items():
             durable_seq = durable_seqs.get(meter_id, 0)
             durable_seqs[meter_id] = await self._submit(meter_id, records, durable_seq)
-        sealing = await asyncio.to_thread(
-            spool.seal, contents, durable_seqs, time.time_ns() // 1_000_000
-        )
+        sealing = await asyncio.to_thread(spool.seal, contents, durable_seqs, _now_unix_ms())
         ends: dict[str, dict[int, Record]] = {}
         for record in sealing:
             ends.setdefault(record.meter_id, {})[record.seq] = record
@@ -152,7 +150,11 @@ class Adopter:
             through_seq = batch[-1].seq
             replies = await self._hub.submit(
                 Records(
-                    meter_id=meter_id, after_seq=after_seq, through_seq=through_seq, records=batch
+                    meter_id=meter_id,
+                    after_seq=after_seq,
+                    through_seq=through_seq,
+                    records=batch,
+                    sent_at_unix_ms=_now_unix_ms(),  # a process of this host had this clock
                 )
             )
             for reply in replies:
@@ -160,6 +162,22 @@ class Adopter:
                     raise _RefusedError(f"{reply.code}: {reply.message}")
             after_seq = through_seq
         return after_seq
+
+
+def _held(meter_id: str, records: dict[int, Record]) -> MeterHeld:
+    """What a spool has of a meter. Its MeterOpen outlives what was acknowledged and deleted."""
+    opened = next((r for r in records.values() if isinstance(r, MeterOpen)), None)
+    rest = [seq for seq, record in records.items() if record is not opened]
+    first_seq = min(rest, default=0)
+    if opened is not None and first_seq <= opened.seq + 1:
+        first_seq = opened.seq
+    return MeterHeld(
+        meter_id=meter_id, first_seq_held=first_seq, last_seq=max(records), opened=opened
+    )
+
+
+def _now_unix_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -20,18 +21,22 @@ from pathlib import Path
 import msgspec
 from voicecost_ledger.records import decode_record
 from voicecost_ledger.spool import Spool
-spool = Spool(Path(sys.argv[1]))
-for record in msgspec.msgpack.decode(sys.stdin.buffer.read(), type=list[bytes]):
-    spool.append(decode_record(record))
+acknowledged_seq = int(sys.argv[2])
+spool = Spool(Path(sys.argv[1]), segment_bytes=1 if acknowledged_seq else 4096)
+for payload in msgspec.msgpack.decode(sys.stdin.buffer.read(), type=list[bytes]):
+    spool.append(record := decode_record(payload))
+spool.acknowledged({record.meter_id: acknowledged_seq})
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def killed_agent(root: Path, records: list[Record]) -> None:
-    """Spool records in a process that is then killed."""
+def killed_agent(root: Path, records: list[Record], *, acknowledged_seq: int = 0) -> None:
+    """Spool records in a process that is then killed; what was acknowledged is gone from there."""
     body = msgspec.msgpack.encode([encode_record(record) for record in records])
     died = subprocess.run(
-        [sys.executable, "-c", _WRITE_AND_DIE, str(root)], input=body, check=False
+        [sys.executable, "-c", _WRITE_AND_DIE, str(root), str(acknowledged_seq)],
+        input=body,
+        check=False,
     )
     assert died.returncode == -9
 
@@ -56,6 +61,26 @@ def test_what_had_arrived_before_counts_once(sidecar: RunningSidecar) -> None:
     killed_agent(sidecar.spool_root, a_call()[:3])
     (call,) = until(lambda: calls_of(sidecar))
     assert call["total_nano_usd"] == "4800000"
+
+
+def test_a_ledger_that_is_new_to_a_meter_learns_whose_it_was_and_what_is_lost(
+    sidecar: RunningSidecar,
+) -> None:
+    """Another ledger had acknowledged the start; this one was put in its place."""
+    killed_agent(sidecar.spool_root, a_call(agent="greeter")[:3], acknowledged_seq=2)
+    (call,) = until(lambda: calls_of(sidecar))
+    assert (call["project"], call["agent"], call["coverage"]) == ("shop", "greeter", "partial")
+    detail = sidecar.get(f"/v1/calls/{call['call_id']}")
+    assert [gap["reason"] for gap in detail["gaps"]] == ["records_lost"]
+
+
+def test_what_is_adopted_hours_later_is_booked_when_it_was_used(sidecar: RunningSidecar) -> None:
+    earlier_ms = time.time_ns() // 1_000_000 - 5 * 3_600_000
+    records = [msgspec.structs.replace(record, at_unix_ms=earlier_ms) for record in a_call()[:3]]
+    killed_agent(sidecar.spool_root, records)
+    (call,) = until(lambda: calls_of(sidecar))
+    (entry,) = sidecar.get(f"/v1/calls/{call['call_id']}")["entries"]
+    assert entry["accrued_at_unix_ms"] == earlier_ms
 
 
 def test_a_living_agents_spool_is_left_alone(sidecar: RunningSidecar) -> None:
