@@ -305,6 +305,11 @@ class Uplink:
         """Whether every record is durable at the authority."""
         return not any(meter.pending for meter in self._meters.values())
 
+    def is_settled(self, meter_id: str) -> bool:
+        """Whether every record of this meter is durable at the authority."""
+        meter = self._meters.get(meter_id)
+        return meter is None or not meter.pending
+
     def report_at_nano_usd(self, meter_id: str) -> int | None:
         """The total at which `spent` would renew this meter's grant; None: at none."""
         meter = self._meters.get(meter_id)

@@ -73,6 +73,7 @@ class Sidecar:
         self.authorization: list[str | None] = []
         self.meters_said: list[str] = []
         self.clocks_said: list[int] = []
+        self.deaf_to: str | None = None
         self.sockets: list[web.WebSocketResponse] = []
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -144,6 +145,8 @@ class Sidecar:
                 self.meters_said = [held.meter_id for held in message.meters]
                 known = {name: self.durable.get(name, 0) for name in self.meters_said}
                 return [Welcome(PROTOCOL_VERSION, "L", 1, known)]
+            case Records() if message.meter_id == self.deaf_to:
+                return []
             case Records():
                 self.clocks_said.append(message.sent_at_unix_ms)
                 durable = self.durable.get(message.meter_id, 0)
@@ -274,6 +277,22 @@ async def test_a_sidecar_that_is_down_for_the_whole_call_gets_everything_later(
     assert [stop.leg for stop in stops] == list(range(1, 51))
     assert isinstance(sidecar.records[link.meter_id][-1], MeterClose)
     assert os.listdir(spool_dir) == []
+
+
+async def test_a_finished_call_does_not_wait_for_the_others(
+    sidecar: Sidecar, runtimes: Callable[[str | None], Runtime]
+) -> None:
+    """In a worker with other live calls there is always something that is not durable yet."""
+    sidecar.start()
+    runtime = runtimes(sidecar.url)
+    other, link = runtime.open_meter(), runtime.open_meter()
+    sidecar.deaf_to = other.meter_id
+    speak(other)
+    speak(link)
+    link.close(Coverage.COMPLETE, "completed")
+    assert await runtime.flushed(30, link.meter_id)
+    assert sidecar.durable == {link.meter_id: 5}
+    assert not await runtime.flushed(0.1)
 
 
 async def test_a_sidecar_that_restarts_misses_nothing(

@@ -74,7 +74,7 @@ class Driver:
         self._inbox = inbox
         self._adoption = None if spool is None else Adoption(spool.root, label, self._take_adopted)
         self._adoption_due = True
-        self._waiters: list[Future[None]] = []
+        self._waiters: list[tuple[Future[None], str | None]] = []
         self._outgoing: asyncio.Queue[ClientMessage] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
@@ -108,9 +108,9 @@ class Driver:
         self._adoption_due = True
         return []
 
-    def wait(self, done: Future[None], now_ms: int) -> list[ClientMessage]:
-        """Resolve `done` when everything is durable."""
-        self._waiters.append(done)
+    def wait(self, done: Future[None], meter_id: str | None, now_ms: int) -> list[ClientMessage]:
+        """Resolve `done` when all of a meter is durable; None: everything of the process."""
+        self._waiters.append((done, meter_id))
         return self._uplink.flush(now_ms)
 
     # -- the thread -------------------------------------------------------------------------------
@@ -299,14 +299,16 @@ class Driver:
             # Only now: a spool that is held while nobody can be reached, nobody else can adopt.
             self._adoption_due = False
             self._adoption.look()
-        if self._inbox or not self._uplink.settled:
-            return
-        if not self._links and self._spool is not None:
+        everything = not self._inbox and self._uplink.settled
+        if everything and not self._links and self._spool is not None:
             self._spool.retire()
         waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            with contextlib.suppress(InvalidStateError):  # it waits no longer
-                waiter.set_result(None)
+        for done, meter_id in waiters:
+            if everything or (meter_id is not None and self._uplink.is_settled(meter_id)):
+                with contextlib.suppress(InvalidStateError):  # it waits no longer
+                    done.set_result(None)
+            elif not done.done():
+                self._waiters.append((done, meter_id))
 
     def _take_adopted(self, records: list[Record]) -> None:
         now_ms = steady_ms()

@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -40,6 +39,10 @@ class JobMeter(Protocol):
 
     def close_when_quiet(self, reason: str) -> None:
         """Close the meter when none of its legs is open any more."""
+        ...
+
+    async def flushed(self, timeout_s: float) -> object:
+        """Return when all of it is durable, at the latest after `timeout_s`."""
         ...
 
     def close(self, reason: str) -> None:
@@ -98,14 +101,13 @@ def room_of(job: JobContext | None) -> rtc.Room | None:
 
 
 class _JobEnd:
-    """What a job's end waits for: its meters, then `flushed(timeout_s)`.
+    """What a job's end waits for: its meters, and that the ledger has them.
 
     Only the job refers to it, by its shutdown callback: both go together. The thread executor runs
     one job after another in a process that may live for weeks.
     """
 
-    def __init__(self, flushed: Callable[[float], Awaitable[object]]) -> None:
-        self._flushed = flushed
+    def __init__(self) -> None:
         self._meters: list[JobMeter] = []
         self._over = False
 
@@ -120,10 +122,10 @@ class _JobEnd:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closed_by_themselves(), METERS_CLOSE_MAX_S)
         self._over = True
-        for each in self._meters:
+        meters, self._meters = self._meters, []
+        for each in meters:
             each.close("shutdown")
-        self._meters.clear()
-        await self._flushed(FLUSH_MAX_S)
+        await asyncio.gather(*(each.flushed(FLUSH_MAX_S) for each in meters))
 
     async def _closed_by_themselves(self) -> None:
         own = [each for each in self._meters if each.unattributed]
@@ -139,8 +141,8 @@ _ends: weakref.WeakKeyDictionary[JobContext, weakref.ref[_JobEnd]] = weakref.Wea
 _ends_lock = threading.Lock()
 
 
-def join(job: JobContext, meter: JobMeter, flushed: Callable[[float], Awaitable[object]]) -> None:
-    """Let a job's end wait for this meter, then for `flushed(timeout_s)`.
+def join(job: JobContext, meter: JobMeter) -> None:
+    """Let a job's end wait for this meter, and for the ledger to have it.
 
     LiveKit runs the shutdown callbacks after it has closed the job's first session and left the
     room, all of them at once; other sessions close in callbacks of their own, beside ours.
@@ -149,7 +151,7 @@ def join(job: JobContext, meter: JobMeter, flushed: Callable[[float], Awaitable[
         known = _ends.get(job)
         end = known() if known is not None else None
         if end is None:
-            end = _JobEnd(flushed)
+            end = _JobEnd()
             _ends[job] = weakref.ref(end)
             job.add_shutdown_callback(end.settle_voicecost_meters)
     end.join(meter)

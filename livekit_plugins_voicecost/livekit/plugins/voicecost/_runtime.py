@@ -132,13 +132,18 @@ class Runtime:
         if self._driver is not None:
             self.hand_in(self._driver.adopt)
 
-    def flushed(self, timeout_s: float) -> asyncio.Future[bool]:
-        """Wait until everything is durable, at most `timeout_s`; the rest stays in the spool.
+    def flushed(self, timeout_s: float, meter_id: str | None = None) -> asyncio.Future[bool]:
+        """Wait until all of a meter is durable, at most `timeout_s`; the rest stays in the spool.
+
+        Args:
+            timeout_s: How long.
+            meter_id: Which meter; None waits for everything of the process, which in one with
+                other live calls may never be.
 
         Returns:
-            To be awaited on the running loop: whether everything is.
+            To be awaited on the running loop: whether all of it is.
         """
-        return asyncio.ensure_future(self._flushed(timeout_s))
+        return asyncio.ensure_future(self._flushed(timeout_s, meter_id))
 
     # -- for links, on any thread -----------------------------------------------------------------
 
@@ -212,12 +217,12 @@ class Runtime:
         """In a forked child: the thread is not here, and the files are the parent's."""
         self._abandoned = True
 
-    async def _flushed(self, timeout_s: float) -> bool:
+    async def _flushed(self, timeout_s: float, meter_id: str | None) -> bool:
         driver = self._driver
         if driver is None or self._abandoned:
             return driver is None
         done: Future[None] = Future()
-        self.hand_in(partial(driver.wait, done))
+        self.hand_in(partial(driver.wait, done, meter_id))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.wrap_future(done), timeout_s)
             return True

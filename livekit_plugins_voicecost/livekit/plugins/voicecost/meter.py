@@ -94,6 +94,7 @@ class Meter:
         self._place = _job.here()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: MeterLink | None = None
+        self._flushed: Callable[[float, str], asyncio.Future[bool]] | None = None
         self._charges: dict[Leg, int | None] = {}
         self._total_nano_usd = 0
         self._by_modality = {modality.value: 0 for modality in Modality}
@@ -322,9 +323,10 @@ class Meter:
             versions=versions(),
             listener=self,
         )
+        self._flushed = process.flushed
         self._credit.opened(self._link, self._loop)
         if place.job is not None:
-            _job.join(place.job, self, process.flushed)
+            _job.join(place.job, self)
         self._changed()
         return self._link
 
@@ -409,6 +411,12 @@ class Meter:
     async def wait_closed(self) -> None:
         """Return when the meter is closed."""
         await self._closed.wait()
+
+    async def flushed(self, timeout_s: float) -> bool:
+        """Return when all of it is durable in the ledger, at the latest after `timeout_s`."""
+        if self._link is None or self._flushed is None:
+            return True
+        return await self._flushed(timeout_s, self._link.meter_id)
 
     # ---- what the ledger says, on the uplink's thread --------------------------------------------
 
