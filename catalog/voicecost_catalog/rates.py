@@ -8,13 +8,13 @@ the parts posted of it always sum to the rate of its total.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
-from voicecost_ledger.money import round_half_even
 from voicecost_ledger.records import Modality
 
 
@@ -85,7 +85,12 @@ class Tier(
 
 
 class ModelPrice(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    forbid_unknown_fields=True,
+    dict=True,  # for `_compiled`, which is no part of the price
 ):
     """One dated price of one model on one plan. Implements `voicecost_ledger.pricing.Price`.
 
@@ -125,6 +130,7 @@ class ModelPrice(
         if stated not in ("", price_id):
             raise ValueError(f"price {stated!r} was altered: its content has the id {price_id!r}")
         msgspec.structs.force_setattr(self, "price_id", price_id)
+        cast("dict[str, object]", self.__dict__)["_compiled"] = _compile(self)
 
     def rate(self, usage: Mapping[str, int]) -> int | None:
         """Nano-USD for a leg's cumulative usage, rounded half-even once.
@@ -139,41 +145,92 @@ class ModelPrice(
         Raises:
             ValueError: A billed quantity is negative or not an `int`.
         """
-        if self.rule is Rule.TOKENS:
-            return self._token_amount(usage)
-        unit = "audio_ms" if self.rule is Rule.AUDIO else "characters"
-        quantity = _billed(usage, unit)
-        if quantity is None:
-            return None
-        rate = self.rates[unit]
-        return round_half_even(quantity * self.channel_count * rate.nano_usd, per=rate.per)
+        compiled: _Tokens | _Quantity = self.__dict__["_compiled"]
+        return compiled.amount(usage)
 
     def document(self) -> bytes:
         """JSON of the whole price, its id included; `restore_price` reads it."""
         return _encode(self)
 
-    def _token_amount(self, usage: Mapping[str, int]) -> int | None:
-        input_tokens = _billed(usage, "input_tokens")
-        cached_tokens = _checked("cached_input_tokens", usage.get("cached_input_tokens", 0))
-        output_tokens = _checked("output_tokens", usage.get("output_tokens", 0))
-        if input_tokens is None or cached_tokens > input_tokens:
-            return None
-        rates = self.rates
-        for tier in self.tiers:
-            if input_tokens > tier.above_input_tokens:
-                rates = tier.rates
-        input_rate, output_rate = rates["input_tokens"], rates["output_tokens"]
-        cached_rate = rates.get("cached_input_tokens", input_rate)
-        # One fraction over one denominator: rounding the three products apart would not telescope.
-        per = input_rate.per
-        amount = (input_tokens - cached_tokens) * input_rate.nano_usd
-        for tokens, rate in ((cached_tokens, cached_rate), (output_tokens, output_rate)):
-            if rate.per == per:
-                amount += tokens * rate.nano_usd
-            else:
-                amount = amount * rate.per + tokens * rate.nano_usd * per
-                per *= rate.per
-        return round_half_even(amount, per=per)
+
+class _Quantity:
+    """A price by one unit, ready for an agent's event loop: asked for every chunk and frame."""
+
+    __slots__ = ("nano_usd", "per", "unit")
+
+    def __init__(self, unit: str, nano_usd: int, per: int) -> None:
+        self.unit = unit
+        self.nano_usd = nano_usd
+        self.per = per
+
+    def amount(self, usage: Mapping[str, int]) -> int | None:
+        quantity = usage.get(self.unit)
+        if type(quantity) is not int or quantity < 0:
+            quantity = _billed(usage, self.unit)
+            if quantity is None:
+                return None
+        return _half_even(quantity * self.nano_usd, self.per)
+
+
+class _Tokens:
+    """A price by tokens, its rates over one denominator for each tier.
+
+    One fraction: rounding the three products apart would not telescope.
+    """
+
+    __slots__ = ("tiers",)
+
+    def __init__(self, tiers: Sequence[tuple[int, dict[str, Rate]]]) -> None:
+        # (above, input, cached, output, per), the highest tier first
+        self.tiers: list[tuple[int, int, int, int, int]] = []
+        for above, rates in reversed(tiers):
+            read, said = rates["input_tokens"], rates["output_tokens"]
+            cached = rates.get("cached_input_tokens", read)
+            per = math.lcm(read.per, cached.per, said.per)
+            factors = [rate.nano_usd * (per // rate.per) for rate in (read, cached, said)]
+            self.tiers.append((above, factors[0], factors[1], factors[2], per))
+
+    def amount(self, usage: Mapping[str, int]) -> int | None:
+        get = usage.get
+        tokens, cached, output = (
+            get("input_tokens"),
+            get("cached_input_tokens", 0),
+            get("output_tokens", 0),
+        )
+        if (
+            type(tokens) is not int
+            or type(cached) is not int
+            or type(output) is not int
+            or not 0 <= cached <= tokens
+            or output < 0
+        ):
+            tokens = _billed(usage, "input_tokens")
+            cached = _checked("cached_input_tokens", cached)
+            output = _checked("output_tokens", output)
+            if tokens is None or cached > tokens:
+                return None
+        amount, per = 0, 1
+        for above, read, of_cache, said, per in self.tiers:  # noqa: B007 (the tier that holds)
+            if tokens > above:
+                amount = (tokens - cached) * read + cached * of_cache + output * said
+                break
+        return _half_even(amount, per)
+
+
+def _half_even(numerator: int, per: int) -> int:
+    """`money.round_half_even`, without its check: `per` was checked with the rate."""
+    quotient, remainder = divmod(numerator, per)
+    twice = remainder * 2
+    return quotient + 1 if twice > per or (twice == per and quotient % 2) else quotient
+
+
+def _compile(price: ModelPrice) -> _Tokens | _Quantity:
+    if price.rule is Rule.TOKENS:
+        above = [(tier.above_input_tokens, tier.rates) for tier in price.tiers]
+        return _Tokens([(-1, price.rates), *above])
+    unit = "audio_ms" if price.rule is Rule.AUDIO else "characters"
+    rate = price.rates[unit]
+    return _Quantity(unit, rate.nano_usd * price.channel_count, rate.per)
 
 
 _encoder: Final = msgspec.json.Encoder(order="sorted")
