@@ -188,7 +188,7 @@ class Gap(msgspec.Struct, frozen=True, array_like=True, tag="gap"):
     meter_id: Id
     seq: int
     at_unix_ms: int
-    reason: Text  # "attached_late", "turn_without_llm", "audio_without_tts", "spool_skipped", ...
+    reason: Text  # "attached_late", "turn_without_llm", "audio_without_tts", "metering_fault", ...
     modality: Modality | None = None
 
 

@@ -21,7 +21,7 @@ from tests.plugin.metered_session import (
     simulated_providers,
 )
 from tests.simulators import LONG_ANSWER, Fault, Reply
-from voicecost_ledger.records import Basis, LegStart, Modality, Outcome
+from voicecost_ledger.records import Basis, Coverage, LegStart, Modality, Outcome
 
 ONE_TRY = APIConnectOptions(max_retry=0, timeout=5)
 SENTENCES = "It is sunny. Take a hat with you. Do not stay too long."
@@ -329,7 +329,7 @@ async def test_where_livekits_private_names_moved_its_metric_events_are_booked(
 
     monkeypatch.setattr(LLMStream, "__init__", moved_init)
     async with simulated_providers(Reply(text="Here I am.")) as providers:
-        assert _instrument.metrics_only()
+        assert _instrument.coverage() is Coverage.METRICS_ONLY
         async with providers.llm().chat(chat_ctx=_question()) as stream:
             await _read(stream)
         await providers.bill.settled()
@@ -339,4 +339,4 @@ async def test_where_livekits_private_names_moved_its_metric_events_are_booked(
     warnings = [r for r in caplog.records if r.name == "livekit.plugins.voicecost"]
     assert len(warnings) == 1
     assert "LLMStream._chat_ctx" in warnings[0].getMessage()
-    assert not _instrument.metrics_only()
+    assert _instrument.coverage() is Coverage.COMPLETE

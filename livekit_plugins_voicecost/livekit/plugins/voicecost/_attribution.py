@@ -73,14 +73,25 @@ _activity_variable: ContextVar[Any] | None = None
 _speech_variable: ContextVar[Any] | None = None
 
 
-def find_livekit_variables() -> bool:
-    """Look up LiveKit's private context variables; False when this version has them no more."""
+def find_livekit_names() -> list[str]:
+    """Look up LiveKit's private context variables; returns which names this version lacks."""
     global _activity_variable, _speech_variable
-    from livekit.agents.voice import agent_activity
+    from livekit.agents.voice import agent_activity, speech_handle
 
     _activity_variable = getattr(agent_activity, "_AgentActivityContextVar", None)
     _speech_variable = getattr(agent_activity, "_SpeechHandleContextVar", None)
-    return _activity_variable is not None
+    needed: tuple[tuple[Any, str], ...] = (
+        (agent_activity, "_AgentActivityContextVar"),
+        (agent_activity, "_SpeechHandleContextVar"),
+        (agent_activity.AgentActivity, "session"),
+        (speech_handle.SpeechHandle, "scheduled"),
+    )
+    gone = [f"{each.__name__}.{name}" for each, name in needed if not hasattr(each, name)]
+    if not hasattr(agent_activity.AgentActivity, "session"):
+        _activity_variable = None  # then it says nothing about whose a stream is
+    if not hasattr(speech_handle.SpeechHandle, "scheduled"):
+        _speech_variable = None
+    return gone
 
 
 class Owner:
@@ -225,7 +236,11 @@ def scoped(meter: LegMeter) -> Generator[None]:
 def enter_change(session: Any) -> Token[Any]:
     """The session is about to change its activity or STT: streams born now are its own."""
     activity = _activity_variable.get(None) if _activity_variable is not None else None
-    return _changing.set((weakref.ref(session), activity))
+    try:
+        return _changing.set((weakref.ref(session), activity))
+    except TypeError as error:  # no session there
+        _faults.count("session_change", error)
+        return _changing.set(_changing.get())
 
 
 def leave_change(token: Token[Any]) -> None:

@@ -12,10 +12,13 @@ import threading
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Final
 
 from .log import logger
 
 _counts: Counter[str] = Counter()
+# Faults after which every request is still metered.
+_NOT_OF_METERING: Final = frozenset({"adoption", "connection", "listener", "server_message"})
 _lock = threading.Lock()
 
 
@@ -50,6 +53,12 @@ def contained(kind: str) -> Generator[None]:
         yield
     except Exception as error:
         count(kind, error)
+
+
+def metering_count() -> int:
+    """How many faults were contained so far that may have cost a call some of its usage."""
+    with _lock:
+        return sum(n for kind, n in _counts.items() if kind not in _NOT_OF_METERING)
 
 
 def counts() -> dict[str, int]:

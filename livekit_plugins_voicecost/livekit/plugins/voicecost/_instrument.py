@@ -7,8 +7,9 @@ aiohttp's WebSocket client and the OpenAI client (what really is sent and receiv
 `_try_recovery` (which attempts are probes).
 
 They are private names, so they are looked for first. Where what a modality needs is gone, its
-requests are metered by LiveKit's own metric events instead: said once, and calls are marked
-`metrics-only`.
+requests are metered by LiveKit's own metric events instead, and calls are marked `metrics-only`;
+where what tells whose a request is or what went over the wire is gone, they are marked `partial`.
+Either is said once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import Any, Final
 import livekit.agents
 from livekit.agents import llm, stt, tts
 
-from . import _attribution, _faults, _instrument_metrics, _wire
+from voicecost_ledger.records import Coverage
+
+from . import _attribution, _instrument_metrics, _wire
 from ._instrument_attempts import observe_runs, probing
 from ._instrument_llm import LLMAttempt
 from ._instrument_stt import RecognizeAttempt, observe_recordings
@@ -37,7 +40,7 @@ _undos: list[Callable[[], None]] = []
 class _State:
     """What the instrumentation found, and since when it is in place."""
 
-    metrics_only = False
+    coverage = Coverage.COMPLETE
     since_unix_s: float | None = None
 
 
@@ -77,29 +80,24 @@ def instrument() -> None:
     with _lock:
         if _undos:
             return
-        livekit_variables = _attribution.find_livekit_variables()
-        moved = _observe_streams(_undos)
-        if not livekit_variables:
-            moved.append("_AgentActivityContextVar")
-        for observe in (
-            _wire.observe_websockets,
-            _wire.observe_openai_clients,
-            _observe_session_changes,
-            _observe_probes,
-        ):
-            try:
-                _undos.append(observe())
-            except Exception as error:
-                _faults.count(observe.__name__.strip("_"), error)
-        _state.metrics_only = bool(moved)
+        streams_moved = _observe_streams(_undos)
+        others_moved = _attribution.find_livekit_names() + _observe_the_rest(_undos)
+        if streams_moved:
+            _state.coverage = Coverage.METRICS_ONLY
+        elif others_moved:
+            _state.coverage = Coverage.PARTIAL
         _state.since_unix_s = time.time()
-        if moved:
+        if streams_moved or others_moved:
             logger.warning(
-                "livekit-agents %s is not laid out as voicecost knows it (%s): what cannot be "
-                "observed is metered by LiveKit's metric events, which miss interrupted requests. "
-                "Calls are marked coverage=metrics-only; a newer voicecost may know this version.",
+                "livekit-agents %s is not laid out as voicecost knows it (gone: %s): %s. "
+                "Calls are marked coverage=%s; a newer voicecost may know this version.",
                 livekit.agents.__version__,
-                ", ".join(moved),
+                ", ".join(streams_moved + others_moved),
+                "what cannot be observed is metered by LiveKit's metric events, which miss "
+                "interrupted requests"
+                if streams_moved
+                else "requests may be booked to another session's meter or by estimates alone",
+                _state.coverage.value,
             )
 
 
@@ -108,13 +106,13 @@ def uninstrument() -> None:
     with _lock:
         while _undos:
             _undos.pop()()
-        _state.metrics_only = False
+        _state.coverage = Coverage.COMPLETE
         _state.since_unix_s = None
 
 
-def metrics_only() -> bool:
-    """Whether some requests of this process are seen only through LiveKit's metric events."""
-    return _state.metrics_only
+def coverage() -> Coverage:
+    """How much of a call can be seen in this process at best."""
+    return _state.coverage
 
 
 def saw_from(unix_s: float | None) -> bool:
@@ -156,6 +154,34 @@ def _observe_streams(undos: list[Callable[[], None]]) -> list[str]:
     return moved
 
 
+def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
+    """Observe the wire, the sessions and the probes; returns what of it is gone."""
+    from livekit.agents.voice import agent_session, audio_recognition
+
+    observers: list[tuple[str, Callable[[], Callable[[], None]]]] = [
+        ("aiohttp.ClientWebSocketResponse", _wire.observe_websockets),
+        ("openai.AsyncOpenAI.chat", _wire.observe_openai_clients),
+        (
+            "AgentSession._update_activity",
+            functools.partial(_observe_activity_changes, agent_session.AgentSession),
+        ),
+        (
+            "AudioRecognition._update_stt",
+            functools.partial(_observe_stt_changes, audio_recognition.AudioRecognition),
+        ),
+    ]
+    for fallback_class in _classes(_PROBING):
+        name = f"{fallback_class.__name__}._try_recovery"
+        observers.append((name, functools.partial(_observe_recovery, fallback_class)))
+    moved: list[str] = []
+    for name, observe in observers:
+        try:
+            undos.append(observe())
+        except Exception:  # whatever it is: this version is not the one that was instrumented
+            moved.append(name)
+    return moved
+
+
 def missing_names(stream_class: type[Any], needed: Iterable[str]) -> list[str]:
     """Which of the private names that an attempt reads this class no longer has.
 
@@ -168,14 +194,9 @@ def missing_names(stream_class: type[Any], needed: Iterable[str]) -> list[str]:
     return gone + [name for name in needed if name not in names]
 
 
-def _observe_session_changes() -> Callable[[], None]:
-    """Streams born while a session changes its activity or STT are that session's."""
-    from livekit.agents.voice import agent_session, audio_recognition
-
-    session_class: Any = agent_session.AgentSession
-    recognition_class: Any = audio_recognition.AudioRecognition
+def _observe_activity_changes(session_class: Any) -> Callable[[], None]:
+    """Streams born while a session changes its activity are that session's."""
     update_activity = session_class._update_activity
-    update_stt = recognition_class._update_stt
 
     @functools.wraps(update_activity)
     async def observed_update_activity(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -185,39 +206,36 @@ def _observe_session_changes() -> Callable[[], None]:
         finally:
             _attribution.leave_change(token)
 
+    session_class._update_activity = observed_update_activity
+
+    def undo() -> None:
+        session_class._update_activity = update_activity
+
+    return undo
+
+
+def _observe_stt_changes(recognition_class: Any) -> Callable[[], None]:
+    """A stream born while a session changes its STT is that session's."""
+    update_stt = recognition_class._update_stt
+
     @functools.wraps(update_stt)
     def observed_update_stt(self: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _attribution.enter_change(self._session)
+        token = _attribution.enter_change(getattr(self, "_session", None))
         try:
             return update_stt(self, *args, **kwargs)
         finally:
             _attribution.leave_change(token)
 
-    session_class._update_activity = observed_update_activity
     recognition_class._update_stt = observed_update_stt
 
     def undo() -> None:
-        session_class._update_activity = update_activity
         recognition_class._update_stt = update_stt
 
     return undo
 
 
-def _observe_probes() -> Callable[[], None]:
-    """What a FallbackAdapter requests to see whether a provider is back is a probe."""
-    undos: list[Callable[[], None]] = []
-    for fallback_class in _classes(_PROBING):
-        if hasattr(fallback_class, "_try_recovery"):
-            undos.append(_observe_recovery(fallback_class))
-
-    def undo() -> None:
-        for each in undos:
-            each()
-
-    return undo
-
-
 def _observe_recovery(fallback_class: Any) -> Callable[[], None]:
+    """What a FallbackAdapter requests to see whether a provider is back is a probe."""
     try_recovery = fallback_class._try_recovery
 
     @functools.wraps(try_recovery)

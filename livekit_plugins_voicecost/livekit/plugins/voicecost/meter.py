@@ -26,7 +26,7 @@ from voicecost_ledger.records import (
     Outcome,
 )
 
-from . import _attribution, _ending, _job
+from . import _attribution, _ending, _faults, _job
 from ._coverage import Turns
 from ._credit import BudgetCallback, Credit
 from ._faults import contained
@@ -101,6 +101,7 @@ class Meter:
         self._unpriced_leg_count = 0
         self._turns = Turns()
         self._gap_count = 0
+        self._faults_before = _faults.metering_count()
         self._session_over = False
         self._close_reason = ""
         self._legs_timer: asyncio.TimerHandle | None = None
@@ -139,11 +140,17 @@ class Meter:
     def coverage(self) -> Coverage:
         """How much of the session this meter could see: `complete`, `partial`, `metrics-only`."""
         # Here, not at import: it knows all of LiveKit's streams.
-        from ._instrument import metrics_only
+        from . import _instrument
 
-        if metrics_only():
-            return Coverage.METRICS_ONLY
-        return Coverage.PARTIAL if self._gap_count else Coverage.COMPLETE
+        at_best = _instrument.coverage()
+        if at_best is Coverage.COMPLETE and (self._gap_count or self._had_faults):
+            return Coverage.PARTIAL
+        return at_best
+
+    @property
+    def _had_faults(self) -> bool:
+        """Whether a fault was contained since this was attached: nobody knows whose it was."""
+        return _faults.metering_count() != self._faults_before
 
     @overload
     def on(self, event: Literal["budget"], callback: _CallbackT) -> _CallbackT: ...
@@ -393,6 +400,8 @@ class Meter:
             for leg in tuple(self._charges):
                 leg.stop(Outcome.INTERRUPTED)  # a no-op for those that have their outcome
             self._unwatch()
+            if self._had_faults:
+                self.gap("metering_fault")
             self._link.close(self.coverage, reason)
             self._log_end()
             if self.when_closed is not None:
