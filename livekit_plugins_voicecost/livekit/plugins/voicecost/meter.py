@@ -401,7 +401,7 @@ class Meter:
                 leg.stop(Outcome.INTERRUPTED)  # a no-op for those that have their outcome
             self._unwatch()
             if self._had_faults:
-                self.gap("metering_fault")
+                self.write(Gap, reason="metering_fault")
             self._link.close(self.coverage, reason)
             self._log_end()
             if self.when_closed is not None:
