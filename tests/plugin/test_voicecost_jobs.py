@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import sys
 import threading
@@ -21,7 +22,7 @@ from livekit.agents.voice.room_io import RoomOptions
 from livekit.plugins.openai import LLM
 from livekit.protocol import agent, models
 
-from livekit.plugins.voicecost import VoiceCost
+from livekit.plugins.voicecost import VoiceCost, _ending, _faults
 from tests.plugin.voicecost_rooms import ROOM, Visitor, agent_token, livekit_server
 from tests.plugin.voicecost_sessions import (
     Host,
@@ -213,6 +214,41 @@ def test_forkserver_jobs_start_from_nothing(own_environment: Path) -> None:
     assert started == [{"instrumented": False, "prices": None}]
     assert None not in ids
     assert len(set(ids)) == 2
+
+
+async def test_a_call_is_ended_whatever_fails_on_the_way(
+    world: Providers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LiveKit's API hangs, the session does not close, and what we did before raised."""
+    monkeypatch.delenv("VOICECOST_RAISE_FAULTS")
+    monkeypatch.setattr(_ending, "HANG_UP_MAX_S", 0.05)
+    faults = _faults.counts().get("ending", 0)
+    never: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    context = job_context(create_mock_room(), on_shutdown=ended.set_result)
+    monkeypatch.setattr(context, "delete_room", lambda: never)
+    session = world.session()
+    meter = VoiceCost(budget="0.005").attach(session)
+    await session.start(Host())
+
+    def fail(_: bool) -> None:
+        raise LookupError("what the caller said")
+
+    async def hang() -> None:
+        await never
+
+    monkeypatch.setattr(session.input, "set_audio_enabled", fail)
+    with monkeypatch.context() as hanging:
+        hanging.setattr(session, "aclose", hang)
+        session.say("This is a long sentence, and it goes on for rather long. " * 20)
+        assert await asyncio.wait_for(ended, 30) == "voicecost: budget used up"
+    never.set_result(None)
+    await session.aclose()
+    assert meter.closed
+    assert _faults.counts()["ending"] == faults + 1
+    gc.collect()
+    assert "what the caller said" not in caplog.text
+    await shut_down(context)
 
 
 @pytest.mark.room

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from livekit.agents import AgentSession, JobContext
 
+from ._faults import contained
 from ._job import room_of
 from .log import logger
 
@@ -22,6 +23,7 @@ WRAP_UP_TEXT: Final = (
 INTERRUPT_MAX_S: Final = 2.0
 WRAP_UP_MAX_S: Final = 12.0  # the authority waits 15 s before it deletes the room
 SIDECAR_MAX_S: Final = 5.0  # for the sidecar to delete the room, before the plugin does it itself
+HANG_UP_MAX_S: Final = 5.0  # each for the room to be deleted and for the session to close
 SHUTDOWN_REASON: Final = "voicecost: budget used up"
 
 
@@ -65,14 +67,24 @@ async def hang_up(session: AgentSession[Any], job: JobContext | None) -> None:
     disconnected at once. Outside a LiveKit job only the session is closed; its room, if it has
     one, belongs to the application.
     """
-    fall_silent(session)
-    closing = asyncio.ensure_future(session.aclose())
-    if job is not None and room_of(job) is not None:
-        # Connected, so the name still means this very room and nobody's next call.
-        await job.delete_room()
-    # LiveKit logs what goes wrong in closing; the job has to end all the same.
-    await asyncio.wait([closing])
-    if not closing.cancelled():
-        closing.exception()
-    if job is not None:
-        job.shutdown(SHUTDOWN_REASON)
+    try:
+        with contained("ending"):
+            fall_silent(session)
+        closing = asyncio.ensure_future(session.aclose())
+        closing.add_done_callback(_seen)
+        with contained("ending"):
+            if job is not None and room_of(job) is not None:
+                # Connected, so the name still means this very room and nobody's next call.
+                deleting = asyncio.ensure_future(job.delete_room())
+                deleting.add_done_callback(_seen)
+                await asyncio.wait([deleting], timeout=HANG_UP_MAX_S)
+        await asyncio.wait([closing], timeout=HANG_UP_MAX_S)
+    finally:
+        if job is not None:
+            job.shutdown(SHUTDOWN_REASON)
+
+
+def _seen(ended: asyncio.Future[Any]) -> None:
+    """What LiveKit's own tasks fail of, LiveKit has logged; the job has to end all the same."""
+    if not ended.cancelled():
+        ended.exception()

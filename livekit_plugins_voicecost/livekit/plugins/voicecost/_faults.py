@@ -18,7 +18,9 @@ from .log import logger
 
 _counts: Counter[str] = Counter()
 # Faults after which every request is still metered.
-_NOT_OF_METERING: Final = frozenset({"adoption", "connection", "listener", "server_message"})
+_NOT_OF_METERING: Final = frozenset(
+    {"adoption", "connection", "ending", "listener", "room_message", "server_message"}
+)
 _lock = threading.Lock()
 
 

@@ -455,23 +455,31 @@ class Meter:
         session, link, job = self._session, self._link, self._place.job
         if session is None or link is None:
             return
+        # Whatever fails on the way: a call whose money is gone is brought to its end.
+        with contained("ending"):
+            if speak:
+                await _ending.wrap_up(session, self._settings.wrap_up_text)
+            else:
+                _ending.fall_silent(session)
         if speak:
-            await _ending.wrap_up(session, self._settings.wrap_up_text)
             link.wrapped_up()
-        else:
-            _ending.fall_silent(session)
-        self._credit.move(State.ENDING)
-        published = self._messages.publish()
-        if published is not None:  # handed to the room before the room goes
-            await asyncio.wait([published], timeout=ROOM_MESSAGE_MAX_S)
-        sidecar = self._settings.url is not None and _job.room_of(job) is not None
-        if not (sidecar and await _ending.wait_for_sidecar(self.wait_closed)):
+        with contained("ending"):
+            self._credit.move(State.ENDING)
+            published = self._messages.publish()
+            if published is not None:  # handed to the room before the room goes
+                await asyncio.wait([published], timeout=ROOM_MESSAGE_MAX_S)
+        with contained("ending"):
+            sidecar = self._settings.url is not None and _job.room_of(job) is not None
+            if sidecar and await _ending.wait_for_sidecar(self.wait_closed):
+                return
+        with contained("ending"):
             await _ending.hang_up(session, job)
 
     # ---- what is said of it all ------------------------------------------------------------------
 
     def _changed(self) -> None:
-        self._messages.changed()
+        with contained("room_message"):  # its fault must not stop what changed the state
+            self._messages.changed()
 
     def _room(self) -> rtc.Room | None:
         session = self._session
