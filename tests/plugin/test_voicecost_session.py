@@ -13,7 +13,7 @@ import pytest
 from livekit.agents import Agent, AgentSession, ModelSettings, llm
 from livekit.plugins.openai import LLM
 
-from livekit.plugins.voicecost import VoiceCost, _faults
+from livekit.plugins.voicecost import VoiceCost, _faults, _runtime, _unattributed
 from tests.plugin.voicecost_sessions import Host, Providers, ledger, providers, say_hello
 from tests.simulators import Fault
 from voicecost_ledger.records import Coverage, Environment, Outcome
@@ -305,6 +305,42 @@ async def test_a_session_nobody_keeps_is_not_kept_by_its_meter(world: Providers)
     del session
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("started", [True, False])
+async def test_a_session_that_we_fail_to_attach_to_goes_on_without_us(
+    started: bool,
+    world: Providers,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A job whose disk or installation is broken says its first word all the same."""
+    monkeypatch.delenv("VOICECOST_RAISE_FAULTS")
+    before = _faults.counts().get("attach", 0)
+    cost = VoiceCost(budget="0.0001")
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("/a/path/of/the/host")
+
+    session = world.session()
+    if started:
+        await session.start(Host())
+        monkeypatch.setattr(_runtime.Runtime, "open_meter", fails)
+    else:
+        monkeypatch.setattr(_unattributed, "attached", fails)
+    meter = cost.attach(session)
+    if not started:
+        await session.start(Host())
+    with meter.scope():
+        await say_hello(session)
+    await session.aclose()
+
+    assert not meter.enabled
+    assert meter.meter_id is None
+    assert meter.cost.total_nano_usd == 0
+    assert session.history.messages()[-1].text_content == "Hello! How can I help you?"
+    assert _faults.counts()["attach"] == before + 1
+    assert "/a/path" not in caplog.text
 
 
 async def test_a_fault_of_ours_is_contained_and_counted(

@@ -8,7 +8,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import livekit.agents
@@ -19,6 +19,7 @@ from voicecost_ledger.money import format_usd
 from voicecost_ledger.records import (
     Basis,
     Coverage,
+    Environment,
     Gap,
     LegAttributes,
     LegStop,
@@ -91,7 +92,7 @@ class Meter:
         self._session_ref = None if session is None else weakref.ref(session)
         self._settings = settings
         self._prices = prices
-        self._place = _job.here()
+        self._place = _job.here() if prices is not None else _job.Place(Environment.PROCESS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: MeterLink | None = None
         self._flushed: Callable[[float, str], asyncio.Future[bool]] | None = None
@@ -121,6 +122,11 @@ class Meter:
         )
 
     # ---- what applications use -----------------------------------------------------------------
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it meters at all: not where that is disabled, nor where attaching failed."""
+        return self._prices is not None
 
     @property
     def meter_id(self) -> str | None:
@@ -188,7 +194,7 @@ class Meter:
         Only for requests that LiveKit makes for no session, such as a model called from a task of
         your own when several sessions share the job.
         """
-        return _attribution.scoped(self)
+        return _attribution.scoped(self) if self.enabled else nullcontext()
 
     # ---- what legs use -------------------------------------------------------------------------
 
@@ -285,6 +291,12 @@ class Meter:
             self._open()
             if not saw_from(getattr(session, _STARTED_AT, None)):
                 self.gap("attached_late")  # what it used before the process's first VoiceCost()
+
+    def give_up(self) -> None:
+        """Attaching failed: leave the session alone, and close what is open."""
+        with contained("attach"):
+            self._unwatch()
+        self.close("attach_failed")
 
     @property
     def _session(self) -> AgentSession[Any] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from livekit.agents import AgentSession
 
-from . import _attribution, _unattributed
+from . import _attribution, _faults, _unattributed
 from ._instrument import instrument
 from ._prices import prices
 from ._runtime import ledger_place
@@ -118,7 +118,8 @@ class VoiceCost:
                 started again: that is a new meter.
 
         Returns:
-            The session's meter: the one it has already, if it has one.
+            The session's meter: the one it has already, if it has one. A disabled one where we
+            failed (a disk that cannot be written, say): that is logged, and the call goes on.
 
         Raises:
             TypeError: `session` is no AgentSession.
@@ -128,20 +129,30 @@ class VoiceCost:
                 f"cannot attach to a {type(session).__name__}: expected a livekit.agents "
                 "AgentSession"
             )
+        if self._settings.enabled:
+            try:
+                return self._attach(session)
+            except Exception as error:  # the job must not die of us before its first word
+                _faults.count("attach", error)
+        return Meter(session, self._settings, None)
+
+    def _attach(self, session: AgentSession[Any]) -> Meter:
         known = _attribution.meter_of(session)
         if isinstance(known, Meter):
             return known
-        if not self._settings.enabled:
-            return Meter(session, self._settings, None)
         meter = Meter(session, self._settings, prices())
-        _unattributed.attached(meter, self._settings)
-        meter.watch()
-        logger.info(
-            "voicecost: metering this session; ledger: %s; %s; coverage %s",
-            self._ledger_place,
-            ", ".join(f"{name} {version}" for name, version in versions().items()),
-            meter.coverage.value,
-        )
+        try:
+            _unattributed.attached(meter, self._settings)
+            meter.watch()
+            logger.info(
+                "voicecost: metering this session; ledger: %s; %s; coverage %s",
+                self._ledger_place,
+                ", ".join(f"{name} {version}" for name, version in versions().items()),
+                meter.coverage.value,
+            )
+        except Exception:
+            meter.give_up()
+            raise
         return meter
 
     def __repr__(self) -> str:
