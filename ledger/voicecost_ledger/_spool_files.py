@@ -178,6 +178,19 @@ def delete_directory(path: Path) -> None:
         path.rmdir()
 
 
+def spooled_bytes(root: Path, besides: str | None) -> int:
+    """What all spools under `root` take, `besides` left out."""
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(root) as spools:
+        for spool in spools:
+            if spool.name == besides:
+                continue
+            # Others come and go meanwhile: what is gone takes nothing.
+            with contextlib.suppress(OSError), os.scandir(spool) as files:
+                total += sum(each.stat().st_size for each in files)
+    return total
+
+
 def take_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

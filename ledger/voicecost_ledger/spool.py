@@ -9,6 +9,8 @@ record:
 
 `Spool.append` is one `write(2)`: it survives SIGKILL. A thread calls fdatasync every 50 ms, which
 bounds what a power cut takes. A dead process's directory is taken over with `adoptable`.
+
+However long the ledger is away, the root is kept to about `ROOT_BYTES_MAX`.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ import time
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import platformdirs
 
+from voicecost_ledger._spool_adoption import AdoptedSpool, adoptable
 from voicecost_ledger._spool_files import (
     HEADER,
-    LOCK_NAME,
     MARKER,
     SEGMENT_SUFFIX,
     SpoolContents,
@@ -41,13 +43,9 @@ from voicecost_ledger._spool_files import (
     make_directory,
     prepare_root,
     read_segment,
-    same_file,
-    take_lock,
+    spooled_bytes,
 )
 from voicecost_ledger.records import (
-    ADOPTED,
-    Coverage,
-    Gap,
     LegInterim,
     LegStop,
     MeterClose,
@@ -81,6 +79,8 @@ SLOW_WRITES_TOLERATED: Final = 5  # in a run of SLOW_WRITES_WINDOW appends
 SLOW_WRITES_WINDOW: Final = 100
 QUEUE_RECORDS_MAX: Final = 20_000  # about 4 MB of records waiting for a full or slow disk
 RETRY_INTERVAL_MS: Final = 1_000  # a full disk is asked again this often
+ROOT_BYTES_MAX: Final = 1024 * 1024 * 1024  # of all processes of a host, see `Spool.append`
+ROOT_MEASURE_INTERVAL_S: Final = 60.0  # the other processes' share of it
 
 
 def default_root() -> Path:
@@ -121,6 +121,7 @@ class Spool:
         sync_interval_ms: int = SYNC_INTERVAL_MS,
         slow_write_ms: float = SLOW_WRITE_MS,
         queue_records_max: int = QUEUE_RECORDS_MAX,
+        root_bytes_max: int = ROOT_BYTES_MAX,
     ) -> None:
         """Open a spool under `root`; see `prepare_root` for what is refused.
 
@@ -133,6 +134,8 @@ class Spool:
             slow_write_ms: A write that takes longer counts as slow; repeatedly slow, writing
                 moves to the keeper thread (`write_behind`).
             queue_records_max: Bound of the queue for a full or slow disk.
+            root_bytes_max: Bound of all spools under `root` together; each process keeps to it by
+                what it last saw of the others.
 
         Raises:
             SpoolUnusableError: `root` cannot be written or is on a network file system.
@@ -145,6 +148,9 @@ class Spool:
         self._sync_interval_s = sync_interval_ms / 1000
         self._slow_write_ns = int(slow_write_ms * 1_000_000)
         self._queue_records_max = queue_records_max
+        self._root_bytes_max = root_bytes_max
+        self._other_bytes = 0
+        self._measured_s: float | None = None
         self._lock = threading.Lock()  # short: a write(2), never an fsync
         self._directory: Path | None = None
         self._lock_fd = -1
@@ -175,7 +181,12 @@ class Spool:
         return len(self._queue)
 
     def append(self, record: Record) -> bool:
-        """Write one record; True when it is with the kernel, False when it had to be queued."""
+        """Write one record; True when it is with the kernel, False when it had to be queued.
+
+        When the root is nearly full, interims are no longer written, and when it is full only the
+        opening and closing of meters is: False too, and counted. The uplink still has them all,
+        so that they are lost only if this process dies before the ledger has taken them.
+        """
         payload = encode_record(record)
         frame = HEADER.pack(MARKER, len(payload), zlib.crc32(payload)) + payload
         with self._lock:
@@ -185,6 +196,8 @@ class Spool:
             if kind is MeterOpen:
                 self._open_frames[record.meter_id] = frame
             written = False
+            if self._no_room_for(kind):
+                return False
             if not self._queue and not self.write_behind:
                 written = self._write(record.meter_id, record.seq, frame)
             if not written:
@@ -240,6 +253,7 @@ class Spool:
     def sync(self) -> None:
         """Write what is queued, then make everything written so far durable (fdatasync)."""
         self._drain()
+        self._measure_others()
         with self._lock:
             rolled, self._rolled_fds = self._rolled_fds, []
             fds = [*rolled, os.dup(self._fd)] if self._fd >= 0 else rolled
@@ -346,6 +360,22 @@ class Spool:
         self._segments.append(segment)
         self._unsynced_directory = self._directory
 
+    def _no_room_for(self, kind: type[Record]) -> bool:
+        left = self._root_bytes_max - self._other_bytes - sum(s.size_bytes for s in self._segments)
+        if kind is MeterOpen or kind is MeterClose or left > self._root_bytes_max // 8:
+            return False
+        if kind is LegInterim:
+            self._fault("spool_nearly_full", f"{self._fullness()}: totals in between are not kept")
+        elif left <= 0:
+            self._fault("spool_full", f"{self._fullness()}: what is used now is not kept")
+        return kind is LegInterim or left <= 0
+
+    def _fullness(self) -> str:
+        return (
+            f"the ledger takes no records, and the spools under {self.root} are near the "
+            f"{self._root_bytes_max // 1_048_576} MiB that they may take"
+        )
+
     def _enqueue(self, record: Record, frame: bytes) -> None:
         queue = self._queue
         interim = isinstance(record, LegInterim)
@@ -406,6 +436,14 @@ class Spool:
                 if (entry := self._queue.get(key)) is not None and entry[0] is record:
                     del self._queue[key]
 
+    def _measure_others(self) -> None:
+        now_s = time.monotonic()
+        if self._measured_s is not None and now_s < self._measured_s + ROOT_MEASURE_INTERVAL_S:
+            return
+        self._measured_s = now_s
+        own = self._directory
+        self._other_bytes = spooled_bytes(self.root, besides=None if own is None else own.name)
+
     def _fault(self, kind: str, message: str) -> None:
         self.faults[kind] += 1
         if self.faults[kind] == 1:  # once per kind: a full disk would fill the log too
@@ -432,167 +470,7 @@ def _abandon_all() -> None:
     for spool in list(_spools):
         spool._abandon()  # pyright: ignore[reportPrivateUsage]  # the class's own fork hook
     _spools.clear()
-    for adopted in list(_adopted):
-        adopted.release()
-    _adopted.clear()
 
 
 # A flock belongs to the open file, which a fork shares: O_CLOEXEC does not help, closing does.
 os.register_at_fork(after_in_child=_abandon_all)
-
-
-class AdoptedSpool:
-    """A dead process's directory, held by its lock. Read it, send it, `seal` it, `delete` it."""
-
-    def __init__(self, path: Path, lock_fd: int) -> None:
-        """Take over `path`, whose lock `lock_fd` holds; use `adoptable`."""
-        self.path = path
-        self._lock_fd = lock_fd
-        _adopted.add(self)
-
-    def read(self) -> SpoolContents:
-        """All records, oldest first. A meter's first record may stand in it several times."""
-        records: list[Record] = []
-        skipped = torn = 0
-        for segment in sorted(self.path.glob(f"*{SEGMENT_SUFFIX}")):
-            part = read_segment(segment.read_bytes())
-            records += part.records
-            skipped += part.skipped_bytes
-            torn += part.torn_tail_bytes
-        return SpoolContents(records=records, skipped_bytes=skipped, torn_tail_bytes=torn)
-
-    def seal(
-        self, contents: SpoolContents, durable: Mapping[str, int], at_unix_ms: int
-    ) -> list[Record]:
-        """End the meters that died with the process, in their own spool first (I4).
-
-        Call it when everything in `contents` is durable. If something could not be read, every
-        meter gets a Gap; one without a MeterClose gets that, with reason `ADOPTED`: the ledger
-        settles such a call as crashed. Sealing is written before it is sent,
-        so an adopter that dies in between is followed by one that finds the meter closed.
-
-        Args:
-            contents: What `read` gave.
-            durable: The authority's durable seq per meter; it may know more than the spool.
-            at_unix_ms: Now.
-
-        Returns:
-            The new records, to be sent like any other.
-
-        Raises:
-            OSError: They could not be written; release the spool and try again later.
-        """
-        last_seqs: dict[str, int] = {}
-        closed: set[str] = set()
-        told: set[str] = set()
-        for record in contents.records:
-            meter_id = record.meter_id
-            known = last_seqs.get(meter_id) or durable.get(meter_id, 0)
-            last_seqs[meter_id] = max(record.seq, known)
-            if isinstance(record, MeterClose):
-                closed.add(meter_id)
-            elif isinstance(record, Gap) and record.reason == "spool_skipped":
-                told.add(meter_id)
-        sealing: list[Record] = []
-        for meter_id, seq in last_seqs.items():
-            if contents.skipped_bytes and meter_id not in told:
-                seq += 1
-                sealing.append(
-                    Gap(meter_id=meter_id, seq=seq, at_unix_ms=at_unix_ms, reason="spool_skipped")
-                )
-            if meter_id not in closed:
-                sealing.append(
-                    MeterClose(
-                        meter_id=meter_id,
-                        seq=seq + 1,
-                        at_unix_ms=at_unix_ms,
-                        coverage=Coverage.COMPLETE,  # of what was seen; gaps say the rest
-                        reason=ADOPTED,
-                    )
-                )
-        if sealing:
-            self._write_segment(sealing)
-        return sealing
-
-    def delete(self) -> None:
-        """Everything is durable elsewhere: remove the directory and let go of the lock."""
-        if self._lock_fd >= 0:
-            delete_directory(self.path)
-        self.release()
-
-    def release(self) -> None:
-        """Let go of the lock and leave the records to the next adopter."""
-        fd, self._lock_fd = self._lock_fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
-    def __del__(self) -> None:
-        """Let go: a spool that was dropped on the way must not stay locked for good."""
-        self.release()
-
-    def _write_segment(self, records: Iterable[Record]) -> None:
-        last = max((int(s.stem) for s in self.path.glob(f"*{SEGMENT_SUFFIX}")), default=0)
-        path = self.path / f"{last + 1:08}{SEGMENT_SUFFIX}"
-        data = b"".join(encode_frame(encode_record(record)) for record in records)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            if os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, "no space left to seal an adopted spool")
-            fdatasync(fd)
-        except OSError:
-            path.unlink()
-            raise
-        finally:
-            os.close(fd)
-
-
-_adopted: weakref.WeakSet[AdoptedSpool] = weakref.WeakSet()
-
-
-def adoptable(root: Path, label: str | None = None) -> Iterator[AdoptedSpool]:
-    """Take the directories under `root` whose owner is dead: whose lock is free (never a pid).
-
-    Each is taken when it is asked for, and costs a file descriptor while
-    it is held: after an outage there may be thousands, more than a live call has descriptors.
-
-    Args:
-        root: The spool root; one that does not exist holds nothing.
-        label: Only those made with this label; None: all.
-
-    Returns:
-        What is free, held from when it is taken until `delete` or `release`, until nobody refers
-        to it any more, or until this process dies. Ends early, leaving the rest to another look,
-        when one cannot be opened.
-
-    Raises:
-        OSError: `root` cannot be listed.
-    """
-    try:
-        names = sorted(os.listdir(root))
-    except FileNotFoundError:
-        names = []
-    return _take_free(root, [n for n in names if label is None or n.startswith(f"{label}-")])
-
-
-def _take_free(root: Path, names: Iterable[str]) -> Iterator[AdoptedSpool]:
-    for name in names:
-        path = root / name
-        if name.startswith(".") or not path.is_dir():
-            continue
-        lock_path = path / LOCK_NAME
-        try:
-            fd = os.open(lock_path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            with contextlib.suppress(OSError):
-                path.rmdir()  # its owner died between removing the lock and the directory
-            continue
-        except PermissionError:
-            continue  # another user's process
-        except OSError as error:
-            logger.warning("dead processes' spools are left for later: %s", error.strerror)
-            return
-        if take_lock(fd) and same_file(fd, lock_path):
-            yield AdoptedSpool(path, fd)
-        else:
-            os.close(fd)

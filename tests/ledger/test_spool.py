@@ -378,6 +378,42 @@ def test_a_slow_disk_is_written_by_a_thread(
     assert [r.seq for r in adopt_one(tmp_path).read().records] == list(range(1, 30))
 
 
+def test_a_long_outage_does_not_fill_the_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever is dead has half of the root; interims go first, then all but opens and closes."""
+    dead = Spool(tmp_path)
+    while (dead.directory is None) or (size_of(tmp_path) < 50_000):
+        dead.append(interim(1))
+    dead.close()
+    spool = Spool(tmp_path, segment_bytes=10_000, root_bytes_max=100_000)
+    spool.append(opened())
+    spool.sync()  # and see what the others take
+    seq = 1
+    while spool.append(interim(seq + 1)):
+        seq += 1
+    assert 80_000 < size_of(tmp_path) < 90_000
+    while spool.append(stop(seq + 1)):
+        seq += 1
+    assert 99_000 < size_of(tmp_path) < 101_000
+    assert spool.append(opened("N"))
+    assert spool.append(closed(2, "N"))
+    assert not spool.append(stop(seq + 1))
+    assert spool.faults == {"spool_nearly_full": 1, "spool_full": 2}
+    assert [record.getMessage().count("MiB that they may take") for record in caplog.records] == [
+        1,
+        1,
+    ]
+
+    spool.acknowledged({"M": seq, "N": 2})  # the ledger is back
+    assert spool.append(interim(seq + 1))
+    spool.close()
+
+
+def size_of(root: Path) -> int:
+    return sum(path.stat().st_size for path in root.glob("*/*.seg"))
+
+
 def test_an_unwritable_root_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpoolUnusableError, match="VOICECOST_SPOOL_DIR"):
