@@ -59,6 +59,7 @@ class _Meter:
         self.pending: dict[int, tuple[Record, int]] = {}  # seq -> record, bytes; in order
         self.interims: dict[int, int] = {}  # leg -> seq of its interim in `pending`
         self.opened: MeterOpen | None = None
+        self.opened_bytes = 0
         self.live = False  # opened here and not closed: asks for credit
         # records on this connection
         self.unsent: deque[int] = deque()
@@ -160,7 +161,8 @@ class Uplink:
             superseded = meter.interims.pop(record.leg, None)
             if superseded is not None:
                 meter.pending.pop(superseded, None)
-        meter.pending[record.seq] = (record, len(encode_record(record)))
+        size = len(encode_record(record))
+        meter.pending[record.seq] = (record, size)
         meter.unsent.append(record.seq)
         linger_ms = LINGER_MS
         if isinstance(record, LegInterim):
@@ -169,7 +171,7 @@ class Uplink:
                 linger_ms = INTERIM_LINGER_MS
         elif isinstance(record, MeterOpen):
             meter.live = meter.renew_due = not adopted
-            meter.opened = record
+            meter.opened, meter.opened_bytes = record, size
             linger_ms = 0
         elif isinstance(record, MeterClose):
             meter.live = False
@@ -445,19 +447,25 @@ class Uplink:
 
     def _hellos(self) -> list[Hello]:
         """All meters, in as many messages as it takes."""
-        held = [
-            MeterHeld(m.meter_id, m.acked + 1 if m.pending else 0, m.last_seq, m.opened)
-            for m in self._meters.values()
-        ]
+        batches: list[list[MeterHeld]] = [[]]
+        size = 0
+        for m in self._meters.values():
+            full = len(batches[-1]) == METERS_MAX or size + m.opened_bytes > self._batch_bytes_max
+            if full and batches[-1]:
+                batches.append([])
+                size = 0
+            first_seq_held = m.acked + 1 if m.pending else 0
+            batches[-1].append(MeterHeld(m.meter_id, first_seq_held, m.last_seq, m.opened))
+            size += m.opened_bytes
         return [
             Hello(
                 version=PROTOCOL_VERSION,
                 process_id=self._process_id,
-                meters=held[start : start + METERS_MAX],
+                meters=held,
                 ledger_id=self.ledger_id,
                 generation=self.generation,
             )
-            for start in range(0, max(1, len(held)), METERS_MAX)
+            for held in batches
         ]
 
     def _send_records(self, meter: _Meter, now_ms: int, messages: list[ClientMessage]) -> None:

@@ -33,6 +33,7 @@ from voicecost_ledger.records import (
     MeterOpen,
     Outcome,
     Record,
+    encode_record,
 )
 from voicecost_ledger.uplink import Uplink
 
@@ -334,13 +335,25 @@ def test_every_hello_says_whose_its_meters_are() -> None:
 
 
 def test_more_meters_than_one_hello_may_name_are_said_in_several() -> None:
-    uplink, ledger = Uplink("P"), Ledger()
+    uplink, ledger = Uplink("P", batch_bytes_max=10**6, unacked_bytes_max=10**6), Ledger()
     for number in range(METERS_MAX + 1):
         uplink.recorded(opened(f"M{number}"), 0)
     hellos = uplink.connected(0)
     assert [len(hello.meters) for hello in hellos if isinstance(hello, Hello)] == [METERS_MAX, 1]
     talk(uplink, ledger, hellos)
     assert uplink.settled
+
+
+def test_a_hello_is_no_larger_than_a_batch_of_records() -> None:
+    """A server ends a connection that sends it too much: a hello too large would do so for ever."""
+    size = len(encode_record(opened()))
+    uplink = Uplink("P", batch_bytes_max=2 * size)
+    for name in "ABCDE":
+        uplink.recorded(opened(name), 0)
+    hellos = [hello for hello in uplink.connected(0) if isinstance(hello, Hello)]
+    assert [[held.meter_id for held in hello.meters] for hello in hellos] == [
+        ["A", "B"], ["C", "D"], ["E"],
+    ]  # fmt: skip
 
 
 def test_a_finished_meter_is_forgotten_and_a_late_correction_still_arrives() -> None:
