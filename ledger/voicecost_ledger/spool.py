@@ -80,6 +80,7 @@ SLOW_WRITES_WINDOW: Final = 100
 QUEUE_RECORDS_MAX: Final = 20_000  # about 4 MB of records waiting for a full or slow disk
 RETRY_INTERVAL_MS: Final = 1_000  # a full disk is asked again this often
 ROOT_BYTES_MAX: Final = 1024 * 1024 * 1024  # of all processes of a host, see `Spool.append`
+FRAMES_BETWEEN_LOOKS: Final = 64  # far below an eighth of that
 ROOT_MEASURE_INTERVAL_S: Final = 60.0  # the other processes' share of it
 
 
@@ -150,6 +151,7 @@ class Spool:
         self._queue_records_max = queue_records_max
         self._root_bytes_max = root_bytes_max
         self._other_bytes = 0
+        self._frames_until_look = 0  # at how much room is left
         self._measured_s: float | None = None
         self._lock = threading.Lock()  # short: a write(2), never an fsync
         self._directory: Path | None = None
@@ -361,8 +363,14 @@ class Spool:
         self._unsynced_directory = self._directory
 
     def _no_room_for(self, kind: type[Record]) -> bool:
+        if self._frames_until_look > 0:
+            self._frames_until_look -= 1
+            return False
         left = self._root_bytes_max - self._other_bytes - sum(s.size_bytes for s in self._segments)
-        if kind is MeterOpen or kind is MeterClose or left > self._root_bytes_max // 8:
+        if left > self._root_bytes_max // 8:
+            self._frames_until_look = FRAMES_BETWEEN_LOOKS
+            return False
+        if kind is MeterOpen or kind is MeterClose:
             return False
         if kind is LegInterim:
             self._fault("spool_nearly_full", f"{self._fullness()}: totals in between are not kept")

@@ -81,6 +81,7 @@ class RecordingMeter:
         default_factory=list[tuple[type[Any], dict[str, Any]]]
     )
     cut: bool = False
+    far: bool = False
     prices: PriceBook = field(default_factory=UnitPrices)
 
     def __post_init__(self) -> None:
@@ -117,6 +118,9 @@ class RecordingMeter:
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         self._amounts[leg] = amount_nano_usd or 0
         self._moved.set()
+
+    def far_from_limits(self) -> bool:
+        return self.far
 
     def may_spend(self, next_nano_usd: int) -> bool:
         if self.cut:

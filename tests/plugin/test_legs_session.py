@@ -44,11 +44,13 @@ def _close_to(estimate: int, billed: int, *, within: int) -> bool:
     return abs(estimate - billed) <= within
 
 
-async def test_a_barge_in_while_the_llm_writes() -> None:
+@pytest.mark.parametrize("far", [False, True], ids=["each chunk rated", "far from all limits"])
+async def test_a_barge_in_while_the_llm_writes(far: bool) -> None:
     """LiveKit reports 0 tokens for it; the provider bills the prompt and what it has written."""
     slow = {"token_delay_ms": 20}
     async with simulated_providers(Reply(match="hello", text="Hello there."), **slow) as providers:
         async with metered_call(providers) as call:
+            call.meter.far = far
             await call.session.generate_reply(user_input="Hello, who is this?")
             speech = call.session.generate_reply(user_input="Please explain everything to me.")
             await call.meter.until(

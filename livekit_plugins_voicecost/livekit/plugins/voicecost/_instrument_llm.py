@@ -17,6 +17,10 @@ from ._instrument_attempts import Attempt, describe, was_refused
 from ._text_weight import TOKEN
 from ._text_weight import weight as weight_of
 
+CHUNKS_AT_ONCE: Final = 4
+"""Chunks of an answer that are estimated together while every limit is far: what a SIGKILL in
+mid-answer can cost, less one; the answer's end is always settled with all of them."""
+
 
 class LLMAttempt(Attempt):
     """One attempt of an LLM request."""
@@ -138,6 +142,11 @@ class LLMAttempt(Attempt):
         counts.completion_chunks += 1
         if self._reported is not None:
             return  # some providers report with every chunk
+        if counts.completion_chunks % CHUNKS_AT_ONCE:
+            # An estimate is 3 µs of the agent's time; with the money far away a few chunks wait.
+            leg = self._tally.leg
+            if leg is not None and leg.may_lag():
+                return
         output_tokens = self._estimates.output_tokens(counts)
         usage = llm_usage(counts, self._input_tokens, self._cached_input_tokens, output_tokens)
         if not self._tally.spend(usage, Basis.ESTIMATED):

@@ -199,7 +199,7 @@ class SynthesizeAttempt(_TTSAttempt):
             self._given(text)
 
     def _given(self, text: str) -> None:
-        tally = self._tally
+        tally = self._tally_made or self._tally
         self._text.add(text)
         if not tally.spend(self._usage(), self._basis, ahead=True):
             # It is not handed over, so it is not counted.

@@ -90,9 +90,10 @@ class TextUnits:
 
     def add(self, text: str) -> None:
         """Count more text, exactly as it is sent."""
-        self.characters += len(text)
+        size = len(text)
+        self.characters += size
         if text.isascii():
-            self.utf8_bytes += len(text)
+            self.utf8_bytes += size
         else:
             self.utf8_bytes += len(text.encode("utf-8", "surrogatepass"))
             for character in text:

@@ -62,6 +62,10 @@ class LegMeter(Protocol):
         """The leg's rated amount moved; None: it has no price."""
         ...
 
+    def far_from_limits(self) -> bool:
+        """Whether a cent more, or a few chunks, would change nothing."""
+        ...
+
     def may_spend(self, next_nano_usd: int) -> bool:
         """Whether so much more, on top of what all legs have used, stays within the budget.
 
@@ -171,6 +175,10 @@ class Leg:
             return True
         return self._meter.may_spend(max(0, next_nano_usd - (self.amount_nano_usd or 0)))
 
+    def may_lag(self) -> bool:
+        """Whether totals that are a few chunks old will do: every limit is far away."""
+        return self.outcome is None and self._meter.far_from_limits()
+
     def spend(self, usage: dict[str, int], basis: Basis, *, ahead: bool = False) -> bool:
         """Take the totals with what is about to be used, if the meter may spend that.
 
@@ -275,7 +283,8 @@ class Leg:
         self._timer = asyncio.get_running_loop().call_later(self._interim_s, self._write_interim)
 
     def _write_interim(self) -> None:
-        self._cancel_timer()
+        if self._timer is not None:
+            self._cancel_timer()
         try:
             self._records.write(LegInterim, leg=self.number, usage=self.usage, basis=self.basis)
         except Exception as error:

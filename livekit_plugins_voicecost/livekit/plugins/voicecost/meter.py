@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 LEGS_STOP_MAX_S: Final = 2.0
 """How long a closed session's last requests (a probe, a tool's) may still run to their own end."""
 ROOM_MESSAGE_MAX_S: Final = 0.1
+CENT_NANO_USD: Final = 10_000_000
 _ACLOSE: Final = "_aclose_impl"  # every way a session ends goes through it, failures included
 _STARTED: Final = "_started"
 _STARTED_AT: Final = "_started_at"  # LiveKit's wall clock, seconds
@@ -236,7 +237,7 @@ class Meter:
 
         Also after the meter has closed: a correction that comes late is money all the same.
         """
-        self._open().write(make, **fields)
+        (self._link or self._open()).write(make, **fields)
         if make is LegStop and self._session_over:
             self._close_when_quiet()
 
@@ -247,10 +248,14 @@ class Meter:
 
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         """Take over a leg's rated amount; None when no price is known for it."""
-        before = self._charges.get(leg, 0)
-        self._charges[leg] = amount_nano_usd
-        self._unpriced_leg_count += (amount_nano_usd is None) - (before is None)
-        change = (amount_nano_usd or 0) - (before or 0)
+        charges = self._charges
+        before = charges.get(leg, 0)
+        charges[leg] = amount_nano_usd
+        if amount_nano_usd is None or before is None:
+            self._unpriced_leg_count += (amount_nano_usd is None) - (before is None)
+            change = (amount_nano_usd or 0) - (before or 0)
+        else:
+            change = amount_nano_usd - before
         self._total_nano_usd += change
         self._by_modality[leg.modality] += change
         if self._link is not None:
@@ -261,6 +266,13 @@ class Meter:
     def may_spend(self, next_nano_usd: int) -> bool:
         """Whether a request, push or chunk that adds this much is still within the credit."""
         return self._credit.may_spend(next_nano_usd)
+
+    def far_from_limits(self) -> bool:
+        """Whether a cent more would change nothing: no limit, warning or report is that near."""
+        link = self._link
+        return (
+            link is not None and not self.cut and link.clear(self._total_nano_usd + CENT_NANO_USD)
+        )
 
     # ---- the session's life --------------------------------------------------------------------
 
