@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 LEGS_STOP_MAX_S: Final = 2.0
 """How long a closed session's last requests (a probe, a tool's) may still run to their own end."""
-ROOM_MESSAGE_MAX_S: Final = 0.1
+ROOM_MESSAGE_MAX_S: Final = 0.5
 CENT_NANO_USD: Final = 10_000_000
 _ACLOSE: Final = "_aclose_impl"  # every way a session ends goes through it, failures included
 _STARTED: Final = "_started"
