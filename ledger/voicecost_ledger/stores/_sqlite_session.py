@@ -1,0 +1,473 @@
+"""One transaction on a SQLite ledger: rows in and out, entries, rollups."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from voicecost_ledger.budgets import Window
+from voicecost_ledger.calls import Call, Room
+from voicecost_ledger.entries import Entry, Leg, quarter_hour
+from voicecost_ledger.meters import Meter
+from voicecost_ledger.records import Outcome
+from voicecost_ledger.rooms import RoomParticipant
+from voicecost_ledger.stores._schema import UNIT_COLUMNS
+from voicecost_ledger.stores._sqlite_query import query
+
+QUARANTINE_MAX_PER_METER: Final = 100
+
+
+class _Table:
+    """Maps a row struct to its table: one column per field, nested fields as JSON text."""
+
+    def __init__(
+        self, row_type: type[msgspec.Struct], name: str, key: Sequence[str], **derived: str
+    ) -> None:
+        fields = msgspec.structs.fields(row_type)
+        self.row_type = row_type
+        self.fields = [field.encode_name for field in fields]
+        columns = [*self.fields, *derived]
+        self.derived = derived
+        updates = ", ".join(f"{c} = excluded.{c}" for c in columns if c not in key)
+        self.select = f"SELECT {', '.join(self.fields)} FROM {name}"
+        self.upsert = (
+            f"INSERT INTO {name} ({', '.join(columns)}) "
+            f"VALUES ({', '.join('?' * len(columns))}) "
+            f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"
+        )
+        # Which fields are nested is read off the types once.
+        self.nested = {
+            field.encode_name
+            for field in fields
+            if any(
+                word in str(field.type) for word in ("dict", "list", "LegAttributes", "MeterOpen")
+            )
+        }
+        self.booleans = {field.encode_name for field in fields if field.type is bool}
+
+    def values(self, row: msgspec.Struct) -> list[Any]:
+        values: list[Any] = []
+        for name in self.fields:
+            value = getattr(row, name)
+            if name in self.nested:
+                value = msgspec.json.encode(value).decode()
+            elif isinstance(value, bool):
+                value = int(value)
+            elif isinstance(value, str):
+                value = str(value)  # a StrEnum is a str, but apsw wants the exact type
+            values.append(value)
+        for path in self.derived.values():
+            value = row
+            for attribute in path.split("."):
+                value = getattr(value, attribute)
+            values.append(str(value) if isinstance(value, str) else value)
+        return values
+
+    def row(self, values: Sequence[Any]) -> Any:
+        raw: dict[str, Any] = {}
+        for name, value in zip(self.fields, values, strict=True):
+            if name in self.nested:
+                raw[name] = msgspec.json.decode(value)
+            elif name in self.booleans:
+                raw[name] = bool(value)
+            else:
+                raw[name] = value
+        return msgspec.convert(raw, self.row_type)
+
+
+_CALLS = _Table(Call, "calls", ["call_id"])
+_METERS = _Table(
+    Meter,
+    "meters",
+    ["meter_id"],
+    job_id="opened.job_id",
+    room_sid="opened.room_sid",
+    agent="opened.agent",
+    tenant="opened.tenant",
+)
+_ROOMS = _Table(Room, "rooms", ["sid"])
+_LEGS = _Table(
+    Leg,
+    "legs",
+    ["meter_id", "number"],
+    modality="attributes.modality",
+    provider="attributes.provider",
+    model="attributes.model",
+)
+_WINDOWS = _Table(Window, "windows", ["scope", "start_unix_ms"])
+
+_UNIT_LIST = ", ".join(UNIT_COLUMNS)
+_POST = (
+    "INSERT INTO entries (leg_key, part, call_id, amount_nano_usd, price_id, basis, "
+    f"accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST}) "
+    f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * len(UNIT_COLUMNS))})"
+)
+_ENTRIES_OF = (
+    "SELECT leg_key, part, amount_nano_usd, price_id, basis, accrued_at_unix_ms, "
+    f"posted_at_unix_ms, {_UNIT_LIST} FROM entries WHERE leg_key = ? ORDER BY part"
+)
+_ROLL = (
+    "INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+    "amount_nano_usd = amount_nano_usd + excluded.amount_nano_usd, "
+    "leg_count = leg_count + excluded.leg_count, "
+    "unpriced_leg_count = unpriced_leg_count + excluded.unpriced_leg_count"
+)
+
+
+class SqliteSession:
+    """One transaction on the writer connection; see `voicecost_ledger.stores.Session`."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._db = connection
+        self._known: dict[tuple[str, Any], Any] = {}
+
+    def _find(self, table: _Table, where: str, *values: Any) -> list[Any]:
+        found: list[Any] = []
+        for raw in query(self._db, f"{table.select} WHERE {where}", values):
+            found.append(self._one(table, table.row(raw)))
+        return found
+
+    def _one(self, table: _Table, row: Any) -> Any:
+        return self._known.setdefault(_identity(row), row)
+
+    def _get(self, table: _Table, identity: tuple[str, Any], where: str, *values: Any) -> Any:
+        known = self._known.get(identity)
+        if known is not None:
+            return known
+        rows = self._find(table, where, *values)
+        return rows[0] if rows else None
+
+    def _save(self, table: _Table, row: Any) -> None:
+        query(self._db, table.upsert, table.values(row))
+        self._known[_identity(row)] = row
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Generator[None, None, None]:
+        query(self._db, "SAVEPOINT part")
+        try:
+            yield
+        except BaseException:
+            self._known.clear()  # what was changed in them is undone in the file
+            query(self._db, "ROLLBACK TO part")
+            raise
+        finally:
+            query(self._db, "RELEASE part")
+
+    def ledger_identity(self) -> tuple[str, int]:
+        row = query(self._db, "SELECT id, generation FROM ledger")[0]
+        return row[0], row[1]
+
+    def meter(self, meter_id: str) -> Meter | None:
+        return self._get(_METERS, ("Meter", meter_id), "meter_id = ?", meter_id)
+
+    def save_meter(self, meter: Meter) -> None:
+        self._save(_METERS, meter)
+
+    def meters_of(self, call_id: str) -> list[Meter]:
+        return self._find(_METERS, "call_id = ? ORDER BY meter_id", call_id)
+
+    def meters_of_job(self, job_id: str) -> list[Meter]:
+        return self._find(_METERS, "job_id = ? ORDER BY meter_id", job_id)
+
+    def meters_with_lease_before(self, at_unix_ms: int) -> list[Meter]:
+        return self._find(_METERS, "lease_until_unix_ms < ?", at_unix_ms)
+
+    def meters_holding_before(self, start_unix_ms: int) -> list[Meter]:
+        return self._find(
+            _METERS,
+            "lease_until_unix_ms IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(held_windows) w "
+            "WHERE json_extract(w.value, '$[1]') NOT IN (0) "
+            "AND json_extract(w.value, '$[1]') < ?) ORDER BY meter_id",
+            start_unix_ms,
+        )
+
+    def call(self, call_id: str) -> Call | None:
+        return self._get(_CALLS, ("Call", call_id), "call_id = ?", call_id)
+
+    def save_call(self, call: Call) -> None:
+        self._save(_CALLS, call)
+
+    def withdraw_call(self, call_id: str) -> None:
+        self._known.pop(("Call", call_id), None)
+        query(self._db, "DELETE FROM calls WHERE call_id = ? AND meter_count = 0", (call_id,))
+
+    def calls_in_waiting(self, now: int, *, silent_since_unix_ms: int) -> list[Call]:
+        return self._find(
+            _CALLS,
+            "state = 'ended' OR state = 'open' AND (ending = 'ending' "
+            "OR ending_deadline_unix_ms <= ? OR call_id IN (SELECT call_id FROM meters "
+            "WHERE state = 'open' AND last_heard_at_unix_ms <= ?) "
+            "OR NOT EXISTS (SELECT 1 FROM meters m WHERE m.call_id = calls.call_id "
+            "AND m.state = 'open')) ORDER BY call_id",
+            now,
+            silent_since_unix_ms,
+        )
+
+    def room(self, room_sid: str) -> Room | None:
+        return self._get(_ROOMS, ("Room", room_sid), "sid = ?", room_sid)
+
+    def save_room(self, room: Room) -> None:
+        self._save(_ROOMS, room)
+
+    def rooms_of(self, call_id: str) -> list[Room]:
+        return self._find(_ROOMS, "call_id = ? ORDER BY seen_at_unix_ms, sid", call_id)
+
+    def live_rooms_named(self, livekit_project: str, name: str) -> list[Room]:
+        return self._find(
+            _ROOMS,
+            "livekit_project = ? AND name = ? AND gone_at_unix_ms IS NULL "
+            "ORDER BY seen_at_unix_ms DESC",
+            livekit_project,
+            name,
+        )
+
+    def live_rooms(self, livekit_project: str) -> list[Room]:
+        return self._find(
+            _ROOMS, "livekit_project = ? AND gone_at_unix_ms IS NULL ORDER BY sid", livekit_project
+        )
+
+    def save_participant(
+        self, participant: RoomParticipant, *, room_sid: str, left_at_unix_ms: int | None
+    ) -> None:
+        # A late "joined" never brings back somebody who has left.
+        query(
+            self._db,
+            "INSERT INTO participants VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sid) DO UPDATE "
+            "SET left_at_unix_ms = coalesce(left_at_unix_ms, excluded.left_at_unix_ms), "
+            "disconnect_reason = coalesce(excluded.disconnect_reason, disconnect_reason)",
+            (
+                participant.sid,
+                room_sid,
+                participant.identity,
+                str(participant.kind),
+                participant.job_id,
+                participant.joined_at_unix_ms,
+                left_at_unix_ms,
+                participant.disconnect_reason,
+            ),
+        )
+
+    def connected_participants(self, room_sids: Sequence[str]) -> list[RoomParticipant]:
+        found: list[RoomParticipant] = []
+        for room_sid in room_sids:
+            for sid, identity, kind, job_id, joined in query(
+                self._db,
+                "SELECT sid, identity, kind, job_id, joined_at_unix_ms FROM participants "
+                "WHERE room_sid = ? AND left_at_unix_ms IS NULL ORDER BY sid",
+                (room_sid,),
+            ):
+                raw = {
+                    "sid": sid,
+                    "identity": identity,
+                    "kind": kind,
+                    "job_id": job_id,
+                    "joined_at_unix_ms": joined,
+                }
+                found.append(msgspec.convert(raw, RoomParticipant))
+        return found
+
+    def jobs_in(self, room_sid: str) -> set[str]:
+        rows = query(
+            self._db,
+            "SELECT job_id FROM participants WHERE room_sid = ?1 AND job_id IS NOT NULL "
+            "UNION SELECT job_id FROM meters WHERE room_sid = ?1 AND job_id IS NOT NULL",
+            (room_sid,),
+        )
+        return {row[0] for row in rows}
+
+    def leg(self, meter_id: str, number: int) -> Leg | None:
+        where = "meter_id = ? AND number = ?"
+        return self._get(_LEGS, ("Leg", (meter_id, number)), where, meter_id, number)
+
+    def save_leg(self, leg: Leg) -> None:
+        if leg.key == 0:
+            last = query(self._db, "SELECT coalesce(max(key), 0) FROM legs")[0][0]
+            leg.key = last + 1
+        self._save(_LEGS, leg)
+
+    def open_legs_of(self, meter_id: str) -> list[Leg]:
+        return self._find(_LEGS, "meter_id = ? AND outcome IS NULL ORDER BY number", meter_id)
+
+    def open_legs_before(self, at_unix_ms: int) -> list[Leg]:
+        return self._find(
+            _LEGS,
+            "outcome IS NULL AND last_at_unix_ms < ? AND rated_nano_usd IS NOT NULL "
+            "AND rated_nano_usd <> posted_nano_usd ORDER BY key",
+            at_unix_ms,
+        )
+
+    def post(self, entry: Entry, leg: Leg, meter: Meter) -> None:
+        query(
+            self._db,
+            _POST,
+            (
+                entry.leg_key,
+                entry.part,
+                meter.call_id,
+                entry.amount_nano_usd,
+                entry.price_id,
+                str(entry.basis),
+                entry.accrued_at_unix_ms,
+                entry.posted_at_unix_ms,
+                *(entry.usage.get(unit) for unit in UNIT_COLUMNS),
+            ),
+        )
+        unpriced = entry.amount_nano_usd is None
+        first = entry.part == 0
+        # A leg counts as unpriced from its first null entry until an amount is posted for it.
+        was_unpriced = not first and self._unpriced_before(leg.key, entry.part)
+        self._roll(
+            meter,
+            leg,
+            leg.outcome,
+            entry.accrued_at_unix_ms,
+            entry.amount_nano_usd or 0,
+            int(first),
+            int(unpriced) - int(was_unpriced),
+        )
+
+    def _unpriced_before(self, leg_key: int, part: int) -> bool:
+        row = query(
+            self._db,
+            "SELECT amount_nano_usd IS NULL FROM entries WHERE leg_key = ? AND part = ?",
+            (leg_key, part - 1),
+        )
+        return bool(row and row[0][0])
+
+    def _roll(
+        self,
+        meter: Meter,
+        leg: Leg,
+        outcome: Outcome | None,
+        at_unix_ms: int,
+        amount_nano_usd: int,
+        leg_count: int,
+        unpriced_leg_count: int,
+    ) -> None:
+        query(
+            self._db,
+            _ROLL,
+            (
+                quarter_hour(at_unix_ms),
+                meter.project,
+                meter.opened.agent or "",
+                meter.opened.tenant or "",
+                leg.attributes.provider,
+                leg.attributes.model,
+                str(leg.attributes.modality),
+                str(outcome or ""),
+                amount_nano_usd,
+                leg_count,
+                unpriced_leg_count,
+            ),
+        )
+
+    def entries_of(self, leg: Leg) -> list[Entry]:
+        return [
+            msgspec.convert(
+                {
+                    "leg_key": raw[0],
+                    "part": raw[1],
+                    "amount_nano_usd": raw[2],
+                    "price_id": raw[3],
+                    "basis": raw[4],
+                    "accrued_at_unix_ms": raw[5],
+                    "posted_at_unix_ms": raw[6],
+                    "usage": _usage(raw[7:]),
+                },
+                Entry,
+            )
+            for raw in query(self._db, _ENTRIES_OF, (leg.key,))
+        ]
+
+    def move_outcome(self, leg: Leg, meter: Meter, was: Outcome | None) -> None:
+        unpriced = False
+        for entry in self.entries_of(leg):
+            null = entry.amount_nano_usd is None
+            counts = int(entry.part == 0), int(null) - int(unpriced)
+            amount, at = entry.amount_nano_usd or 0, entry.accrued_at_unix_ms
+            self._roll(meter, leg, was, at, -amount, -counts[0], -counts[1])
+            self._roll(meter, leg, leg.outcome, at, amount, *counts)
+            unpriced = null
+
+    def project_posted(self, project: str, from_unix_ms: int, until_unix_ms: int) -> int:
+        sql = (
+            "SELECT coalesce(sum(amount_nano_usd), 0) FROM rollups "
+            "WHERE quarter_unix_ms >= ? AND quarter_unix_ms < ? AND project = ?"
+        )
+        return query(self._db, sql, (from_unix_ms, until_unix_ms, project))[0][0]
+
+    def price_document(self, price_id: str) -> bytes | None:
+        sql = "SELECT document FROM prices WHERE price_id = ?"
+        rows = query(self._db, sql, (price_id,))
+        return rows[0][0] if rows else None
+
+    def save_price(self, price_id: str, pricing_source: str, document: bytes) -> None:
+        sql = "INSERT INTO prices VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        query(self._db, sql, (price_id, pricing_source, document))
+
+    def window(self, scope: str, start_unix_ms: int) -> Window | None:
+        identity = ("Window", (scope, start_unix_ms))
+        where = "scope = ? AND start_unix_ms = ?"
+        return self._get(_WINDOWS, identity, where, scope, start_unix_ms)
+
+    def save_window(self, window: Window) -> None:
+        self._save(_WINDOWS, window)
+
+    def seen_event(self, event_id: str, at_unix_ms: int) -> bool:
+        before = self._db.total_changes()
+        sql = "INSERT INTO webhooks VALUES (?, ?) ON CONFLICT DO NOTHING"
+        query(self._db, sql, (event_id, at_unix_ms))
+        return self._db.total_changes() == before
+
+    def add_gap(
+        self, meter_id: str, call_id: str, at_unix_ms: int, reason: str, modality: str | None
+    ) -> None:
+        word = str(modality) if modality is not None else None
+        values = (meter_id, call_id, at_unix_ms, reason, word)
+        query(self._db, "INSERT INTO gaps VALUES (?, ?, ?, ?, ?)", values)
+
+    def quarantine(self, meter_id: str, seq: int, reason: str, record_json: str) -> None:
+        # Capped, so that a broken client cannot fill the disk; the counter goes on counting.
+        query(
+            self._db,
+            "INSERT INTO quarantine SELECT ?1, ?2, ?3, ?4 WHERE "
+            "(SELECT count(*) FROM quarantine WHERE meter_id = ?1) < ?5 ON CONFLICT DO NOTHING",
+            (meter_id, seq, reason, record_json, QUARANTINE_MAX_PER_METER),
+        )
+
+    def audit(self, call_id: str, at_unix_ms: int, step: str, detail: str) -> None:
+        values = (call_id, at_unix_ms, step, detail)
+        query(self._db, "INSERT INTO audit VALUES (?, ?, ?, ?)", values)
+
+    def count(self, counter: str, by: int = 1) -> None:
+        sql = (
+            "INSERT INTO counters VALUES (?, ?) "
+            "ON CONFLICT DO UPDATE SET value = value + excluded.value"
+        )
+        query(self._db, sql, (counter, by))
+
+
+def _identity(row: Any) -> tuple[str, Any]:
+    match row:
+        case Meter():
+            return "Meter", row.meter_id
+        case Call():
+            return "Call", row.call_id
+        case Room():
+            return "Room", row.sid
+        case Leg():
+            return "Leg", (row.meter_id, row.number)
+        case Window():
+            return "Window", row.key
+        case _:
+            raise TypeError(f"{type(row).__name__} is no row of the ledger")
+
+
+def _usage(quantities: Sequence[int | None]) -> dict[str, int]:
+    pairs = zip(UNIT_COLUMNS, quantities, strict=True)
+    return {unit: quantity for unit, quantity in pairs if quantity is not None}
