@@ -441,26 +441,34 @@ class Books:
     def _tick(self, tx: Session, now: int) -> list[Effect]:
         """Every row on its own: one that cannot be moved on must not hold up the others."""
         effects: list[Effect] = []
-        for leg in tx.open_legs_before(entries.quarter_hour(now)):
+        # A fault makes the session forget its rows: each is read again where it is worked on.
+        for found in tx.open_legs_before(entries.quarter_hour(now)):
             with self._isolated(tx):
-                meter, call = tx.meter(leg.meter_id), tx.call(leg.call_id)
+                leg = tx.leg(found.meter_id, found.number)
+                meter, call = tx.meter(found.meter_id), tx.call(found.call_id)
+                assert leg is not None
                 assert meter is not None
                 assert call is not None
                 self._post(tx, meter, call, leg, now)
                 tx.save_meter(meter)
-        for meter in tx.meters_with_lease_before(now):
+        for expired in tx.meters_with_lease_before(now):
             with self._isolated(tx):
+                meter = tx.meter(expired.meter_id)
+                assert meter is not None
                 self._credit.expire(tx, meter)
         today = budgets.day_start(now, self._policy.time_zone)
-        for meter in tx.meters_holding_before(today):
+        for holding in tx.meters_holding_before(today):
             with self._isolated(tx):
-                call = tx.call(meter.call_id)
+                meter, call = tx.meter(holding.meter_id), tx.call(holding.call_id)
+                assert meter is not None
                 assert call is not None
                 self._close_the_day(tx, meter, call, now)
                 effects += self._credit.grant(tx, meter, now, renewal=0)
         silent_since = now - self._policy.meter_silence_ms
-        for call in tx.calls_in_waiting(now, silent_since_unix_ms=silent_since):
+        for waiting in tx.calls_in_waiting(now, silent_since_unix_ms=silent_since):
             with self._isolated(tx):
+                call = tx.call(waiting.call_id)
+                assert call is not None
                 effects += self._tick_call(tx, call, now)
         return effects
 

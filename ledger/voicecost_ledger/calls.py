@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -104,6 +104,8 @@ class Room(msgspec.Struct, kw_only=True):
         return self.created_at_unix_ms or self.seen_at_unix_ms
 
 
+ROOM_LEAVES_LIST_MS: Final = 5_000
+"""How long a room that is over may still be listed (LiveKit tells its end before it forgets it)."""
 CALLER_KINDS = frozenset({ParticipantKind.STANDARD, ParticipantKind.SIP})
 
 
@@ -277,7 +279,7 @@ def receive_listing(tx: Session, listing: RoomListing, now: int) -> set[str]:
         )
         touched.add(room.call_id)
         gone = room.gone_at_unix_ms
-        if gone is not None and gone < listing.requested_at_unix_ms:
+        if gone is not None and gone + ROOM_LEAVES_LIST_MS < listing.requested_at_unix_ms:
             # We were told, or concluded, wrongly: it lives.
             room.gone_at_unix_ms = None
             tx.save_room(room)

@@ -129,7 +129,9 @@ class CreditControl:
         if windows and call.ending is Ending.NONE:
             siblings = self._spending_siblings(tx, meter)
             more = self._extension(windows, meter, alone=not siblings)
-            if more == 0 and _left(meter) == 0:
+            reserve = budgets.closing_reserve(min(window.limit_nano_usd for window in windows))
+            # By halves, and only while a half is worth more than the reserve both keep back.
+            if more == 0 and _left(meter) <= reserve < self._spare(tx, meter):
                 lowered = self._share(tx, call, siblings, now)
                 more = self._extension(windows, meter, alone=False)
             if more and budgets.reserve(windows, more):
@@ -149,6 +151,12 @@ class CreditControl:
             and not other.opened.unattributed
         ]
 
+    def _spare(self, tx: Session, meter: Meter) -> int:
+        """What the call's other meters could give up."""
+        return (
+            sum(_left(other) for other in self._spending_siblings(tx, meter) if _leased(other)) // 2
+        )
+
     def _extension(self, windows: list[Window], meter: Meter, *, alone: bool) -> int:
         return budgets.extension(windows, _left(meter), alone=alone)
 
@@ -159,7 +167,8 @@ class CreditControl:
         """
         lowered: list[Grant] = []
         for other in siblings:
-            give = _left(other) // 2
+            # Without a lease it cannot be told: it may be spending what it was granted.
+            give = _left(other) // 2 if _leased(other) else 0
             if give:
                 self.release(tx, other, give)
                 windows = self._enforcing(tx, call, other, now)
@@ -227,7 +236,8 @@ class CreditControl:
             soft = meter.ceiling_nano_usd - reserve
             leased = meter.lease_until_unix_ms is not None
             near = leased and call.ending is Ending.NONE and meter.charged_nano_usd >= soft
-            if near and min(window.free_nano_usd for window in windows) > 0:
+            free = min(window.free_nano_usd for window in windows)
+            if near and (free > 0 or self._spare(tx, meter) > reserve):
                 # What is free now may not have been when it was granted.
                 effects += self.grant(tx, meter, now, renewal=0)
                 windows = self._enforcing(tx, call, meter, now)
@@ -353,6 +363,10 @@ class CreditControl:
         if call.ending is Ending.ENDING:
             return self.end_rooms(tx, call)
         return []
+
+
+def _leased(meter: Meter) -> bool:
+    return meter.lease_until_unix_ms is not None
 
 
 def _left(meter: Meter) -> int:

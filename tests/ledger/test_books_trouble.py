@@ -210,7 +210,7 @@ def test_a_room_that_is_listed_is_alive_whatever_was_thought_before() -> None:
     desk.wait(1_000)
     listing(desk)  # one answer without it
     assert desk.call().summary.state is CallState.ENDED
-    desk.wait(1_000)
+    desk.wait(10_000)
     listing(desk, ListedRoom(sid="RM_1", name="x"))
     assert desk.call().summary.state is CallState.OPEN
     spend(meter, 20_000)
@@ -282,6 +282,45 @@ def test_a_second_meter_of_a_call_gets_its_share_of_a_small_budget() -> None:
     spend(second, 15_000)
     assert of(EndRoom, desk.effects)  # all of it is usable, by both
     desk.check()
+
+
+def test_a_call_with_two_sessions_may_use_nearly_all_of_its_budget_in_one() -> None:
+    desk = Desk()
+    idle = in_room(desk, "MT_1", budget_nano_usd=100 * CENT)
+    busy = in_room(desk, "MT_2", budget_nano_usd=100 * CENT)
+    for meter in (idle, busy):
+        meter.renew()
+    spent = 0
+    while not [c for c in of(Command, desk.effects) if c.action is Action.WRAP_UP]:
+        spend(busy, 500)
+        spent += 500_000
+        desk.check()
+    assert spent > 95 * CENT
+
+
+def test_nothing_is_taken_from_a_meter_that_cannot_be_told() -> None:
+    """Cut off, its lease over, it may be spending all that it was granted."""
+    desk = Desk()
+    away = in_room(desk, "MT_1", budget_nano_usd=100 * CENT)
+    away.renew()
+    desk.wait(60_000)
+    late = in_room(desk, "MT_2", budget_nano_usd=100 * CENT)
+    assert late.renew().ceiling_nano_usd == 0
+    spend(away, 100_000)
+    assert desk.store.counters()["overshoot_nano_usd"] == 0
+    desk.check()
+
+
+def test_a_listing_on_the_heels_of_a_rooms_end_does_not_bring_it_back() -> None:
+    desk = Desk()
+    desk.replay("call_hangup")
+    desk.now += 10
+    sid = desk.call().summary.call_id.replace("CA_", "RM_")
+    listing(desk, ListedRoom(sid=sid, name="call_hangup"))
+    desk.wait(2_000)
+    listing(desk)
+    call = desk.call().summary
+    assert (call.state, call.amended) == (CallState.SETTLED, False)
 
 
 def test_credit_that_became_free_is_used_before_a_call_is_ended() -> None:

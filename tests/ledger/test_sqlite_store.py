@@ -112,6 +112,31 @@ def test_with_the_disk_full_nothing_of_a_group_is_durable(path: Path) -> None:
     store.close()
 
 
+def test_a_tick_reads_no_table_whole(path: Path) -> None:
+    """History grows for ever; what time may move on is little."""
+    store = SqliteStore.open(path)
+    seen: list[str] = []
+    db: Any = store._db
+
+    def plan(cursor: Any, statement: str, bindings: Any) -> bool:
+        if statement.startswith("SELECT"):
+            for row in apsw.Cursor(db).execute("EXPLAIN QUERY PLAN " + statement, bindings):
+                seen.append(row[3])
+        return True
+
+    with store.transaction() as tx:
+        db.exec_trace = plan
+        tx.open_legs_before(NOW)
+        tx.meters_with_lease_before(NOW)
+        tx.meters_holding_before(NOW)
+        tx.calls_in_waiting(NOW, silent_since_unix_ms=NOW)
+        db.exec_trace = None
+    whole = [step for step in seen if step.startswith("SCAN") and "INDEX" not in step]
+    assert seen
+    assert whole == []
+    store.close()
+
+
 def test_a_locked_ledger_says_who_to_look_for(path: Path) -> None:
     store = SqliteStore.open(path, busy_timeout_ms=20)
     other = apsw.Connection(str(path))

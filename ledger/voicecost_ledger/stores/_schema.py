@@ -197,6 +197,8 @@ CREATE TABLE windows (
   PRIMARY KEY (scope, start_unix_ms)
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX windows_held ON windows (start_unix_ms) WHERE held_nano_usd > 0 AND start_unix_ms > 0;
+
 CREATE TABLE webhooks (
   event_id TEXT PRIMARY KEY, received_at_unix_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;

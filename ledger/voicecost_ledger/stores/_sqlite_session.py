@@ -125,9 +125,11 @@ class SqliteSession:
         self._db = connection
         self._known: dict[tuple[str, Any], Any] = {}
 
-    def _find(self, table: _Table, where: str, *values: Any) -> list[Any]:
+    def _find(self, table: _Table, where: str, *values: Any, index: str | None = None) -> list[Any]:
         found: list[Any] = []
-        for raw in query(self._db, f"{table.select} WHERE {where}", values):
+        # A scan of a whole table, history included, would be paid at every tick: rather an error.
+        by = f" INDEXED BY {index}" if index else ""
+        for raw in query(self._db, f"{table.select}{by} WHERE {where}", values):
             found.append(self._one(table, table.row(raw)))
         return found
 
@@ -174,15 +176,24 @@ class SqliteSession:
         return self._find(_METERS, "job_id = ? ORDER BY meter_id", job_id)
 
     def meters_with_lease_before(self, at_unix_ms: int) -> list[Meter]:
-        return self._find(_METERS, "lease_until_unix_ms < ?", at_unix_ms)
+        return self._find(_METERS, "lease_until_unix_ms < ?", at_unix_ms, index="meters_by_lease")
 
     def meters_holding_before(self, start_unix_ms: int) -> list[Meter]:
+        held = query(
+            self._db,
+            "SELECT 1 FROM windows INDEXED BY windows_held WHERE held_nano_usd > 0 "
+            "AND start_unix_ms > 0 AND start_unix_ms < ? LIMIT 1",
+            (start_unix_ms,),
+        )
+        if not held:  # but for the first second of a day
+            return []
         return self._find(
             _METERS,
-            "lease_until_unix_ms IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(held_windows) w "
+            "lease_until_unix_ms > 0 AND EXISTS (SELECT 1 FROM json_each(held_windows) w "
             "WHERE json_extract(w.value, '$[1]') NOT IN (0) "
             "AND json_extract(w.value, '$[1]') < ?) ORDER BY meter_id",
             start_unix_ms,
+            index="meters_by_lease",
         )
 
     def call(self, call_id: str) -> Call | None:
@@ -198,13 +209,14 @@ class SqliteSession:
     def calls_in_waiting(self, now: int, *, silent_since_unix_ms: int) -> list[Call]:
         return self._find(
             _CALLS,
-            "state = 'ended' OR state = 'open' AND (ending = 'ending' "
+            "state <> 'settled' AND (state = 'ended' OR (ending = 'ending' "
             "OR ending_deadline_unix_ms <= ? OR call_id IN (SELECT call_id FROM meters "
             "WHERE state = 'open' AND last_heard_at_unix_ms <= ?) "
             "OR NOT EXISTS (SELECT 1 FROM meters m WHERE m.call_id = calls.call_id "
-            "AND m.state = 'open')) ORDER BY call_id",
+            "AND m.state = 'open'))) ORDER BY call_id",
             now,
             silent_since_unix_ms,
+            index="calls_unsettled",
         )
 
     def room(self, room_sid: str) -> Room | None:
@@ -298,6 +310,7 @@ class SqliteSession:
             "outcome IS NULL AND last_at_unix_ms < ? AND rated_nano_usd IS NOT NULL "
             "AND rated_nano_usd <> posted_nano_usd ORDER BY key",
             at_unix_ms,
+            index="legs_open",
         )
 
     def post(self, entry: Entry, leg: Leg, meter: Meter) -> None:

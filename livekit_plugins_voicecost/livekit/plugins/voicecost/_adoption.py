@@ -16,6 +16,9 @@ from .log import logger
 HELD_MAX: Final = 4
 """Spools that are adopted at a time. After an outage thousands may wait: each that is held costs
 this process, which serves a live call, a file descriptor and the memory of its records."""
+STUCK_AFTER_S: Final = 60.0
+STUCK_MAX: Final = 64
+"""Spools held in all, those included that do not come home: file descriptors of a live call."""
 
 
 class _Orphan:
@@ -24,6 +27,7 @@ class _Orphan:
     def __init__(self, spool: AdoptedSpool, contents: SpoolContents) -> None:
         self.spool = spool
         self.contents = contents
+        self.taken_s = time.monotonic()
         self.sealed = False
         self.durable: dict[str, int] = {}
         self.last_seqs: dict[str, int] = {}
@@ -70,7 +74,12 @@ class Adoption:
         self._take_more()
 
     def _take_more(self) -> None:
-        while len(self._orphans) < HELD_MAX:
+        # One that does not come home in a minute (a ledger that refuses it) is kept, but must not
+        # keep the others waiting.
+        stuck_since = time.monotonic() - STUCK_AFTER_S
+        while sum(orphan.taken_s > stuck_since for orphan in self._orphans) < HELD_MAX:
+            if len(self._orphans) >= STUCK_MAX:
+                return
             spool = next(self._free, None)
             if spool is None:
                 return

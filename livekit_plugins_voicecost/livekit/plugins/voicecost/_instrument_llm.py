@@ -140,8 +140,10 @@ class LLMAttempt(Attempt):
     def _received(self) -> None:
         counts = self._counts
         counts.completion_chunks += 1
-        if self._reported is not None:
-            return  # some providers report with every chunk
+        if self._reported is not None:  # some providers report with every chunk
+            if self._tally.leg is not None and not self._tally.leg.allow(self._tally.usage):
+                self.end_for_budget()
+            return
         if counts.completion_chunks % CHUNKS_AT_ONCE:
             # An estimate is 3 µs of the agent's time; with the money far away a few chunks wait.
             leg = self._tally.leg

@@ -128,9 +128,9 @@ class _JobEnd:
         await asyncio.gather(*(each.flushed(FLUSH_MAX_S) for each in meters))
 
     async def _closed_by_themselves(self) -> None:
-        own = [each for each in self._meters if each.unattributed]
         await asyncio.gather(*(m.wait_closed() for m in self._meters if not m.unattributed))
         self._over = True
+        own = [each for each in self._meters if each.unattributed]
         for each in own:
             each.close_when_quiet("shutdown")
         await asyncio.gather(*(each.wait_closed() for each in own))

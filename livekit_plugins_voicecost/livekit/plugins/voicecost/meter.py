@@ -422,11 +422,14 @@ class Meter:
             if self._legs_timer is not None:
                 self._legs_timer.cancel()
             for leg in tuple(self._charges):
-                leg.stop(Outcome.INTERRUPTED)  # a no-op for those that have their outcome
-            self._unwatch()
-            if self._had_faults:
-                self.write(Gap, reason="metering_fault")
-            self._link.close(self.coverage, reason)
+                with contained("leg_stop"):  # one that fails must not cost the others their end
+                    leg.stop(Outcome.INTERRUPTED)  # a no-op for those that have their outcome
+            try:
+                self._unwatch()
+                if self._had_faults:
+                    self.write(Gap, reason="metering_fault")
+            finally:
+                self._link.close(self.coverage, reason)
             self._log_end()
             if self.when_closed is not None:
                 self.when_closed()
