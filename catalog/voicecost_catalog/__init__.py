@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from voicecost_catalog.book import CatalogPriceBook, open_price_book
 from voicecost_catalog.hosts import parse_host_aliases
-from voicecost_catalog.rates import Confidence, ModelPrice, Rate, Rule, Tier
+from voicecost_catalog.rates import Confidence, Kind, ModelPrice, Rate, Rule, Tier
 
 __all__ = [
     "CatalogPriceBook",
     "Confidence",
+    "Kind",
     "ModelPrice",
     "Rate",
     "Rule",

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+
 from voicecost_catalog.genai import Dated, GenaiPrices
 from voicecost_catalog.hosts import aliased_provider, check_host_aliases, request_host
 from voicecost_catalog.rates import ModelPrice, restore_price
-from voicecost_catalog.rows import ProviderRows, load_rows, midnight_unix_ms, row_price
-from voicecost_ledger.records import LegAttributes
+from voicecost_catalog.rows import ProviderRows, Rows, load_rows, midnight_unix_ms, row_price
+from voicecost_ledger.records import LegAttributes, Modality
 
 # What a leg says of itself comes from outside: a bound keeps made-up models from filling memory.
 _REMEMBERED_MAX: Final = 4096
 _CHANNELS_MAX: Final = 64
 _AT_UNIX_MS_MAX: Final = 250_000_000_000_000  # the year 9892, where Python's calendar nearly ends
 _ALWAYS: Final = (-(2**63), 2**63)
+_INFERENCE: Final = "livekit"  # LiveKit Inference: its models are called vendor/model
+_VENDORS: Final = {"xai": "x-ai"}  # what it calls them, where we do not
 
 
 class CatalogPriceBook:
@@ -24,9 +28,12 @@ class CatalogPriceBook:
     Made by `open_price_book`. Safe to use from several threads.
     """
 
-    def __init__(self, *, genai: bool, host_aliases: Mapping[str, str]) -> None:
+    def __init__(
+        self, *, genai: bool, host_aliases: Mapping[str, str], plans: Mapping[str, str]
+    ) -> None:
         self._aliases = check_host_aliases(host_aliases)
         self._rows = load_rows()
+        self._plans = _check_plans(plans, self._rows)
         self._genai = GenaiPrices() if genai else None
         self._remembered: dict[LegAttributes, Dated] = {}
 
@@ -63,7 +70,8 @@ class CatalogPriceBook:
         """
         dated = self._remembered.get(leg)
         if dated is None or not dated.from_unix_ms <= at_unix_ms < dated.until_unix_ms:
-            dated = self._look_up(leg, at_unix_ms)
+            price, start, until = self._look_up(leg, at_unix_ms)
+            dated = Dated(price, max(start, 0), min(until, _AT_UNIX_MS_MAX))
             if len(self._remembered) >= _REMEMBERED_MAX:
                 self._remembered.clear()
             self._remembered[leg] = dated
@@ -81,21 +89,46 @@ class CatalogPriceBook:
         if not 1 <= leg.channel_count <= _CHANNELS_MAX or not 0 <= at_unix_ms < _AT_UNIX_MS_MAX:
             return Dated(None, at_unix_ms, at_unix_ms)  # a record out of its mind: never remembered
         alias = aliased_provider(self._aliases, leg)
+        named = alias or ("" if request_host(leg) else leg.provider.strip().lower())
         for rows in self._rows.providers:
             if alias == rows.provider or (alias is None and rows.serves(leg)):
-                return self._row_price(rows, leg, at_unix_ms)
+                dated = self._row_price(rows, leg, at_unix_ms)
+                if dated.price is None and rows.provider == _INFERENCE:
+                    return self._vendor_price(leg, at_unix_ms)
+                if dated.price is not None or leg.modality is not Modality.LLM:
+                    return dated
+                named = rows.provider
         if self._genai is None:
             return Dated(None, *_ALWAYS)
         host = request_host(leg)
-        named = alias if alias is not None or host else leg.provider.lower()
-        return self._genai.price_for(leg, provider=named, host=host, at_unix_ms=at_unix_ms)
+        if named and host and not alias and not self._genai.knows(named):
+            named = ""
+        return self._genai.price_for(leg, provider=named or None, host=host, at_unix_ms=at_unix_ms)
+
+    def _vendor_price(self, leg: LegAttributes, at_unix_ms: int) -> Dated:
+        """What the vendor itself asks, where LiveKit Inference's own rate is not known."""
+        vendor, slash, model = leg.model.partition("/")
+        vendor = _VENDORS.get(vendor, vendor)
+        if not slash or vendor == _INFERENCE:
+            return Dated(None, *_ALWAYS)
+        of_vendor = msgspec.structs.replace(leg, provider=vendor, model=model, host="")
+        dated = self._look_up(of_vendor, at_unix_ms)
+        if dated.price is None:
+            return dated
+        price = msgspec.structs.replace(
+            dated.price,
+            note=f"{vendor}'s own price: LiveKit Inference's is not known. {dated.price.note}",
+            price_id="",
+        )
+        return dated._replace(price=price)
 
     def _row_price(self, rows: ProviderRows, leg: LegAttributes, at_unix_ms: int) -> Dated:
         start, until = _ALWAYS
+        plan = self._plans.get(rows.provider, rows.plan)
         for row in rows.prices:
-            if not row.covers(leg):
+            if rows.plan_of(row) != plan or not row.covers(leg):
                 continue
-            begins = midnight_unix_ms(row.valid_from)
+            begins = midnight_unix_ms(row.valid_from) if row.valid_from else _ALWAYS[0]
             ends = midnight_unix_ms(row.valid_until) if row.valid_until else _ALWAYS[1]
             if begins <= at_unix_ms < ends:
                 price = row_price(
@@ -114,7 +147,10 @@ class CatalogPriceBook:
 
 
 def open_price_book(
-    *, genai: bool = True, host_aliases: Mapping[str, str] | None = None
+    *,
+    genai: bool = True,
+    host_aliases: Mapping[str, str] | None = None,
+    plans: Mapping[str, str] | None = None,
 ) -> CatalogPriceBook:
     """The prices this installation knows: our dated rows, and genai-prices for LLMs.
 
@@ -125,8 +161,19 @@ def open_price_book(
         host_aliases: Who bills for requests to a host that is no provider's own (a gateway, a
             proxy, a simulator): host, with or without port, to provider id, for example
             `{"127.0.0.1:4010": "openai"}`. Without one such requests stay unpriced.
+        plans: Provider id to the plan that is paid for, `{"livekit": "scale"}`; the plan that the
+            provider's file names otherwise.
 
     Raises:
-        ValueError: An alias is not of that form.
+        ValueError: An alias is not of that form, or there are no prices of a plan.
     """
-    return CatalogPriceBook(genai=genai, host_aliases=host_aliases or {})
+    return CatalogPriceBook(genai=genai, host_aliases=host_aliases or {}, plans=plans or {})
+
+
+def _check_plans(plans: Mapping[str, str], rows: Rows) -> dict[str, str]:
+    known = {provider.provider: provider.plans for provider in rows.providers}
+    for provider, plan in plans.items():
+        if plan not in known.get(provider, ()):
+            allowed = ", ".join(known.get(provider, ())) or "no such provider"
+            raise ValueError(f"plan {plan!r} of {provider!r} has no prices: expected {allowed}")
+    return dict(plans)

@@ -15,23 +15,27 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
-from voicecost_catalog.rates import Confidence, Rate
-from voicecost_catalog.rows import COMPILED_PATH, ProviderRows, Row, Rows, row_price
+from voicecost_catalog import rows as catalog_rows
+from voicecost_catalog.rates import Confidence, Derived, Kind, Rate
+from voicecost_catalog.rows import ProviderRows, Row, Rows, row_price
 
+COMPILED_PATH: Final = Path(catalog_rows.COMPILED_PATH)
 DATA_DIRECTORY: Final = Path(__file__).parent / "data"
 
 # How a price list words its units.
 _PER: Final[dict[str, dict[str, int]]] = {
     "ms": {"second": 1_000, "minute": 60_000, "hour": 3_600_000},
     "characters": {"character": 1, "thousand": 1_000, "million": 1_000_000},
+    "bytes": {"byte": 1, "thousand": 1_000, "million": 1_000_000},
     "tokens": {"thousand": 1_000, "million": 1_000_000},
 }
+_RATED: Final = (Kind.BASE, Kind.SUPERSEDED, Kind.SELF_HOSTED)
 _T = TypeVar("_T")
 
 
@@ -52,14 +56,27 @@ class CatalogError(ValueError):
 
 
 class _RateEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A rate as it stands in a file."""
+    """A rate as it stands in a file, together with the `source` it names."""
 
-    usd: str
-    per: str
+    per: str = ""  # not for credits
+    usd: str | None = None
+    credits: str | None = None  # instead of `usd`: so many of the file's `credit_usd`
+    kind: Kind = Kind.BASE
+    source: str = ""
     source_url: str
-    source_date: date
-    checked_on: date
-    confidence: Confidence
+    source_date: date | None  # null: the page has no date
+    checked_on: date | None  # null: nobody has; stale at once
+    confidence: Confidence | None = None
+    via: str = ""
+
+
+class _DerivedEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a unit that nobody counted is derived, as it stands in a file."""
+
+    of: str
+    count: str
+    per: str
+    source_url: str = ""
     via: str = ""
 
 
@@ -71,6 +88,9 @@ class _FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     hosts: tuple[str, ...]
     plan: str
     prices: list[Any]
+    labels: tuple[str, ...] = ()
+    sources: dict[str, Any] = {}
+    credit_usd: dict[str, Any] = {}
 
 
 def compile_rows(directory: Path = DATA_DIRECTORY) -> Rows:
@@ -90,12 +110,14 @@ def compile_rows(directory: Path = DATA_DIRECTORY) -> Rows:
             if other != provider.provider:
                 raise CatalogError(path, 0, "file", f"{name!r} already belongs to {other!r}")
     newest = max(
-        date.fromisoformat(rate.checked_on)
+        rate.checked_on
         for provider in providers
         for row in provider.prices
         for rate in row.rates.values()
     )
-    return Rows(newest=newest, providers=providers)
+    if not newest:
+        raise CatalogError(directory, 0, "*.yaml", "no price was ever checked: give checked_on")
+    return Rows(newest=date.fromisoformat(newest), providers=providers)
 
 
 def read_provider(path: Path) -> ProviderRows:
@@ -110,43 +132,76 @@ def read_provider(path: Path) -> ProviderRows:
         mark: Any = getattr(error, "problem_mark", None)
         problem = str(getattr(error, "problem", None) or error)
         raise CatalogError(path, mark.line + 1 if mark else 0, "yaml", problem) from error
-    file = _File(path)
-    head = file.convert(tree, _FileEntry, "")
-    rows = tuple(file.row(node, index) for index, node in enumerate(head.prices))
+    file = _File(path, tree)
+    head = file.head
+    rows = [
+        (index, node, row)
+        for index, node in enumerate(head.prices)
+        for row in file.rows(node, index)
+    ]
     provider = ProviderRows(
         provider=head.provider,
         plugin_names=head.plugin_names,
         hosts=head.hosts,
         plan=head.plan,
-        prices=rows,
+        prices=tuple(row for _, _, row in rows),
+        labels=head.labels,
     )
-    for index, (row, node) in enumerate(zip(rows, head.prices, strict=True)):
-        file.check(row, provider, index, node)
+    for position, (index, node, row) in enumerate(rows):
+        file.check(row, provider, index, node, earlier=provider.prices[:position])
     return provider
 
 
 class _File:
     """Reads parts of one file and says where in it something is wrong."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tree: object) -> None:
         self._path = path
+        self.head = self.convert(tree, _FileEntry, "")
 
-    def row(self, node: Any, index: int) -> Row:
+    def rows(self, node: Any, index: int) -> list[Row]:
+        """The row, or where it is priced in credits, one for each plan that says what they cost."""
         where = f"prices[{index}]"
         entry = self._mapping(node, where)
         rates = self._mapping(entry.get("rates"), f"{where}.rates", parent=node, key="rates")
-        read = {
-            str(unit): msgspec.to_builtins(self._rate(rate, str(unit), f"{where}.rates.{unit}"))
-            for unit, rate in rates.items()
-        }
-        return self.convert(node, Row, where, replace={"rates": read})
+        derived: Mapping[Any, Any] = {}
+        if "derived" in entry:
+            key = f"{where}.derived"
+            derived = self._mapping(entry.get("derived"), key, parent=node, key="derived")
+        in_credits = any("credits" in self._mapping(rate, where) for rate in rates.values())
+        if in_credits and ("plan" in entry or not self.head.credit_usd):
+            self._fail(node, "rates", where, "credits need credit_usd of the file, and no plan")
+        rows: list[Row] = []
+        for plan in self.head.credit_usd if in_credits else [None]:
+            replace: dict[str, Any] = {
+                "rates": {
+                    str(unit): msgspec.to_builtins(
+                        self._rate(rate, str(unit), f"{where}.rates.{unit}", plan)
+                    )
+                    for unit, rate in rates.items()
+                },
+                "derived": {
+                    str(unit): msgspec.to_builtins(self._derived(of, f"{where}.derived.{unit}"))
+                    for unit, of in derived.items()
+                },
+            }
+            if plan is not None:
+                replace["plan"] = plan
+            rows.append(self.convert(node, Row, where, replace=replace))
+        return rows
 
-    def check(self, row: Row, of: ProviderRows, index: int, node: Any) -> None:
+    def check(
+        self, row: Row, of: ProviderRows, index: int, node: Any, *, earlier: Sequence[Row]
+    ) -> None:
         """What only the whole row, or the rows before it, can tell."""
         where = f"prices[{index}]"
-        if row.valid_until is not None and row.valid_until <= row.valid_from:
+        if row.valid_until and row.valid_from and row.valid_until <= row.valid_from:
             self._fail(node, "valid_until", where, f"{row.valid_until} is not after valid_from")
-        for text in (*row.match, *row.languages, *row.except_languages):
+        if row.match and row.kind not in _RATED:
+            self._fail(node, "match", where, f"kind {row.kind.value!r} rates no leg: leave it []")
+        if row.kind is Kind.SELF_HOSTED and any(rate.nano_usd for rate in row.rates.values()):
+            self._fail(node, "rates", where, "what nobody bills for costs 0")
+        for text in (*row.match, *row.languages, *row.except_languages, *row.voices):
             if text != text.lower():
                 self._fail(
                     node, "match", where, f"{text!r} can never match: write it in lower case"
@@ -155,9 +210,9 @@ class _File:
             row_price(row, of, channel_count=1, pricing_source="")
         except ValueError as error:
             self._fail(node, "rates", where, str(error))
-        for earlier in of.prices[:index]:
-            if _same_legs(earlier, row) and _dates_overlap(earlier, row):
-                names = ", ".join(sorted(set(earlier.match) & set(row.match)))
+        for other in earlier:
+            if _same_legs(other, row) and _dates_overlap(other, row):
+                names = ", ".join(sorted(set(other.match) & set(row.match)))
                 self._fail(
                     node, "valid_from", where, f"a row above already prices {names} on these days"
                 )
@@ -165,8 +220,9 @@ class _File:
     def convert(
         self, node: Any, to: type[_T], where: str, *, replace: Mapping[str, Any] | None = None
     ) -> _T:
-        plain = dict(self._mapping(node, where))
-        plain.update(replace or {})
+        plain = {**self._mapping(node, where), **(replace or {})}
+        # Folded and quoted text comes as a kind of str that knows how it was written.
+        plain = {key: str(it) if isinstance(it, str) else it for key, it in plain.items()}
         try:
             return msgspec.convert(plain, to)
         except msgspec.ValidationError as error:
@@ -174,32 +230,71 @@ class _File:
             found = re.search(r"at `\$\.(\w+)|field `(\w+)`", message)
             key = (found.group(1) or found.group(2)) if found else ""
             problem = message.split(" - at `")[0]
-            if key in plain and problem.startswith("Expected `str`"):
+            if key in plain and problem.startswith(("Expected `str`", "Expected `str |")):
                 problem = f"{plain[key]} is not text: put it in quotes (a number would lose digits)"
             raise self._error(node, key, where, problem) from error
 
-    def _rate(self, node: Any, unit: str, where: str) -> Rate:
-        entry = self.convert(node, _RateEntry, where)
-        words = _PER.get(unit.rpartition("_")[2], {})
-        if entry.per not in words:
-            allowed = ", ".join(words) or "no unit of that name"
-            self._fail(node, "per", where, f"{entry.per!r} of {unit!r}: expected {allowed}")
+    def _rate(self, node: Any, unit: str, where: str, plan: str | None) -> Rate:
+        entry = self._sourced(node, where)
+        if (entry.usd is None) == (entry.credits is None):
+            self._fail(node, "usd", where, "expected either usd or credits")
+        per = self._per(node, entry.per, unit, where)
         try:
-            usd = Decimal(entry.usd)
+            usd = Decimal(entry.usd or entry.credits or "")
+            if plan is not None and entry.credits is not None:
+                of_plan = f"credit_usd.{plan}"
+                credit = self._sourced(self.head.credit_usd[plan], of_plan)
+                usd *= Decimal(credit.usd or "")
             numerator, denominator = (usd * 1_000_000_000).as_integer_ratio()
         except (InvalidOperation, ValueError, OverflowError):
             numerator, denominator = -1, 1
         if numerator < 0:
-            self._fail(node, "usd", where, f'{entry.usd!r} is no price: expected as in "0.0048"')
+            price = entry.usd or entry.credits
+            self._fail(node, "usd", where, f'{price!r} is no price: expected as in "0.0048"')
         return Rate(
             nano_usd=numerator,
-            per=words[entry.per] * denominator,
+            per=per * denominator,
             source_url=entry.source_url,
-            source_date=entry.source_date.isoformat(),
-            checked_on=entry.checked_on.isoformat(),
+            source_date=entry.source_date.isoformat() if entry.source_date else "",
+            checked_on=entry.checked_on.isoformat() if entry.checked_on else "",
             confidence=entry.confidence,
             via=entry.via,
+            kind=entry.kind,
         )
+
+    def _sourced(self, node: Any, where: str) -> _RateEntry:
+        """A rate with what the `source` it names says of itself; its own words win."""
+        entry = self._mapping(node, where)
+        name = entry.get("source")
+        if name is None:
+            return self.convert(node, _RateEntry, where)
+        if name not in self.head.sources:
+            known = ", ".join(self.head.sources) or "none"
+            self._fail(node, "source", where, f"{name!r} is no source of this file: {known}")
+        source = self._mapping(self.head.sources[name], f"sources.{name}")
+        return self.convert(node, _RateEntry, where, replace={**source, **entry})
+
+    def _derived(self, node: Any, where: str) -> Derived:
+        entry = self.convert(node, _DerivedEntry, where)
+        per = self._per(node, entry.per, entry.of, where)
+        try:
+            count, parts = Decimal(entry.count).as_integer_ratio()
+            return Derived(
+                of=entry.of,
+                count=count,
+                per=per * parts,
+                source_url=entry.source_url,
+                via=entry.via,
+            )
+        except (InvalidOperation, ValueError, OverflowError):
+            self._fail(node, "count", where, f'{entry.count!r} is no count: expected as in "25"')
+
+    def _per(self, node: Any, word: str, unit: str, where: str) -> int:
+        words = _PER.get(unit.rpartition("_")[2], {})
+        if word not in words:
+            allowed = ", ".join(words) or "no unit of that name"
+            self._fail(node, "per", where, f"{word!r} of {unit!r}: expected {allowed}")
+        return words[word]
 
     def _mapping(
         self, node: Any, where: str, *, parent: Any = None, key: str = ""
@@ -209,7 +304,7 @@ class _File:
         kind = "nothing" if node is None else type(node).__name__
         raise self._error(parent, key, where, f"expected fields with values, got {kind}", full=True)
 
-    def _fail(self, node: Any, key: str, where: str, problem: str) -> None:
+    def _fail(self, node: Any, key: str, where: str, problem: str) -> NoReturn:
         raise self._error(node, key, where, problem)
 
     def _error(
@@ -231,15 +326,23 @@ def _line(node: Any, key: str) -> int:
 
 def _same_legs(one: Row, other: Row) -> bool:
     def key(row: Row) -> tuple[object, ...]:
-        return (row.modality, row.languages, row.except_languages, row.streaming)
+        return (
+            row.modality,
+            row.languages,
+            row.except_languages,
+            row.streaming,
+            row.voices,
+            row.plan,
+        )
 
     return key(one) == key(other) and not set(one.match).isdisjoint(other.match)
 
 
 def _dates_overlap(one: Row, other: Row) -> bool:
-    return (one.valid_until is None or other.valid_from < one.valid_until) and (
-        other.valid_until is None or one.valid_from < other.valid_until
-    )
+    def ends_first(row: Row, then: Row) -> bool:
+        return bool(row.valid_until and then.valid_from and row.valid_until <= then.valid_from)
+
+    return not ends_first(one, other) and not ends_first(other, one)
 
 
 def encode_rows(rows: Rows) -> bytes:

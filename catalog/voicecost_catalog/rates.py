@@ -8,22 +8,46 @@ the parts posted of it always sum to the rate of its total.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, cast
 
 import msgspec
 
+from voicecost_catalog.amounts import (
+    SPEECH_UNITS,
+    Amount,
+    Characters,
+    Quantity,
+    Ratio,
+    Source,
+    SpeechTokens,
+    TextTokens,
+    Timed,
+)
 from voicecost_ledger.records import Modality
 
 
 class Rule(StrEnum):
     """How a service turns raw counts into what it bills."""
 
-    AUDIO = "audio"  # milliseconds of audio sent, silence included, times the channels
+    AUDIO = "audio"  # milliseconds of audio: STT sent, silence included, x channels; TTS generated
+    SESSION = "session"  # wall clock for which the connection was open, silent or not
     CHARACTERS = "characters"  # Unicode code points submitted, heard or not
-    TOKENS = "tokens"  # tokens of one request; cached input is a part of the input
+    BYTES = "bytes"  # the same text as UTF-8
+    TOKENS = "tokens"  # tokens of one request; cached and audio tokens are parts of the others
+
+
+class Kind(StrEnum):
+    """What a price is. Only the first three rate legs; the rest is kept to be read."""
+
+    BASE = "base"
+    SUPERSEDED = "superseded"  # held until a known or assumed day
+    SELF_HOSTED = "self_hosted"  # runs on the operator's own machine: nobody bills, known zero
+    ADDON = "addon"  # comes on top of a base price when an option is on
+    ESTIMATE = "estimate"  # the provider's own rule of thumb, for want of what it bills by
+    FIXED = "fixed"
+    RULE = "rule"
 
 
 class Confidence(StrEnum):
@@ -34,19 +58,22 @@ class Confidence(StrEnum):
     LOW = "low"
 
 
-# The first unit of each rule is the one without which a usage is not known.
-BILLED_UNITS: Final[dict[Rule, tuple[str, ...]]] = {
-    Rule.AUDIO: ("audio_ms",),
-    Rule.CHARACTERS: ("characters",),
-    Rule.TOKENS: ("input_tokens", "output_tokens"),
+# One unit of each group must have a rate; without the first group's a usage is not known.
+BILLED_UNITS: Final[dict[Rule, tuple[tuple[str, ...], ...]]] = {
+    Rule.AUDIO: (("audio_ms",),),
+    Rule.SESSION: (("connected_ms",),),
+    Rule.CHARACTERS: (("characters",),),
+    Rule.BYTES: (("utf8_bytes",),),
+    Rule.TOKENS: (
+        ("input_tokens", "input_audio_tokens"),
+        ("output_tokens", "output_audio_tokens"),
+    ),
 }
 OPTIONAL_UNITS: Final[dict[Rule, tuple[str, ...]]] = {
-    Rule.AUDIO: (),
-    Rule.CHARACTERS: (),
-    Rule.TOKENS: ("cached_input_tokens",),  # without its own rate it costs what any input costs
+    # Without its own rate cached input costs what any text input costs. `audio_ms` is the
+    # provider's estimate of the whole, for a leg whose tokens nobody counted.
+    Rule.TOKENS: ("cached_input_tokens", "audio_ms"),
 }
-# An open connection is no sign that anything billable was sent over it.
-_NO_WITNESS: Final = "connected_ms"
 
 
 class Rate(
@@ -65,6 +92,7 @@ class Rate(
     checked_on: str = ""
     confidence: Confidence | None = None  # None: the source does not say
     via: str = ""
+    kind: Kind = Kind.BASE
 
     def __post_init__(self) -> None:
         """Refuse a rate that is no price."""
@@ -72,6 +100,29 @@ class Rate(
             raise ValueError(
                 f"a rate of {self.nano_usd} nano-USD per {self.per} is no price: "
                 "expected at least 0, per at least 1"
+            )
+
+
+class Derived(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """Where a billed unit comes from when nobody counted it: `count` for every `per` of `of`.
+
+    A rule of thumb that the provider states, such as 25 audio tokens a second.
+    """
+
+    of: str
+    count: int
+    per: int
+    source_url: str = ""
+    via: str = ""  # how it was arrived at, where no page says it
+
+    def __post_init__(self) -> None:
+        """Refuse a conversion that is none."""
+        if self.count < 1 or self.per < 1:
+            raise ValueError(
+                f"a conversion of {self.count} for every {self.per} of {self.of!r} is none: "
+                "expected at least 1 and 1"
             )
 
 
@@ -108,6 +159,11 @@ class ModelPrice(
     pricing_source: str  # "genai-prices@0.2.3", "voicecost-catalog@2026-11-04"
     rates: dict[str, Rate]
     tiers: tuple[Tier, ...] = ()  # rising; the last one exceeded applies
+    derived: dict[str, Derived] = {}  # billed unit to what it is made of where it is not counted
+    minimum_ms: int = 0  # of a request that sent anything
+    step_ms: int = 1  # begun ones are whole ones
+    double_width_weight: int = 1  # what an East Asian wide character counts for
+    free_markup: bool = False  # SSML tags are no characters
     channel_count: int = 1  # billed apart: `audio_ms` counts one of them
     plan: str = ""
     valid_from: str = ""  # UTC days, the second one no longer included; "" when open
@@ -122,8 +178,10 @@ class ModelPrice(
         starts = [tier.above_input_tokens for tier in self.tiers]
         if starts != sorted(set(starts)) or (starts and self.rule is not Rule.TOKENS):
             raise ValueError(f"tiers above {starts} input tokens: expected rising, for tokens only")
-        if self.channel_count < 1:
-            raise ValueError(f"cannot bill channel_count={self.channel_count}: expected at least 1")
+        for name in ("channel_count", "step_ms", "double_width_weight"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cannot bill {name}={getattr(self, name)}: expected at least 1")
+        _check_rule(self)
         stated = self.price_id
         msgspec.structs.force_setattr(self, "price_id", "")
         price_id = hashlib.sha256(_encode(self)).hexdigest()[:32]
@@ -145,7 +203,7 @@ class ModelPrice(
         Raises:
             ValueError: A billed quantity is negative or not an `int`.
         """
-        compiled: _Tokens | _Quantity = self.__dict__["_compiled"]
+        compiled: Amount = self.__dict__["_compiled"]
         return compiled.amount(usage)
 
     def document(self) -> bytes:
@@ -153,84 +211,42 @@ class ModelPrice(
         return _encode(self)
 
 
-class _Quantity:
-    """A price by one unit, ready for an agent's event loop: asked for every chunk and frame."""
-
-    __slots__ = ("nano_usd", "per", "unit")
-
-    def __init__(self, unit: str, nano_usd: int, per: int) -> None:
-        self.unit = unit
-        self.nano_usd = nano_usd
-        self.per = per
-
-    def amount(self, usage: Mapping[str, int]) -> int | None:
-        quantity = usage.get(self.unit)
-        if type(quantity) is not int or quantity < 0:
-            quantity = _billed(usage, self.unit)
-            if quantity is None:
-                return None
-        return _half_even(quantity * self.nano_usd, self.per)
-
-
-class _Tokens:
-    """A price by tokens, its rates over one denominator for each tier.
-
-    One fraction: rounding the three products apart would not telescope.
-    """
-
-    __slots__ = ("tiers",)
-
-    def __init__(self, tiers: Sequence[tuple[int, dict[str, Rate]]]) -> None:
-        # (above, input, cached, output, per), the highest tier first
-        self.tiers: list[tuple[int, int, int, int, int]] = []
-        for above, rates in reversed(tiers):
-            read, said = rates["input_tokens"], rates["output_tokens"]
-            cached = rates.get("cached_input_tokens", read)
-            per = math.lcm(read.per, cached.per, said.per)
-            factors = [rate.nano_usd * (per // rate.per) for rate in (read, cached, said)]
-            self.tiers.append((above, factors[0], factors[1], factors[2], per))
-
-    def amount(self, usage: Mapping[str, int]) -> int | None:
-        get = usage.get
-        tokens, cached, output = (
-            get("input_tokens"),
-            get("cached_input_tokens", 0),
-            get("output_tokens", 0),
-        )
-        if (
-            type(tokens) is not int
-            or type(cached) is not int
-            or type(output) is not int
-            or not 0 <= cached <= tokens
-            or output < 0
-        ):
-            tokens = _billed(usage, "input_tokens")
-            cached = _checked("cached_input_tokens", cached)
-            output = _checked("output_tokens", output)
-            if tokens is None or cached > tokens:
-                return None
-        amount, per = 0, 1
-        for above, read, of_cache, said, per in self.tiers:  # noqa: B007 (the tier that holds)
-            if tokens > above:
-                amount = (tokens - cached) * read + cached * of_cache + output * said
-                break
-        return _half_even(amount, per)
-
-
-def _half_even(numerator: int, per: int) -> int:
-    """`money.round_half_even`, without its check: `per` was checked with the rate."""
-    quotient, remainder = divmod(numerator, per)
-    twice = remainder * 2
-    return quotient + 1 if twice > per or (twice == per and quotient % 2) else quotient
-
-
-def _compile(price: ModelPrice) -> _Tokens | _Quantity:
+def _compile(price: ModelPrice) -> Amount:
+    """The price, ready for an agent's event loop: asked for every chunk and frame."""
     if price.rule is Rule.TOKENS:
-        above = [(tier.above_input_tokens, tier.rates) for tier in price.tiers]
-        return _Tokens([(-1, price.rates), *above])
-    unit = "audio_ms" if price.rule is Rule.AUDIO else "characters"
-    rate = price.rates[unit]
-    return _Quantity(unit, rate.nano_usd * price.channel_count, rate.per)
+        rates = _ratios(price.rates)
+        if price.derived or rates.keys() & (SPEECH_UNITS | {"audio_ms"}):
+            return SpeechTokens(
+                rates,
+                {unit: _source(derived) for unit, derived in price.derived.items()},
+                listens=price.modality is Modality.STT,
+                speaks=price.modality is Modality.TTS,
+            )
+        above = [(tier.above_input_tokens, _ratios(tier.rates)) for tier in price.tiers]
+        return TextTokens([(-1, rates), *above])
+    unit = BILLED_UNITS[price.rule][0][0]
+    rate = price.rates[unit].nano_usd * price.channel_count, price.rates[unit].per
+    if price.minimum_ms or price.step_ms > 1 or price.derived:
+        return Timed(
+            unit,
+            rate,
+            minimum_ms=price.minimum_ms,
+            step_ms=price.step_ms,
+            source=_source(price.derived[unit]) if unit in price.derived else None,
+        )
+    if price.double_width_weight > 1 or price.free_markup:
+        return Characters(
+            rate, double_width_weight=price.double_width_weight, free_markup=price.free_markup
+        )
+    return Quantity(unit, rate)
+
+
+def _ratios(rates: Mapping[str, Rate]) -> dict[str, Ratio]:
+    return {unit: (rate.nano_usd, rate.per) for unit, rate in rates.items()}
+
+
+def _source(derived: Derived) -> Source:
+    return derived.of, derived.count, derived.per
 
 
 _encoder: Final = msgspec.json.Encoder(order="sorted")
@@ -258,25 +274,38 @@ def restore_price(document: bytes) -> ModelPrice:
 
 
 def _check_units(rule: Rule, rates: Mapping[str, Rate]) -> None:
-    for unit in BILLED_UNITS[rule]:
-        if unit not in rates:
-            raise ValueError(f"rule {rule.value!r} bills {unit!r}, which has no rate")
+    groups = BILLED_UNITS[rule]
+    for group in groups:
+        if not any(unit in rates for unit in group):
+            raise ValueError(f"rule {rule.value!r} bills {group[0]!r}, which has no rate")
+    allowed = [unit for group in groups for unit in group] + [*OPTIONAL_UNITS.get(rule, ())]
     for unit in rates:
-        if unit not in BILLED_UNITS[rule] and unit not in OPTIONAL_UNITS[rule]:
-            allowed = ", ".join(BILLED_UNITS[rule] + OPTIONAL_UNITS[rule])
-            raise ValueError(f"rule {rule.value!r} does not bill {unit!r}: expected {allowed}")
+        if unit not in allowed:
+            expected = ", ".join(allowed)
+            raise ValueError(f"rule {rule.value!r} does not bill {unit!r}: expected {expected}")
 
 
-def _billed(usage: Mapping[str, int], unit: str) -> int | None:
-    quantity = usage.get(unit)
-    if quantity is not None:
-        return _checked(unit, quantity)
-    # Nothing used yet is nothing owed; but what was used and not counted in `unit` is not known.
-    return None if any(count for name, count in usage.items() if name != _NO_WITNESS) else 0
-
-
-def _checked(unit: str, quantity: int) -> int:
-    # A float or a bool would be billed without a word; type() is exact on purpose.
-    if type(quantity) is not int or quantity < 0:
-        raise ValueError(f"cannot price {unit}={quantity!r}: expected a whole number, at least 0")
-    return quantity
+def _check_rule(price: ModelPrice) -> None:
+    """Refuse what the price's rule would pass over in silence."""
+    timed = price.rule in (Rule.AUDIO, Rule.SESSION)
+    if price.minimum_ms < 0 or (not timed and (price.minimum_ms or price.step_ms > 1)):
+        raise ValueError(
+            f"minimum_ms={price.minimum_ms}, step_ms={price.step_ms}: expected at least 0 and 1, "
+            "for audio and session only"
+        )
+    if price.rule is not Rule.CHARACTERS and (price.double_width_weight > 1 or price.free_markup):
+        raise ValueError("double_width_weight and free_markup are for characters only")
+    if price.channel_count > 1 and price.rule is not Rule.AUDIO:
+        raise ValueError("channel_count is for audio only")
+    if price.tiers and (price.derived or price.rates.keys() & SPEECH_UNITS):
+        raise ValueError("tiers are for text tokens only: no audio tokens, nothing derived")
+    convertible = {
+        Rule.AUDIO: ("audio_ms",),
+        Rule.TOKENS: (*BILLED_UNITS[Rule.TOKENS][0], *BILLED_UNITS[Rule.TOKENS][1]),
+    }.get(price.rule, ())
+    for unit, derived in price.derived.items():
+        if unit not in price.rates or unit not in convertible or derived.of in price.rates:
+            raise ValueError(
+                f"{unit!r} derived of {derived.of!r}: expected a unit with a rate "
+                f"({', '.join(convertible) or 'none for this rule'}) of one without"
+            )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
+import os.path
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from voicecost_catalog.hosts import hostname, request_host
-from voicecost_catalog.rates import ModelPrice, Rate, Rule
+from voicecost_catalog.rates import Derived, Kind, ModelPrice, Rate, Rule
 from voicecost_ledger.records import LegAttributes, Modality
 
-COMPILED_PATH: Final = Path(__file__).with_name("prices.json")
+# No pathlib here: every job imports this, and it would be a fifth of the time.
+COMPILED_PATH: Final = os.path.join(os.path.dirname(__file__), "prices.json")
+_NO_PROVIDER: Final = ("", "unknown")  # what a LiveKit plugin says that does not say
 UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -24,11 +27,21 @@ class Row(
 
     model: str  # what people call it
     modality: Modality
-    match: tuple[str, ...]  # model names as the plugin reports them; a final `*` matches the rest
+    match: tuple[str, ...]  # model names as the plugin reports them; `*` stands for any text
     rule: Rule
     rates: dict[str, Rate]
-    valid_from: date  # the first UTC day on which the price is known to hold
-    valid_until: date | None = None  # the first UTC day on which it no longer does
+    kind: Kind = Kind.BASE
+    plan: str = ""  # "": the plan of the file
+    valid_from: date | None = None  # first UTC day; None: the source names none, open to the past
+    valid_until: date | None = None  # the first UTC day on which it no longer holds
+    assumed: bool = False  # a date of validity is our reading, not the source's word
+    derived: dict[str, Derived] = {}
+    minimum_ms: int = 0
+    step_ms: int = 1
+    double_width_weight: int = 1
+    free_markup: bool = False
+    per_channel: bool = True  # False: two channels cost what one does
+    voices: tuple[str, ...] = ()  # only these, as in `match`; empty means any
     languages: tuple[str, ...] = ()  # only these; empty means any
     except_languages: tuple[str, ...] = ()
     streaming: bool | None = None  # None: streamed or not costs the same
@@ -42,7 +55,8 @@ class Row(
             and (self.streaming is None or self.streaming == leg.streaming)
             and (not self.languages or language in self.languages)
             and language not in self.except_languages
-            and any(_matches(name, leg.model.lower()) for name in self.match)
+            and (not self.voices or _any_matches(self.voices, leg.voice))
+            and _any_matches(self.match, leg.model)
         )
 
 
@@ -52,15 +66,28 @@ class ProviderRows(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     provider: str
     plugin_names: tuple[str, ...]  # what LiveKit's plugins report as `provider`
     hosts: tuple[str, ...]  # whose bill this is; any other host needs an alias
-    plan: str
+    plan: str  # the one in force unless another is chosen
     prices: tuple[Row, ...]
+    labels: tuple[str, ...] = ()  # classes of plugins that report no provider
 
     def serves(self, leg: LegAttributes) -> bool:
         """Whether this provider bills for the leg, going by its host, or its name without one."""
         host = request_host(leg)
         if host:
             return hostname(host) in self.hosts
-        return leg.provider.lower() in {name.lower() for name in self.plugin_names}
+        name = leg.provider.strip().lower()
+        if name in _NO_PROVIDER:
+            return leg.label in self.labels
+        return name == self.provider or name in {known.lower() for known in self.plugin_names}
+
+    def plan_of(self, row: Row) -> str:
+        """The plan whose price the row is."""
+        return row.plan or self.plan
+
+    @property
+    def plans(self) -> tuple[str, ...]:
+        """Every plan there are prices of, in order of the file."""
+        return tuple(dict.fromkeys((self.plan, *(self.plan_of(row) for row in self.prices))))
 
 
 class Rows(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +108,8 @@ def load_rows() -> Rows:
 
     Read once per process: LiveKit's forkserver does it for all its jobs.
     """
-    return msgspec.json.decode(COMPILED_PATH.read_bytes(), type=Rows)
+    with open(COMPILED_PATH, "rb") as compiled:
+        return msgspec.json.decode(compiled.read(), type=Rows)
 
 
 def row_price(row: Row, of: ProviderRows, *, channel_count: int, pricing_source: str) -> ModelPrice:
@@ -93,9 +121,14 @@ def row_price(row: Row, of: ProviderRows, *, channel_count: int, pricing_source:
         rule=row.rule,
         pricing_source=pricing_source,
         rates=row.rates,
-        channel_count=channel_count if row.rule is Rule.AUDIO else 1,
-        plan=of.plan,
-        valid_from=row.valid_from.isoformat(),
+        derived=row.derived,
+        minimum_ms=row.minimum_ms,
+        step_ms=row.step_ms,
+        double_width_weight=row.double_width_weight,
+        free_markup=row.free_markup,
+        channel_count=channel_count if row.rule is Rule.AUDIO and row.per_channel else 1,
+        plan=of.plan_of(row),
+        valid_from=row.valid_from.isoformat() if row.valid_from else "",
         valid_until=row.valid_until.isoformat() if row.valid_until else "",
         note=row.note,
     )
@@ -111,5 +144,5 @@ def unix_ms(at: datetime) -> int:
     return (at - UNIX_EPOCH) // timedelta(milliseconds=1)
 
 
-def _matches(name: str, model: str) -> bool:
-    return model.startswith(name[:-1]) if name.endswith("*") else model == name
+def _any_matches(patterns: tuple[str, ...], name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in patterns)

@@ -80,6 +80,8 @@ UNITS: Final = frozenset(
         "input_tokens",  # all prompt tokens, cached ones included (as OpenAI counts)
         "cached_input_tokens",  # the part of input_tokens read from the provider's cache
         "output_tokens",  # all completion tokens, reasoning included
+        "input_audio_tokens",  # the part of input_tokens that is audio
+        "output_audio_tokens",  # the part of output_tokens that is audio
         "audio_ms",  # STT: audio sent, of one channel, silence included; TTS: audio received
         "connected_ms",  # wall clock for which the provider's connection was open
         "characters",  # Unicode code points sent

@@ -84,6 +84,24 @@ def test_a_new_price_is_a_new_row_below_the_old_one(tmp_path: Path) -> None:
         ("plan: pay as you go", "plan: [", 7, "yaml", "expected"),
         ("plan: pay as you go", "plan: a\nplan: b", 5, "yaml", "duplicate key"),
         ("    rates:\n", "    rates: 5\n    note:\n", 13, "prices[0].rates", "got int"),
+        ("        source_url: https://example.com/pricing\n", "        source: blog\n", 17,
+         "prices[0].rates.characters.source", "'blog' is no source of this file: none"),
+        ('usd: "0.000033333333333"', 'credits: "1"', 13, "prices[0].rates",
+         "credits need credit_usd of the file"),
+        ('usd: "0.000033333333333"', "kind: base", 15, "prices[0].rates.characters.usd",
+         "expected either usd or credits"),
+        ("rule: characters", "rule: characters\n    kind: addon", 9, "prices[0].match",
+         "kind 'addon' rates no leg"),
+        ("rule: characters", "rule: characters\n    kind: self_hosted", 14, "prices[0].rates",
+         "what nobody bills for costs 0"),
+        ("rule: characters", "rule: characters\n    minimum_ms: 5", 14, "prices[0].rates",
+         "for audio and session only"),
+        ("rule: characters",
+         'rule: characters\n    derived:\n      characters: {of: audio_ms, count: "x", per: hour}',
+         12, "prices[0].derived.characters.count", "'x' is no count"),
+        ("rule: characters",
+         'rule: characters\n    derived:\n      characters: {of: audio_ms, count: "1", per: day}',
+         12, "prices[0].derived.characters.per", "expected second, minute, hour"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " in value else "",
 )  # fmt: skip
@@ -98,6 +116,51 @@ def test_a_mistake_is_named_with_file_line_and_field(
     assert says in str(raised.value)
     assert raised.value.line == line
     assert str(raised.value).startswith(f"{path}:{line}: {field}: ")
+
+
+def test_a_price_in_credits_is_one_price_for_each_plan(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "prices:",
+        """credit_usd:
+  pro: {usd: "0.00005", source: page}
+  scale: {usd: "0.0000374", source: page}
+sources:
+  page: {source_url: "https://example.com/credits", source_date: 2026-08-21, checked_on: null}
+prices:""",
+    ).replace('usd: "0.000033333333333"', 'credits: "1.5"')
+    pro, scale = read_provider(written(tmp_path, text)).prices
+    assert (pro.plan, scale.plan) == ("pro", "scale")
+    assert pro.rates["characters"].nano_usd == 75_000
+    assert scale.rates["characters"].nano_usd == 56_100
+
+
+def test_a_source_is_stated_once_and_each_rate_may_differ(tmp_path: Path) -> None:
+    inline = GOOD[GOOD.index("        source_url") :]
+    text = GOOD.replace(inline, "        source: page\n        confidence: low\n")
+    text += """
+sources:
+  page:
+    source_url: https://example.com/pricing
+    source_date: 2026-05-27
+    checked_on: null
+    confidence: high
+"""
+    (tmp_path / "checked.yaml").write_text(
+        GOOD.replace("example", "other").replace("Example", "Other")
+    )
+    rows = compile_rows(written(tmp_path, text).parent)
+    rate = rows.providers[1].prices[0].rates["characters"]
+    assert (rate.source_url, rate.source_date) == ("https://example.com/pricing", "2026-05-27")
+    assert (rate.checked_on, rate.confidence) == ("", "low")
+
+
+def test_a_price_without_a_first_day_meets_every_earlier_one(tmp_path: Path) -> None:
+    text = GOOD + SECOND.replace("    valid_from: 2026-05-27\n", "")
+    with pytest.raises(CatalogError, match="already prices talk"):
+        read_provider(written(tmp_path, text))
+    same_end = GOOD.replace("    valid_from: 2026-05-27\n", "")
+    text = same_end + SECOND.replace("valid_from: 2026-05-27", "valid_from: 2026-07-01")
+    assert len(read_provider(written(tmp_path, text)).prices) == 2
 
 
 def test_two_rows_never_price_the_same_day(tmp_path: Path) -> None:

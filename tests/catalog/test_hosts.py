@@ -107,6 +107,8 @@ def test_a_url_as_alias_is_refused() -> None:
 
 def test_an_alias_for_a_provider_without_prices_is_refused_at_start() -> None:
     book = open_price_book(genai=False, host_aliases={"127.0.0.1": "deepgrm"})
-    with pytest.raises(ValueError, match="'deepgrm', which has no prices: expected one of cart"):
+    with pytest.raises(
+        ValueError, match="'deepgrm', which has no prices: expected one of assemblyai"
+    ):
         book.warm()
     assert book.price_for(nova("127.0.0.1"), NOW_UNIX_MS) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,24 +13,21 @@ from hypothesis import strategies as st
 
 import voicecost_catalog
 from voicecost_catalog import ModelPrice, Rate, Rule, Tier
-from voicecost_catalog.rates import restore_price
+from voicecost_catalog.rates import Derived, restore_price
 from voicecost_ledger.pricing import Price
 from voicecost_ledger.records import Modality
 
 
-def price(
-    rule: Rule, rates: dict[str, Rate], *, tiers: tuple[Tier, ...] = (), channel_count: int = 1
-) -> ModelPrice:
-    modality = {Rule.AUDIO: Modality.STT, Rule.CHARACTERS: Modality.TTS, Rule.TOKENS: Modality.LLM}
+def price(rule: Rule, rates: dict[str, Rate], **kwargs: Any) -> ModelPrice:
+    modality = {Rule.CHARACTERS: Modality.TTS, Rule.BYTES: Modality.TTS, Rule.TOKENS: Modality.LLM}
     return ModelPrice(
         provider="example",
         model="example",
-        modality=modality[rule],
+        modality=kwargs.pop("modality", modality.get(rule, Modality.STT)),
         rule=rule,
         pricing_source="test@1",
         rates=rates,
-        tiers=tiers,
-        channel_count=channel_count,
+        **kwargs,
     )
 
 
@@ -65,6 +63,85 @@ LONG_CONTEXT = price(
         ),
     ),
 )
+PER_MINUTE = Rate(nano_usd=60_000_000, per=60_000)  # $0.06 a minute: a thousand nano-USD per ms
+GROQ = price(Rule.AUDIO, {"audio_ms": PER_MINUTE}, minimum_ms=10_000)
+GROQ_STEREO = price(Rule.AUDIO, {"audio_ms": PER_MINUTE}, minimum_ms=10_000, channel_count=2)
+BY_THE_MINUTE = price(Rule.AUDIO, {"audio_ms": PER_MINUTE}, step_ms=60_000)
+SIX_SECONDS = price(Rule.AUDIO, {"audio_ms": PER_MINUTE}, step_ms=6_000, minimum_ms=6_000)
+FIFTEEN_SECONDS = price(Rule.AUDIO, {"audio_ms": PER_MINUTE}, step_ms=15_000)
+SOCKET = price(Rule.SESSION, {"connected_ms": PER_MINUTE})
+INFERENCE = price(Rule.SESSION, {"connected_ms": PER_MINUTE}, minimum_ms=1_000, step_ms=1_000)
+AZURE = price(Rule.CHARACTERS, {"characters": Rate(nano_usd=1_000, per=1)}, double_width_weight=2)
+POLLY = price(Rule.CHARACTERS, {"characters": Rate(nano_usd=1_000, per=1)}, free_markup=True)
+FISH = price(Rule.BYTES, {"utf8_bytes": Rate(nano_usd=15, per=1)})
+RESEMBLE = price(
+    Rule.AUDIO,
+    {"audio_ms": PER_MINUTE},
+    modality=Modality.TTS,
+    derived={"audio_ms": Derived(of="characters", count=80, per=1)},
+)
+TRANSCRIBE = price(
+    Rule.TOKENS,
+    {
+        "input_audio_tokens": usd_per_million("6"),
+        "input_tokens": usd_per_million("2.5"),
+        "output_tokens": usd_per_million("10"),
+        "audio_ms": Rate(nano_usd=6_000_000, per=60_000),
+    },
+    modality=Modality.STT,
+)
+MINI_TTS = price(
+    Rule.TOKENS,
+    {
+        "input_tokens": usd_per_million("0.6"),
+        "output_audio_tokens": usd_per_million("12"),
+        "audio_ms": Rate(nano_usd=15_000_000, per=60_000),
+    },
+    modality=Modality.TTS,
+)
+SONIOX = price(
+    Rule.TOKENS,
+    {
+        "input_audio_tokens": usd_per_million("2"),
+        "input_tokens": usd_per_million("4"),
+        "output_tokens": usd_per_million("4"),
+    },
+    modality=Modality.STT,
+    derived={
+        "input_audio_tokens": Derived(of="audio_ms", count=30_000, per=3_600_000),
+        "output_tokens": Derived(of="audio_ms", count=15_000, per=3_600_000),
+    },
+)
+GEMINI_LIVE = price(
+    Rule.TOKENS,
+    {
+        "input_audio_tokens": usd_per_million("3.5"),
+        "input_tokens": usd_per_million("3.5"),
+        "output_tokens": usd_per_million("21"),
+    },
+    modality=Modality.STT,
+    derived={"input_audio_tokens": Derived(of="audio_ms", count=25, per=1_000)},
+)
+GEMINI_TTS = price(
+    Rule.TOKENS,
+    {"input_tokens": usd_per_million("0.5"), "output_audio_tokens": usd_per_million("10")},
+    modality=Modality.TTS,
+    derived={
+        "input_tokens": Derived(of="characters", count=1, per=4),
+        "output_audio_tokens": Derived(of="audio_ms", count=25, per=1_000),
+    },
+)
+REALTIME = price(
+    Rule.TOKENS,
+    {
+        "input_tokens": usd_per_million("4"),
+        "cached_input_tokens": usd_per_million("0.4"),
+        "input_audio_tokens": usd_per_million("32"),
+        "output_tokens": usd_per_million("16"),
+        "output_audio_tokens": usd_per_million("64"),
+    },
+)
+TEXT = {"characters": 10, "utf8_bytes": 22, "double_width_characters": 6, "markup_characters": 3}
 FREE = price(Rule.CHARACTERS, {"characters": Rate(nano_usd=0, per=1)})
 
 
@@ -115,6 +192,100 @@ FREE = price(Rule.CHARACTERS, {"characters": Rate(nano_usd=0, per=1)})
             MINI, {"input_tokens": 5, "cached_input_tokens": 6}, None,
             id="more cached than there was",
         ),
+        # Time: minimum a request, begun steps, the open socket
+        pytest.param(GROQ, {"audio_ms": 1}, 10_000_000, id="a millisecond of ten seconds"),
+        pytest.param(GROQ, {"audio_ms": 10_000}, 10_000_000, id="just the minimum"),
+        pytest.param(GROQ, {"audio_ms": 10_001}, 10_001_000, id="above the minimum, no step"),
+        pytest.param(GROQ, {"audio_ms": 0}, 0, id="no minimum for a refused request"),
+        pytest.param(GROQ, {}, 0, id="nor for one that was not sent yet"),
+        pytest.param(GROQ, {"characters": 5}, None, id="a recording nobody measured"),
+        pytest.param(GROQ_STEREO, {"audio_ms": 1}, 20_000_000, id="a minimum for each channel"),
+        pytest.param(BY_THE_MINUTE, {"audio_ms": 1}, 60_000_000, id="60/60: 1 ms is a minute"),
+        pytest.param(BY_THE_MINUTE, {"audio_ms": 60_000}, 60_000_000, id="60/60: a whole one"),
+        pytest.param(BY_THE_MINUTE, {"audio_ms": 60_001}, 120_000_000, id="60/60: 70 s are 2 min"),
+        pytest.param(SIX_SECONDS, {"audio_ms": 6_001}, 12_000_000, id="6/6"),
+        pytest.param(FIFTEEN_SECONDS, {"audio_ms": 31_000}, 45_000_000, id="per 15 s"),
+        pytest.param(
+            SOCKET, {"audio_ms": 9_000, "connected_ms": 60_000}, 60_000_000,
+            id="an open socket costs in silence too",
+        ),
+        pytest.param(SOCKET, {"connected_ms": 0}, 0, id="not connected yet"),
+        pytest.param(SOCKET, {"audio_ms": 9_000}, None, id="nobody saw when it was opened"),
+        pytest.param(INFERENCE, {"connected_ms": 40}, 1_000_000, id="at least a second"),
+        pytest.param(INFERENCE, {"connected_ms": 1_001}, 2_000_000, id="a begun second is whole"),
+        # Text: what a character is
+        pytest.param(AZURE, TEXT, 16_000, id="six of ten characters count twice"),
+        pytest.param(AZURE, {"characters": 10}, None, id="nobody counted which ones are wide"),
+        pytest.param(AZURE, {"characters": 0}, 0, id="no text, nothing to be wide"),
+        pytest.param(
+            AZURE, {"characters": 1, "double_width_characters": 2}, None, id="more wide than all"
+        ),
+        pytest.param(POLLY, TEXT, 7_000, id="three of ten characters are tags"),
+        pytest.param(POLLY, {"characters": 10}, None, id="nobody counted the tags"),
+        pytest.param(FISH, TEXT, 330, id="by the byte"),
+        pytest.param(FISH, {"characters": 10}, None, id="nobody counted the bytes"),
+        # Audio generated, and what stands in for it
+        pytest.param(RESEMBLE, {"characters": 25, "audio_ms": 900}, 900_000, id="by the second"),
+        pytest.param(RESEMBLE, {"characters": 25}, 2_000_000, id="by the character until it comes"),
+        # Tokens of speech
+        pytest.param(
+            TRANSCRIBE, {"input_tokens": 600, "output_tokens": 40, "audio_ms": 60_000}, 4_000_000,
+            id="what a recognizer is given is audio: 600 x 6 + 40 x 10",
+        ),
+        pytest.param(
+            TRANSCRIBE, {"input_tokens": 600, "input_audio_tokens": 500, "output_tokens": 40},
+            3_650_000, id="but for a prompt: 100 x 2.5 + 500 x 6 + 40 x 10",
+        ),
+        pytest.param(TRANSCRIBE, {"input_tokens": 600}, 3_600_000, id="nothing was said"),
+        pytest.param(
+            TRANSCRIBE, {"audio_ms": 60_000}, 6_000_000,
+            id="only the time is known: OpenAI's estimate of $0.006 a minute",
+        ),
+        pytest.param(TRANSCRIBE, {"characters": 4}, None, id="not even the time is known"),
+        pytest.param(TRANSCRIBE, {"connected_ms": 4}, 0, id="nothing sent yet"),
+        pytest.param(
+            TRANSCRIBE, {"input_tokens": 5, "input_audio_tokens": 6}, None,
+            id="more audio than input",
+        ),
+        pytest.param(
+            MINI_TTS, {"input_tokens": 50, "output_tokens": 1_000, "audio_ms": 50_000}, 12_030_000,
+            id="what a synthesizer says is audio",
+        ),
+        pytest.param(MINI_TTS, {**TEXT, "audio_ms": 60_000}, 15_000_000, id="$0.015 a minute"),
+        pytest.param(
+            MINI_TTS, {"input_tokens": 50, "audio_ms": 60_000}, None,
+            id="it spoke, in a number of tokens nobody counted",
+        ),
+        pytest.param(
+            SONIOX, {"audio_ms": 3_600_000}, 120_000_000, id="Soniox: about $0.12 an hour"
+        ),
+        pytest.param(
+            SONIOX, {"audio_ms": 3_600_000, "output_tokens": 10_000}, 100_000_000,
+            id="what was counted comes before what is derived",
+        ),
+        pytest.param(GEMINI_LIVE, {"audio_ms": 60_000}, None, id="half of a price is no price"),
+        pytest.param(
+            GEMINI_LIVE, {"audio_ms": 60_000, "output_tokens": 200}, 9_450_000,
+            id="25 tokens a second x 3.5 + 200 x 21",
+        ),
+        pytest.param(
+            GEMINI_TTS, {**TEXT, "audio_ms": 60_000}, 15_001_250,
+            id="25 tokens a second x 10, and 2.5 tokens of text x 0.5",
+        ),
+        pytest.param(GEMINI_TTS, TEXT, 1_250, id="text sent, no audio yet"),
+        pytest.param(
+            REALTIME,
+            {
+                "input_tokens": 300, "cached_input_tokens": 50, "input_audio_tokens": 200,
+                "output_tokens": 90, "output_audio_tokens": 80,
+            },
+            50 * 4_000 + 50 * 400 + 200 * 32_000 + 10 * 16_000 + 80 * 64_000,
+            id="cached and audio tokens are parts of the input",
+        ),
+        pytest.param(
+            REALTIME, {"input_tokens": 300, "cached_input_tokens": 101, "input_audio_tokens": 200},
+            None, id="cached audio has no price here",
+        ),
     ],
 )  # fmt: skip
 def test_worked_examples(
@@ -154,10 +325,21 @@ ratios = st.builds(
 @st.composite
 def prices(draw: st.DrawFn) -> ModelPrice:
     rule = draw(st.sampled_from(list(Rule)))
-    if rule is Rule.AUDIO:
-        return price(rule, {"audio_ms": draw(ratios)}, channel_count=draw(st.integers(1, 8)))
+    if rule in (Rule.AUDIO, Rule.SESSION):
+        unit = "audio_ms" if rule is Rule.AUDIO else "connected_ms"
+        return price(
+            rule,
+            {unit: draw(ratios)},
+            channel_count=draw(st.integers(1, 8)) if rule is Rule.AUDIO else 1,
+            minimum_ms=draw(st.sampled_from([0, 1, 10_000])),
+            step_ms=draw(st.sampled_from([1, 1_000, 6_000, 60_000])),
+        )
+    if rule is Rule.BYTES:
+        return price(rule, {"utf8_bytes": draw(ratios)})
     if rule is Rule.CHARACTERS:
-        return price(rule, {"characters": draw(ratios)})
+        return price(
+            rule, {"characters": draw(ratios)}, double_width_weight=draw(st.integers(1, 3))
+        )
     rates = {"input_tokens": draw(ratios), "output_tokens": draw(ratios)}
     if draw(st.booleans()):
         rates["cached_input_tokens"] = draw(ratios)
@@ -170,11 +352,38 @@ def prices(draw: st.DrawFn) -> ModelPrice:
 usages = st.fixed_dictionaries(
     {
         "audio_ms": quantities,
+        "connected_ms": quantities,
         "characters": quantities,
+        "utf8_bytes": quantities,
         "input_tokens": quantities,
         "output_tokens": quantities,
     }
 )
+
+
+@given(usages, st.integers(0, 100))
+def test_what_counts_differently_is_a_part_of_the_whole(
+    usage: dict[str, int], percent: int
+) -> None:
+    part = usage["characters"] * percent // 100
+    wide = AZURE.rate(usage | {"double_width_characters": part})
+    assert wide == (usage["characters"] + part) * 1_000
+    assert POLLY.rate(usage | {"markup_characters": part}) == (usage["characters"] - part) * 1_000
+
+
+@given(st.sampled_from([TRANSCRIBE, SONIOX, REALTIME]), quantities, quantities, st.integers(0, 100))
+def test_text_and_audio_tokens_are_summed_exactly(
+    of: ModelPrice, read: int, said: int, percent: int
+) -> None:
+    heard = read * percent // 100
+    usage = {"input_tokens": read, "input_audio_tokens": heard, "output_tokens": said}
+    parts = {"input_tokens": read - heard, "input_audio_tokens": heard, "output_tokens": said}
+    assert of.rate(usage) == round(
+        sum(
+            Fraction(count * of.rates[unit].nano_usd, of.rates[unit].per)
+            for unit, count in parts.items()
+        )
+    )
 
 
 def exact_nano_usd(of: ModelPrice, usage: dict[str, int]) -> Fraction:
@@ -183,9 +392,14 @@ def exact_nano_usd(of: ModelPrice, usage: dict[str, int]) -> Fraction:
     for tier in of.tiers:
         if usage["input_tokens"] > tier.above_input_tokens:
             rates = tier.rates
-    counts = {
-        unit: quantity * of.channel_count for unit, quantity in usage.items() if unit in rates
-    }
+    counts = {unit: quantity for unit, quantity in usage.items() if unit in rates}
+    for unit in counts.keys() & {"audio_ms", "connected_ms"}:
+        if counts[unit]:
+            steps = Fraction(max(counts[unit], of.minimum_ms), of.step_ms).__ceil__()
+            counts[unit] = steps * of.step_ms * of.channel_count
+    if "characters" in counts:
+        wide = usage.get("double_width_characters", 0)
+        counts["characters"] += wide * (of.double_width_weight - 1)
     if "input_tokens" in counts:
         cached = usage.get("cached_input_tokens", 0)
         counts["input_tokens"] -= cached
@@ -205,6 +419,7 @@ def test_the_amount_is_the_exact_sum_rounded_half_even(
     of: ModelPrice, usage: dict[str, int], cached_percent: int
 ) -> None:
     usage["cached_input_tokens"] = usage["input_tokens"] * cached_percent // 100
+    usage["double_width_characters"] = usage["characters"] * cached_percent // 100
     amount = of.rate(usage)
     assert type(amount) is int
     assert amount == round(exact_nano_usd(of, usage))  # Fraction rounds half to even
@@ -219,6 +434,7 @@ def test_posted_parts_sum_to_the_rate_of_the_total(
     posted: list[int] = []
     for increment in increments:
         total = {unit: total[unit] + count // 8 for unit, count in increment.items()}
+        total["double_width_characters"] = total["characters"] // 2
         amount = of.rate(total)
         assert amount is not None
         posted.append(amount - sum(posted))
@@ -244,6 +460,12 @@ def test_the_id_is_of_everything_that_changes_an_amount() -> None:
         price(Rule.TOKENS, rates, tiers=(Tier(above_input_tokens=6, rates=rates),)),
         NOVA_3,
         NOVA_3_STEREO,
+        price(Rule.AUDIO, NOVA_3.rates, minimum_ms=1),
+        price(Rule.AUDIO, NOVA_3.rates, step_ms=2),
+        price(Rule.AUDIO, NOVA_3.rates, derived=RESEMBLE.derived),
+        AZURE,
+        POLLY,
+        price(Rule.CHARACTERS, AZURE.rates),
     ]
     assert len({of.price_id for of in others}) == len(others)
     assert price(Rule.TOKENS, dict(reversed(rates.items()))).price_id == MINI.price_id
@@ -260,7 +482,7 @@ def test_a_document_that_was_altered_is_refused() -> None:
     [
         (b"not json", "cannot be read"),
         (AURA_2.document().replace(b'"characters"}', b'"by_mood"}'), "newer voicecost"),
-        (AURA_2.document().replace(b'{"mod', b'{"minimum":1,"mod'), "newer voicecost"),
+        (AURA_2.document().replace(b'{"mod', b'{"mood":1,"mod'), "newer voicecost"),
     ],
     ids=["no JSON", "a rule of the future", "a field of the future"],
 )
@@ -288,6 +510,35 @@ def test_a_price_covers_exactly_what_its_rule_bills(
         price(rule, rates)
 
 
+@pytest.mark.parametrize(
+    ("rule", "rates", "settings", "says"),
+    [
+        (Rule.CHARACTERS, AURA_2.rates, {"minimum_ms": 5}, "for audio and session only"),
+        (Rule.AUDIO, NOVA_3.rates, {"step_ms": 0}, "step_ms=0: expected at least 1"),
+        (Rule.AUDIO, NOVA_3.rates, {"minimum_ms": -1}, "minimum_ms=-1"),
+        (Rule.AUDIO, NOVA_3.rates, {"free_markup": True}, "for characters only"),
+        (Rule.BYTES, FISH.rates, {"double_width_weight": 2}, "for characters only"),
+        (Rule.SESSION, SOCKET.rates, {"channel_count": 2}, "channel_count is for audio only"),
+        (
+            Rule.CHARACTERS, AURA_2.rates,
+            {"derived": {"characters": Derived(of="audio_ms", count=1, per=80)}},
+            "'characters' derived of 'audio_ms'",
+        ),
+        (
+            Rule.TOKENS, TRANSCRIBE.rates,
+            {"derived": {"input_tokens": Derived(of="audio_ms", count=1, per=80)}},
+            "of one without",
+        ),
+        (Rule.TOKENS, REALTIME.rates, {"tiers": LONG_CONTEXT.tiers}, "for text tokens only"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_the_rule_would_pass_over_is_refused(
+    rule: Rule, rates: dict[str, Rate], settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        price(rule, rates, **settings)
+
+
 @pytest.mark.parametrize(("nano_usd", "per"), [(-1, 1), (1, 0)])
 def test_a_negative_or_endless_rate_is_refused(nano_usd: int, per: int) -> None:
     with pytest.raises(ValueError, match="is no price"):
@@ -299,7 +550,7 @@ def test_prices_are_what_the_ledger_asks_for() -> None:
     assert of.pricing_source == "test@1"
 
 
-@pytest.mark.parametrize("module", ["rates", "rows", "book", "genai"])
+@pytest.mark.parametrize("module", ["amounts", "rates", "rows", "book", "genai"])
 def test_no_float_is_written_where_money_is_counted(module: str) -> None:
     source = (Path(voicecost_catalog.__file__).parent / f"{module}.py").read_text()
     for node in ast.walk(ast.parse(source)):

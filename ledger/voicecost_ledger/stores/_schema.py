@@ -12,6 +12,8 @@ UNIT_COLUMNS: Final = (
     "input_tokens",
     "cached_input_tokens",
     "output_tokens",
+    "input_audio_tokens",
+    "output_audio_tokens",
     "audio_ms",
     "connected_ms",
     "characters",
