@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Final
 
 import msgspec
@@ -20,6 +21,8 @@ _AT_UNIX_MS_MAX: Final = 250_000_000_000_000  # the year 9892, where Python's ca
 _ALWAYS: Final = (-(2**63), 2**63)
 _INFERENCE: Final = "livekit"  # LiveKit Inference: its models are called vendor/model
 _VENDORS: Final = {"xai": "x-ai"}  # what it calls them, where we do not
+# Names that people use and no provider's API knows.
+_SHORT_NAMES: Final = {("groq", "llama-3.3-70b"): "llama-3.3-70b-versatile"}
 
 
 class CatalogPriceBook:
@@ -76,6 +79,39 @@ class CatalogPriceBook:
                 self._remembered.clear()
             self._remembered[leg] = dated
         return dated.price
+
+    def prices_of(self, name: str, at_unix_ms: int) -> list[ModelPrice]:
+        """Every price in force of a model as people name it, for example `deepgram/nova-3`.
+
+        One model may have several: by language, streamed or not. Loads genai-prices.
+
+        Args:
+            name: Provider and model; what follows a colon may be a voice. LiveKit Inference's
+                models are `livekit/vendor/model`.
+            at_unix_ms: When.
+
+        Returns:
+            The prices, ours first; empty when none is known.
+        """
+        vendor, _, model = name.strip().partition("/")
+        vendor = _VENDORS.get(vendor.lower(), vendor.lower())
+        model = _SHORT_NAMES.get((vendor, model.lower()), model)
+        found: dict[str, ModelPrice] = {}
+        for wanted in dict.fromkeys((model, model.partition(":")[0])):
+            for modality, streaming, language in product(Modality, (True, False), ("", "multi")):
+                leg = LegAttributes(
+                    modality=modality,
+                    provider=vendor,
+                    model=wanted,
+                    streaming=streaming,
+                    language=language,
+                )
+                price = self._look_up(leg, at_unix_ms).price if wanted else None
+                if price is not None:
+                    found.setdefault(price.price_id, price)
+            if found:
+                break
+        return list(found.values())
 
     def restore(self, document: bytes) -> ModelPrice:
         """The price a ledger stored, equal to the one it was taken from.

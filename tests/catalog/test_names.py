@@ -1,0 +1,136 @@
+"""Which price a name finds: what LiveKit's plugins report, and what people write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from voicecost_catalog import open_price_book
+from voicecost_ledger.records import LegAttributes, Modality
+
+NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
+BOOK = open_price_book()
+# Every component of every plugin of livekit-agents 1.8.9, made once: what it says of itself.
+STRINGS: Final[list[dict[str, Any]]] = msgspec.json.decode(
+    Path(__file__).with_name("fixtures").joinpath("livekit_strings.json").read_bytes()
+)
+NOT_METERED = {"realtime"}  # no leg can be of these yet
+# No price that we have a source for: what the plugin's class is called, once for all its models.
+WITHOUT_A_PUBLIC_PRICE: Final = {
+    "assemblyai.TTS", "asyncai.TTS", "baseten.LLM", "baseten.STT", "baseten.TTS", "cambai.TTS",
+    "clova.STT", "fal.STT", "fireworksai.STT", "gnani.STT", "gnani.TTS", "gradium.STT",
+    "gradium.TTS", "neuphonic.TTS", "nvidia.STT", "nvidia.TTS", "playai.TTS", "respeecher.TTS",
+    "rtzr.STT", "sarvam.LLM", "sarvam.STT", "sarvam.STTRealtime", "sarvam.TTS",
+    "simplismart.STT", "simplismart.TTS", "slng.STT", "smallestai.STT", "smallestai.TTS",
+    "speechify.TTS", "spitch.STT", "spitch.TTS", "upliftai.TTS",
+}  # fmt: skip
+WITHOUT_A_PUBLIC_PRICE_BY_MODEL: Final = {"auto"}  # LiveKit Inference chooses, and does not say
+
+
+def resolves(string: dict[str, Any]) -> bool:
+    leg = LegAttributes(
+        modality=Modality(string["kind"]),
+        provider=string["provider"],
+        model=string["model"],
+        label=string["label"] or "",
+        streaming=string["streaming"] is not False,
+    )
+    return BOOK.price_for(leg, NOW_UNIX_MS) is not None
+
+
+def test_nearly_every_string_of_livekit_with_a_public_price_finds_it() -> None:
+    strings = [string for string in STRINGS if string["kind"] not in NOT_METERED]
+    found = [string for string in strings if resolves(string)]
+    missing = [string for string in strings if string not in found]
+    public = [
+        string
+        for string in missing
+        if string["cls"] not in WITHOUT_A_PUBLIC_PRICE
+        and string["model"] not in WITHOUT_A_PUBLIC_PRICE_BY_MODEL
+    ]
+    share = len(found) / (len(found) + len(public))
+    print(f"{len(found)} of {len(found) + len(public)} with a public price: {share:.1%}")  # noqa: T201 (the bar is shown)
+    for string in missing:
+        why = "public price, not found" if string in public else "no public price"
+        print(f"  {string['kind']} {string['provider']} {string['model']}: {why}")  # noqa: T201 (the rest is listed)
+    assert share >= 0.95
+    assert {(string["provider"], string["model"]) for string in public} == {
+        ("AWS Bedrock", "amazon.nova-2-lite-v1:0"),  # priced by region, which the name leaves out
+        ("Perplexity", "sonar-pro"),  # has a fee per request, which no leg counts
+    }
+
+
+def test_what_is_said_to_have_no_public_price_has_none_here_either() -> None:
+    """A row that was added later must leave the list above."""
+    for string in STRINGS:
+        if string["cls"] in WITHOUT_A_PUBLIC_PRICE:
+            assert not resolves(string), string["cls"]
+
+
+@pytest.mark.parametrize(
+    ("name", "providers"),
+    [
+        ("deepgram/nova-3", {"deepgram"}),
+        ("deepgram/nova-2-conversationalai", {"deepgram"}),
+        ("deepgram/aura-2", {"deepgram"}),
+        ("assemblyai/universal-2", {"assemblyai"}),
+        ("openai/whisper-1", {"openai"}),
+        ("openai/gpt-4.1", {"openai"}),
+        ("openai/gpt-4o", {"openai"}),
+        ("openai/gpt-4o-mini", {"openai"}),
+        ("openai/tts-1-hd", {"openai"}),
+        ("groq/whisper-large-v3", {"groq"}),
+        ("groq/llama-3.3-70b-versatile", {"groq"}),
+        ("groq/llama-3.3-70b", {"groq"}),
+        ("groq/llama-3.1-8b-instant", {"groq"}),
+        ("anthropic/claude-opus-4-7", {"anthropic"}),
+        ("anthropic/claude-sonnet-4-6", {"anthropic"}),
+        ("anthropic/claude-haiku-4-5", {"anthropic"}),
+        ("cartesia/sonic-3", {"cartesia"}),
+        ("cartesia/sonic-3:voice_id", {"cartesia"}),
+        ("elevenlabs/eleven_turbo_v2_5", {"elevenlabs"}),
+        ("elevenlabs/eleven_flash_v2_5", {"elevenlabs"}),
+        ("elevenlabs/scribe_v2_realtime", {"elevenlabs"}),
+        ("google/gemini-2.5-flash", {"google"}),
+        ("resemble/chatterbox", {"resemble"}),
+        ("xai/grok-stt", {"x-ai"}),
+        ("livekit/deepgram/nova-3", {"livekit"}),
+        ("deepgram/nova-9", set[str]()),
+        ("nova-3", set[str]()),
+        ("nobody/nova-3", set[str]()),
+        ("", set[str]()),
+    ],
+)
+def test_a_model_is_found_by_the_name_people_give_it(name: str, providers: set[str]) -> None:
+    assert {price.provider for price in BOOK.prices_of(name, NOW_UNIX_MS)} == providers
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ollama/qwen2.5:7b", "ollama/qwen2.5:3b", "ollama/llama3.2:3b", "local/whisper-large-v3",
+        "local/whisper-turbo", "local/kokoro", "local/piper",
+    ],
+)  # fmt: skip
+def test_what_runs_on_your_own_machine_costs_nothing_and_is_known_to(name: str) -> None:
+    (price,) = BOOK.prices_of(name, NOW_UNIX_MS)
+    usage = {"audio_ms": 60_000, "characters": 900, "input_tokens": 5_000, "output_tokens": 80}
+    assert price.rate(usage) == 0
+
+
+def test_one_model_has_a_price_for_each_way_it_is_used() -> None:
+    assert [price.model for price in BOOK.prices_of("deepgram/nova-3", NOW_UNIX_MS)] == [
+        "nova-3 (monolingual)",
+        "nova-3 (multilingual)",
+        "nova-3 (monolingual, pre-recorded)",
+    ]
+
+
+def test_a_name_finds_what_was_charged_then() -> None:
+    (before,) = BOOK.prices_of("elevenlabs/eleven_v3", 1_788_000_000_000)  # 2026-08-29
+    (after,) = BOOK.prices_of("elevenlabs/eleven_v3", NOW_UNIX_MS)
+    thousand = {"characters": 1_000}
+    assert (before.rate(thousand), after.rate(thousand)) == (100_000_000, 80_000_000)
