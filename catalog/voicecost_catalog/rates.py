@@ -168,6 +168,8 @@ class ModelPrice(
     plan: str = ""
     valid_from: str = ""  # UTC days, the second one no longer included; "" when open
     valid_until: str = ""
+    kind: Kind = Kind.BASE
+    assumed: bool = False  # a day of validity is our reading, not the source's word
     note: str = ""
     price_id: str = ""  # filled in: hash of all of the above
 

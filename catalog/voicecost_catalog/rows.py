@@ -130,6 +130,8 @@ def row_price(row: Row, of: ProviderRows, *, channel_count: int, pricing_source:
         plan=of.plan_of(row),
         valid_from=row.valid_from.isoformat() if row.valid_from else "",
         valid_until=row.valid_until.isoformat() if row.valid_until else "",
+        kind=row.kind,
+        assumed=row.assumed,
         note=row.note,
     )
 

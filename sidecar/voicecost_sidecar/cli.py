@@ -22,7 +22,8 @@ from voicecost_ledger.stores.sqlite import SqliteStore
 from voicecost_sidecar.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load_config
 from voicecost_sidecar.money_json import encode_json
 from voicecost_sidecar.periods import PERIODS, PeriodError
-from voicecost_sidecar.queries import GROUPS, read_calls, read_costs
+from voicecost_sidecar.prices import missing_table, prices_table, read_missing, read_prices
+from voicecost_sidecar.queries import GROUPS, now_unix_ms, read_calls, read_costs
 from voicecost_sidecar.tables import call_table, calls_table, costs_table
 
 USAGE_ERROR: Final = 2
@@ -130,6 +131,43 @@ def costs(
             group_by=group_by,
         )
         _show(found, as_json, lambda: costs_table(found))
+
+
+@app.command()
+def prices(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="For example deepgram/nova-3; our own rows without.", show_default=False
+        ),
+    ] = None,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Only what nobody checked for more than 60 days.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 where something is stale.")
+    ] = False,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="What the ledger holds legs of without a price.")
+    ] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show prices: what is charged, since when, and where that is from."""
+    if missing:
+        if model is not None or stale or strict:
+            _fail("--missing asks the ledger: give it without a model, --stale or --strict")
+        with _ledger(config) as (store, _):
+            unpriced = read_missing(store, until_unix_ms=now_unix_ms())
+            _show(unpriced, as_json, lambda: missing_table(unpriced))
+        return
+    try:
+        found = read_prices(model, stale=stale, at_unix_ms=now_unix_ms())
+    except LookupError as error:
+        _fail(str(error))
+    _show(found, as_json, lambda: prices_table(found))
+    if strict and found.stale_count:
+        raise typer.Exit(1)
 
 
 @app.command()

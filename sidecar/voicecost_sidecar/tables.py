@@ -26,7 +26,16 @@ from voicecost_sidecar.queries import CallList, Costs
 Found = TypeVar("Found", bound=msgspec.Struct)
 
 WIDE_COLUMNS: Final = 110
-_FOLDED: Final = {"provider", "service", "project/agent", "project", "agent", "detail", "model"}
+_FOLDED: Final = {
+    "provider",
+    "service",
+    "project/agent",
+    "project",
+    "agent",
+    "detail",
+    "model",
+    "source",
+}
 # What no text shows but a terminal obeys: escapes and line breaks, changes of direction.
 _UNSEEN: Final = {"Cc", "Cf", "Zl", "Zp"}
 _STATE_STYLES = {"open": "green", "ended": "yellow", "settled": ""}
@@ -40,7 +49,7 @@ class _PlainTable(Table):
         super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), **how)
 
 
-def _harmless(found: Found) -> Found:
+def harmless(found: Found) -> Found:
     """The same without control and format characters in any text of it."""
     return msgspec.convert(_stripped(msgspec.to_builtins(found)), type(found))
 
@@ -58,7 +67,7 @@ def _stripped(value: object) -> object:
 
 def calls_table(found: CallList, time_zone: str) -> RenderableType:
     """One line per call, newest first."""
-    found = _harmless(found)
+    found = harmless(found)
     if not found.calls:
         return Text("No calls in this ledger yet.")
     table = _CallsTable(found.calls, time_zone)
@@ -70,7 +79,7 @@ def calls_table(found: CallList, time_zone: str) -> RenderableType:
 
 def call_table(detail: CallDetail, time_zone: str) -> RenderableType:
     """One call: what it is, and each leg with where its price is from."""
-    detail = _harmless(detail)
+    detail = harmless(detail)
     call = detail.summary
     facts = _PlainTable.grid(padding=(0, 2))
     for name, value in (
@@ -93,7 +102,7 @@ def call_table(detail: CallDetail, time_zone: str) -> RenderableType:
             facts.add_row(Text(name, style="dim"), value)
     parts: list[RenderableType] = [facts, Text(), LegsTable(detail.legs)]
     if detail.audit:
-        steps = _table("when", "step", "detail")
+        steps = plain_table("when", "step", "detail")
         for step in detail.audit:
             steps.add_row(_moment(step.at_unix_ms, time_zone), step.step, step.detail)
         parts += [Text(), steps]
@@ -110,7 +119,7 @@ class _CallsTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table that fits."""
         wide = options.max_width >= 100
-        table = _table("call", "opened", "state", "project/agent")
+        table = plain_table("call", "opened", "state", "project/agent")
         for name in ("length", "cost", "waste", "limit") if wide else ("cost", "waste"):
             table.add_column(name, justify="right", no_wrap=True)  # an amount is never cut short
         for call in self._calls:
@@ -138,7 +147,7 @@ class LegsTable:
         """Yield the table that fits."""
         wide = options.max_width >= WIDE_COLUMNS
         names = ("provider", "service", "units", "basis", "outcome")
-        table = _table(*names) if wide else _table("service", "units", "basis")
+        table = plain_table(*names) if wide else plain_table("service", "units", "basis")
         table.add_column("cost", justify="right", no_wrap=True)
         table.add_column("price from", overflow="fold")
         for leg in self._legs:
@@ -158,7 +167,7 @@ class LegsTable:
 
 def costs_table(costs: Costs) -> RenderableType:
     """One line per group, dearest first, and the total."""
-    costs = _harmless(costs)
+    costs = harmless(costs)
     span = (
         f"{_moment(costs.from_unix_ms, costs.time_zone)} to "
         f"{_moment(costs.until_unix_ms, costs.time_zone)} ({costs.time_zone})"
@@ -166,7 +175,7 @@ def costs_table(costs: Costs) -> RenderableType:
     if not costs.rows and not costs.accruing_nano_usd:
         return Text(f"No cost from {span}.")
     names = costs.group_by or ("",)
-    table = _table(*names, show_footer=True)
+    table = plain_table(*names, show_footer=True)
     table.columns[0].footer = "total"
     table.add_column("legs", justify="right", footer=str(costs.leg_count))
     total = cost_text(costs.total_nano_usd, costs.unpriced_leg_count)
@@ -204,7 +213,8 @@ def units_text(leg: LegView) -> str:
             return f"{centiseconds // 100:,}.{centiseconds % 100:02} s audio"
 
 
-def _table(*columns: str, show_footer: bool = False) -> _PlainTable:
+def plain_table(*columns: str, show_footer: bool = False) -> _PlainTable:
+    """A table with these columns, as all of ours look."""
     table = _PlainTable(show_footer=show_footer, box=None, header_style="bold")
     for name in columns:
         # What may be folded on a narrow terminal; nothing is cut off.
