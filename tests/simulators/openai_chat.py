@@ -235,30 +235,32 @@ class _Completion:
         self._id = request_id
         self._model = model
         self._created = int(time.time())
-        self._tool_call: dict[str, Any] | None = None
+        self._tool_calls: list[dict[str, Any]] = []
         self._text: str | None = None
         # Seeded by the id: the same request of the same run is cut the same way.
         sizes = random.Random(request_id)
         self.deltas: list[_Delta] = []
         self.finish_reason = "stop"
-        if reply.tool_call is not None:
+        for index, call in enumerate(reply.tool_calls):
             self.finish_reason = "tool_calls"
-            name, arguments = reply.tool_call.name, json.dumps(reply.tool_call.arguments)
-            call_id = f"call_{hashlib.sha256(request_id.encode()).hexdigest()[:24]}"
+            name, arguments = call.name, json.dumps(call.arguments)
+            call_id = f"call_{hashlib.sha256(f'{request_id}/{index}'.encode()).hexdigest()[:24]}"
             function = {"name": name, "arguments": ""}
-            head = {"index": 0, "id": call_id, "type": "function", "function": function}
+            head = {"index": index, "id": call_id, "type": "function", "function": function}
             self.deltas.append(
                 _Delta({"tool_calls": [head]}, count_tokens(name) + _CALL_OVERHEAD_TOKENS)
             )
             for piece in _irregular(tokenize(arguments), sizes):
-                part = {"index": 0, "function": {"arguments": "".join(piece)}}
+                part = {"index": index, "function": {"arguments": "".join(piece)}}
                 self.deltas.append(_Delta({"tool_calls": [part]}, len(piece)))
-            self._tool_call = {
-                "id": call_id,
-                "type": "function",
-                "function": {"name": name, "arguments": arguments},
-            }
-        else:
+            self._tool_calls.append(
+                {
+                    "id": call_id,
+                    "type": "function",
+                    "function": {"name": name, "arguments": arguments},
+                }
+            )
+        if not reply.tool_calls:
             tokens = tokenize(reply.text)
             if token_count_max is not None and len(tokens) > token_count_max:
                 tokens = tokens[:token_count_max]
@@ -295,8 +297,8 @@ class _Completion:
     def whole(self, units: dict[str, int]) -> dict[str, Any]:
         """The body of a response without streaming."""
         message: dict[str, Any] = {"role": "assistant", "content": self._text, "refusal": None}
-        if self._tool_call is not None:
-            message["tool_calls"] = [self._tool_call]
+        if self._tool_calls:
+            message["tool_calls"] = self._tool_calls
         choice = {
             "index": 0,
             "message": message,

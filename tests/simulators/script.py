@@ -38,11 +38,22 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What the model says to a user message that contains `match` (any case; "" fits all)."""
+    """What the model says to a user message that contains `match` (any case; "" fits all).
+
+    `tool_call` and those of `parallel` are called in one message, before the text. With `then`,
+    their results are answered by that reply instead, which may call again: calls in a row.
+    """
 
     text: str = LONG_ANSWER
     match: str = ""
     tool_call: ToolCall | None = None
+    parallel: tuple[ToolCall, ...] = ()
+    then: Reply | None = None
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """All functions that are called at once; none: it is said."""
+        return (self.tool_call, *self.parallel) if self.tool_call is not None else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +96,35 @@ def choose_reply(
     """The first reply that fits the last thing said to the model.
 
     A reply with a tool call calls it at the user's question and says its text once the tool's
-    result is in; without such a tool on offer it just says its text.
+    result is in, or what comes `then`; without such a tool on offer it just says its text.
     """
     said = next(
         (m for m in reversed(messages) if m["role"] in ("user", "developer", "system")), None
     )
     question = message_text(said).lower() if said else ""
     reply = next((r for r in replies if r.match.lower() in question), Reply())
-    answered = bool(messages) and messages[-1]["role"] == "tool"
+    answered = False
+    for _ in range(_rounds_answered(messages)):
+        if reply.then is None:
+            answered = True
+            break
+        reply = reply.then
     if reply.tool_call and (answered or reply.tool_call.name not in tool_names):
         return Reply(match=reply.match, text=reply.text)
     return reply
+
+
+def _rounds_answered(messages: Sequence[dict[str, Any]]) -> int:
+    """How often the model got the results of what it called since something was last said to it."""
+    rounds, before = 0, ""
+    for message in messages:
+        role = message["role"]
+        if role in ("user", "developer", "system"):
+            rounds = 0
+        elif role == "tool" and before != "tool":
+            rounds += 1
+        before = role
+    return rounds
 
 
 def reply_from_json(value: dict[str, Any]) -> Reply:
