@@ -41,6 +41,7 @@ from voicecost_ledger.records import (
     MAX_QUANTITY,
     UNITS,
     Basis,
+    ControlTotal,
     Coverage,
     Gap,
     LegInterim,
@@ -246,7 +247,7 @@ class Books:
             call.amended = True
             tx.save_call(call)
         match record:
-            case MeterOpen():
+            case MeterOpen() | ControlTotal():
                 pass
             case LegStart() | LegInterim() | LegStop():
                 at = clock.ours(record.at_unix_ms)

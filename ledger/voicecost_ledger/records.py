@@ -9,6 +9,7 @@ records 1, 2, 3 ... (`seq`) across all of its legs; `(meter_id, seq)` identifies
     LegInterim  totals so far
     LegStop     final totals and outcome; sent again with a higher seq, it corrects the first
     Gap         something was used that could not be metered; makes the call `partial`
+    ControlTotal  one quantity as LiveKit's `session.usage` has it, and why ours is another
     MeterClose  last record: nothing more will be metered
 """
 
@@ -26,6 +27,12 @@ class Modality(StrEnum):
     STT = "stt"
     LLM = "llm"
     TTS = "tts"
+    REALTIME = "realtime"  # speech to speech; its input transcription is a leg of `stt`
+    DECISION = "decision"  # LiveKit's DecisionModel
+    AVATAR = "avatar"
+    TURN_DETECTION = "turn_detection"
+    INTERRUPTION_DETECTION = "interruption_detection"
+    OTHER = "other"  # whatever `record_usage` tells that is none of these
 
 
 class Basis(StrEnum):
@@ -46,6 +53,19 @@ class Outcome(StrEnum):
     PROBE = "probe"
     CUT = "cut"
     LOST = "lost"
+
+
+class ControlCause(StrEnum):
+    """Why a meter's quantity differs from that of LiveKit's `session.usage`."""
+
+    STT_TAIL = "stt_tail"  # audio after the session stopped to listen to its own STT
+    INTERRUPTED = "interrupted"
+    FAILED_ATTEMPT = "failed_attempt"
+    DISCARDED = "discarded"  # a preemptive generation that was thrown away
+    PROBE = "probe"
+    OUTSIDE_SESSION = "outside_session"  # requested through no component of the session
+    NOT_IN_USAGE = "not_in_usage"  # LiveKit or the plugin does not count such requests
+    UNEXPLAINED = "unexplained"  # a fault of one of us, and counted as such
 
 
 class Coverage(StrEnum):
@@ -79,10 +99,18 @@ UNITS: Final = frozenset(
     {
         "input_tokens",  # all prompt tokens, cached ones included (as OpenAI counts)
         "cached_input_tokens",  # the part of input_tokens read from the provider's cache
+        "cache_write_tokens",  # the part of input_tokens written to the provider's cache
         "output_tokens",  # all completion tokens, reasoning included
+        "reasoning_tokens",  # the part of output_tokens that nobody is shown
         "input_audio_tokens",  # the part of input_tokens that is audio
+        "cached_input_audio_tokens",  # the part of input_audio_tokens that was cached
+        "input_image_tokens",  # the part of input_tokens that is pictures, of a video too
+        "cached_input_image_tokens",  # the part of input_image_tokens that was cached
         "output_audio_tokens",  # the part of output_tokens that is audio
+        "requests",  # where a provider bills, or we count, by request
         "audio_ms",  # STT: audio sent, of one channel, silence included; TTS: audio received
+        "input_audio_ms",  # realtime: audio sent
+        "output_audio_ms",  # realtime: audio received
         "connected_ms",  # wall clock for which the provider's connection was open
         "characters",  # Unicode code points sent
         "utf8_bytes",  # the same text in UTF-8 bytes
@@ -170,6 +198,7 @@ class LegInterim(msgspec.Struct, frozen=True, array_like=True, tag="interim"):
     leg: int
     usage: Usage
     basis: Basis
+    margins: Usage = {}  # of an estimate: by how much each unit may be off, 19 times of 20
 
 
 class LegStop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
@@ -182,6 +211,11 @@ class LegStop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
     usage: Usage
     basis: Basis
     outcome: Outcome
+    margins: Usage = {}  # of an estimate: by how much each unit may be off, 19 times of 20
+    served_model: Text = ""  # what the provider says served it, where that was not asked for
+    # By a clock that never steps; None: none came, or nobody measured.
+    time_to_first_ms: int | None = None  # from the start to the first token or byte
+    duration_ms: int | None = None  # from the start to the stop
 
 
 class Gap(msgspec.Struct, frozen=True, array_like=True, tag="gap"):
@@ -194,6 +228,25 @@ class Gap(msgspec.Struct, frozen=True, array_like=True, tag="gap"):
     modality: Modality | None = None
 
 
+class ControlTotal(msgspec.Struct, frozen=True, array_like=True, tag="control"):
+    """One quantity of a run of the session (`start()` to close) beside LiveKit's own account.
+
+    `metered` minus `livekit` is the sum of `causes`: a word of `ControlCause` to its part of the
+    difference. Nothing is booked from it.
+    """
+
+    meter_id: Id
+    seq: int
+    at_unix_ms: int
+    modality: Modality
+    provider: Text
+    model: Text
+    unit: Text
+    metered: int
+    livekit: int
+    causes: Usage = {}
+
+
 class MeterClose(msgspec.Struct, frozen=True, array_like=True, tag="close"):
     """Last record of a meter: settles it and releases what it holds of a budget."""
 
@@ -204,7 +257,7 @@ class MeterClose(msgspec.Struct, frozen=True, array_like=True, tag="close"):
     reason: Text = ""  # AgentSession's close reason, "shutdown", or ADOPTED
 
 
-Record = MeterOpen | LegStart | LegInterim | LegStop | Gap | MeterClose
+Record = MeterOpen | LegStart | LegInterim | LegStop | Gap | ControlTotal | MeterClose
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Record)

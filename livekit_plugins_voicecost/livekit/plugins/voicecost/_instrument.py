@@ -26,7 +26,7 @@ from livekit.agents import llm, stt, tts
 
 from voicecost_ledger.records import Coverage
 
-from . import _attribution, _instrument_metrics, _wire
+from . import _attribution, _instrument_metrics, _wire, _wire_openai
 from ._instrument_attempts import observe_runs, probing
 from ._instrument_llm import LLMAttempt
 from ._instrument_stt import RecognizeAttempt, observe_recordings
@@ -160,7 +160,7 @@ def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
 
     observers: list[tuple[str, Callable[[], Callable[[], None]]]] = [
         ("aiohttp.ClientWebSocketResponse", _wire.observe_websockets),
-        ("openai.AsyncOpenAI.chat", _wire.observe_openai_clients),
+        ("openai.AsyncOpenAI.chat", _wire_openai.observe_openai_clients),
         (
             "AgentSession._update_activity",
             functools.partial(_observe_activity_changes, agent_session.AgentSession),

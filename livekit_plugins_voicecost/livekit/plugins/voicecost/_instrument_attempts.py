@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -38,7 +38,18 @@ class Tally:
         speech: LiveKit's SpeechHandle, if any.
     """
 
-    __slots__ = ("attributes", "basis", "leg", "outcome", "owner", "speech", "usage")
+    __slots__ = (
+        "_first_answer",
+        "_margins",
+        "_served_model",
+        "attributes",
+        "basis",
+        "leg",
+        "outcome",
+        "owner",
+        "speech",
+        "usage",
+    )
 
     def __init__(self, owner: _attribution.Owner, attributes: LegAttributes, speech: Any) -> None:
         self.owner = owner
@@ -48,6 +59,33 @@ class Tally:
         self.basis = Basis.ESTIMATED
         self.outcome: Outcome | None = None
         self.leg: Leg | None = None
+        self._margins: Mapping[str, int] | None = None
+        self._served_model = ""
+        self._first_answer = False
+
+    @property
+    def margins(self) -> Mapping[str, int]:
+        """By how much each unit may be off, 19 times of 20, as long as it is an estimate."""
+        return self._margins or {}
+
+    @margins.setter
+    def margins(self, margins: Mapping[str, int]) -> None:
+        self._margins = margins
+        if self.leg is not None:
+            self.leg.margins = margins
+
+    def first_answer(self) -> None:
+        """The first token or byte of the answer has arrived. Only the first call counts."""
+        if not self._first_answer:
+            self._first_answer = True
+            if self.leg is not None:
+                self.leg.first_answer()
+
+    def served_by(self, model: str) -> None:
+        """The provider says that another model serves this than the one asked for."""
+        self._served_model = model
+        if self.leg is not None:
+            self.leg.served_by(model)
 
     def spend(self, usage: dict[str, int], basis: Basis, *, ahead: bool = False) -> bool:
         """Take totals with what is about to be used, unless the meter may not spend that.
@@ -135,6 +173,10 @@ class Tally:
         self.leg = meter.open_leg(
             self.attributes, self.usage, basis=self.basis, speech_id=speech_id
         )
+        if self._margins is not None:
+            self.leg.margins = self._margins
+        if self._served_model:
+            self.leg.served_by(self._served_model)
 
 
 class Attempt:

@@ -22,7 +22,7 @@ from livekit.agents.utils.audio import calculate_audio_duration
 
 from voicecost_ledger.records import Basis, Modality, Outcome
 
-from . import _faults, _wire
+from . import _faults
 from ._instrument_attempts import (
     Attempt,
     Tally,
@@ -32,6 +32,7 @@ from ._instrument_attempts import (
     option_text,
     was_refused,
 )
+from ._wire_audio import PCM_PROTOCOLS
 
 _FRAMES_UNSEEN_MAX: Final = 100
 """Frames that a plugin takes before we doubt that it sends them as we think: a second or more."""
@@ -49,7 +50,7 @@ class RecognizeAttempt(Attempt):
     def begin(self, *args: Any) -> None:
         """Open the leg before the connection is made; watch what is taken and reported."""
         stream = self.stream
-        self._pcm_on_wire = type(stream._stt).__module__ in _wire.PCM_PROTOCOLS
+        self._pcm_on_wire = type(stream._stt).__module__ in PCM_PROTOCOLS
         self._reported: dict[str, int] = {}
         self._open(connection=None)
         self._input: Any = stream._input_ch

@@ -7,8 +7,10 @@ from typing import Any
 
 from voicecost_ledger.records import Basis, Modality, Outcome
 
-from . import _faults, _wire
+from . import _faults
 from ._instrument_attempts import Attempt, Tally, describe, option_text, was_refused
+from ._text_units import TextUnits
+from ._wire_text import TEXT_PROTOCOLS
 
 
 class _AudioReceived:
@@ -136,9 +138,9 @@ class SynthesizeAttempt(_TTSAttempt):
     def begin(self, *args: Any) -> None:
         """Watch what is taken, sent and received. A retry has another input: read here."""
         stream = self.stream
-        self._text = _wire.TextUnits()  # what the provider was given, as well as we know
-        self._taken = _wire.TextUnits()
-        self._protocol = _wire.TEXT_PROTOCOLS.get(type(stream._tts).__module__)
+        self._text = TextUnits()  # what the provider was given, as well as we know
+        self._taken = TextUnits()
+        self._protocol = TEXT_PROTOCOLS.get(type(stream._tts).__module__)
         self._basis = Basis.OBSERVED if self._protocol is not None else Basis.ESTIMATED
         self._tally_made: Tally | None = None
         super().begin(*args)
@@ -190,7 +192,7 @@ class SynthesizeAttempt(_TTSAttempt):
         if tokens:
             usage, basis = usage | tokens, Basis.REPORTED
         elif self._protocol is None and was_refused(error) and not self._received.something:
-            usage, basis = _wire.TextUnits().usage(), Basis.OBSERVED
+            usage, basis = TextUnits().usage(), Basis.OBSERVED
         tally.stop(self.outcome_of(outcome, tally), usage, basis)
 
     def _text_taken(self, text: str) -> None:
@@ -203,7 +205,7 @@ class SynthesizeAttempt(_TTSAttempt):
         self._text.add(text)
         if not tally.spend(self._usage(), self._basis, ahead=True):
             # It is not handed over, so it is not counted.
-            self._withheld = tally.usage or _wire.TextUnits().usage()
+            self._withheld = tally.usage or TextUnits().usage()
             self.end_for_budget()
 
     @property
@@ -229,7 +231,7 @@ class ChunkedAttempt(_TTSAttempt):
 
     def begin(self, *args: Any) -> None:
         """Open the leg with the whole text, before the request goes out."""
-        text = _wire.TextUnits()
+        text = TextUnits()
         text.add(self.stream._input_text)
         self._usage = text.usage()
         self._tally = self.describe(streaming=False)
@@ -248,7 +250,7 @@ class ChunkedAttempt(_TTSAttempt):
         if not self._began:
             return
         if self._refused_by_us:  # never sent, and said so
-            self._tally.stop(outcome, _wire.TextUnits().usage(), Basis.OBSERVED)
+            self._tally.stop(outcome, TextUnits().usage(), Basis.OBSERVED)
             return
         usage, basis = self._received.add_to(dict(self._usage)), Basis.OBSERVED
         tokens = self.tokens()
@@ -256,7 +258,7 @@ class ChunkedAttempt(_TTSAttempt):
             usage, basis = usage | tokens, Basis.REPORTED
         elif outcome is Outcome.FAILED and not self._received.something:
             if was_refused(error):
-                usage = _wire.TextUnits().usage()
+                usage = TextUnits().usage()
             else:
                 basis = Basis.ESTIMATED  # nobody said whether it arrived
         self._tally.stop(self.outcome_of(outcome, self._tally), usage, basis)

@@ -11,7 +11,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from voicecost_ledger.pricing import Price, PriceBook
 from voicecost_ledger.records import (
@@ -26,12 +29,15 @@ from voicecost_ledger.records import (
 
 from . import _faults
 
-_INTERIM_S: Final = {Modality.LLM: 0.05, Modality.STT: 0.25, Modality.TTS: 0.25}
+_INTERIM_S: Final = dict.fromkeys(Modality, 0.25) | {Modality.LLM: 0.05}
 """How long totals may wait to be recorded: what a SIGKILL can cost. Text for a TTS never waits."""
 
 
 _LOOK_AGAIN_S: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """When a leg without a price asks for it again: a price book may take a second or two to load."""
+
+
+_EXACT: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class LegMeter(Protocol):
@@ -98,24 +104,31 @@ class Leg:
         speech_id: LiveKit's SpeechHandle it belongs to, if any.
 
     Attributes:
-        modality: `llm`, `stt` or `tts`.
+        modality: `llm`, `stt`, `tts` ...: the word of the enum.
         number: 1, 2, 3 ... within the meter.
         usage: The totals so far, by unit. Never changed in place: observers hand over a new dict.
         amount_nano_usd: `usage` rated; None while there is no price for it.
         outcome: None while the leg is open.
+        margins: By how much each unit of an estimate may be off, 19 times of 20. Set by whoever
+            estimates; recorded with the next record while the basis is `estimated`.
     """
 
     __slots__ = (
         "__weakref__",
+        "_duration_ms",
         "_interim_s",
         "_meter",
         "_price",
         "_records",
+        "_served_model",
         "_started_at_unix_ms",
+        "_started_ns",
+        "_time_to_first_ms",
         "_timer",
         "amount_nano_usd",
         "attributes",
         "basis",
+        "margins",
         "modality",
         "number",
         "outcome",
@@ -137,12 +150,17 @@ class Leg:
         self._records = records
         self._interim_s = _INTERIM_S[attributes.modality]
         self._started_at_unix_ms = _now_unix_ms()
+        self._started_ns = time.monotonic_ns()
+        self._time_to_first_ms: int | None = None
+        self._duration_ms = 0
+        self._served_model = ""
         self._price: Price | None = meter.prices.price_for(attributes, self._started_at_unix_ms)
         self._timer: asyncio.TimerHandle | None = None
         self.attributes = attributes
         self.modality = attributes.modality.value  # an enum is slow to hash
         self.usage = usage
         self.basis = basis
+        self.margins: Mapping[str, int] = _EXACT
         self.speech_id = speech_id
         self.outcome: Outcome | None = None
         self.number = records.next_leg()
@@ -214,6 +232,25 @@ class Leg:
             self._write_soon()
         return True
 
+    def first_answer(self) -> None:
+        """The first token or byte of the answer has arrived. Only the first call counts."""
+        if self._time_to_first_ms is None and self.outcome is None:
+            self._time_to_first_ms = self._elapsed_ms()
+
+    def served_by(self, model: str) -> None:
+        """The provider says that another model than the one asked for serves this.
+
+        It is charged as that one, where there is a price for it: a gateway's fallback, an alias.
+        """
+        if not model or model in (self._served_model, self.attributes.model):
+            return
+        self._served_model = model
+        served = msgspec.structs.replace(self.attributes, model=model)
+        price = self._meter.prices.price_for(served, self._started_at_unix_ms)
+        if price is not None:
+            self._price = price
+            self._rate()
+
     def observe(self, usage: dict[str, int], basis: Basis) -> None:
         """Take totals that are owed already, whatever the budget says; recorded soon."""
         if self.outcome is not None:
@@ -243,6 +280,8 @@ class Leg:
 
     def _stop(self, outcome: Outcome, usage: dict[str, int] | None, basis: Basis | None) -> None:
         self._cancel_timer()
+        if self.outcome is None:
+            self._duration_ms = self._elapsed_ms()
         self.outcome = outcome
         if usage is not None:
             self.usage = usage
@@ -250,7 +289,15 @@ class Leg:
             self.basis = basis
         self._rate()
         self._records.write(
-            LegStop, leg=self.number, usage=self.usage, basis=self.basis, outcome=outcome
+            LegStop,
+            leg=self.number,
+            usage=self.usage,
+            basis=self.basis,
+            outcome=outcome,
+            margins=self._margins(),
+            served_model=self._served_model,
+            time_to_first_ms=self._time_to_first_ms,
+            duration_ms=self._duration_ms,
         )
 
     def _rate(self) -> None:
@@ -271,7 +318,13 @@ class Leg:
     def _look_again(self, delays_s: Iterator[float]) -> None:
         """Ask for the price once more: a budget must not stay blind to what was used meanwhile."""
         try:
-            self._price = self._meter.prices.price_for(self.attributes, self._started_at_unix_ms)
+            served = self.attributes
+            if self._served_model:
+                served = msgspec.structs.replace(served, model=self._served_model)
+            prices, at_unix_ms = self._meter.prices, self._started_at_unix_ms
+            self._price = prices.price_for(served, at_unix_ms)
+            if self._price is None and self._served_model:
+                self._price = prices.price_for(self.attributes, at_unix_ms)
             if self._price is None:
                 self._look_again_later(delays_s)
             else:
@@ -286,9 +339,21 @@ class Leg:
         if self._timer is not None:
             self._cancel_timer()
         try:
-            self._records.write(LegInterim, leg=self.number, usage=self.usage, basis=self.basis)
+            self._records.write(
+                LegInterim,
+                leg=self.number,
+                usage=self.usage,
+                basis=self.basis,
+                margins=self._margins(),
+            )
         except Exception as error:
             _faults.count("leg_interim", error)
+
+    def _elapsed_ms(self) -> int:
+        return (time.monotonic_ns() - self._started_ns) // 1_000_000
+
+    def _margins(self) -> dict[str, int]:
+        return dict(self.margins) if self.basis is Basis.ESTIMATED else {}
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -61,7 +61,8 @@ class Cost(msgspec.Struct, frozen=True):
 
     Attributes:
         total_nano_usd: Nano-USD (one billionth of a dollar) of all legs whose price is known.
-        by_modality: The same for each of `stt`, `llm` and `tts`.
+        by_modality: The same for each of `stt`, `llm` and `tts`, and for any other kind of
+            service that the session used (`realtime`, `avatar` ...).
         unpriced_leg_count: Legs for which no price is known. They are not in the total: unknown
             is not zero.
     """
@@ -99,7 +100,7 @@ class Meter:
         self._flushed: Callable[[float, str], asyncio.Future[bool]] | None = None
         self._charges: dict[Leg, int | None] = {}
         self._total_nano_usd = 0
-        self._by_modality = {modality.value: 0 for modality in Modality}
+        self._by_modality = {each.value: 0 for each in (Modality.STT, Modality.LLM, Modality.TTS)}
         self._unpriced_leg_count = 0
         self._turns = Turns()
         self._gap_count = 0
@@ -226,6 +227,7 @@ class Meter:
         """Start a leg: its first record is written before this returns."""
         self._open()
         self._turns.leg_opened(attributes.modality, speech_id)
+        self._by_modality.setdefault(attributes.modality.value, 0)
         return Leg(self, self, attributes, usage, basis=basis, speech_id=speech_id)
 
     def next_leg(self) -> int:
@@ -531,10 +533,10 @@ class Meter:
         )
 
     def _log_end(self) -> None:
-        counts = dict.fromkeys(Modality, 0)
+        counts = dict.fromkeys(self._by_modality, 0)
         waste_nano_usd = wasted_count = 0
         for leg, amount in self._charges.items():
-            counts[leg.attributes.modality] += 1
+            counts[leg.modality] += 1
             if leg.outcome is not Outcome.SERVED:
                 wasted_count += 1
                 waste_nano_usd += amount or 0
@@ -542,7 +544,7 @@ class Meter:
         arguments: list[object] = [
             self.meter_id,
             self.coverage.value,
-            ", ".join(f"{name.value} {count}" for name, count in counts.items()),
+            ", ".join(f"{name} {count}" for name, count in counts.items()),
             wasted_count,
             self._unpriced_leg_count,
         ]

@@ -1,0 +1,55 @@
+"""Text, counted in every way a speech provider bills it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+
+class TextUnits:
+    """Counts text in every way a speech provider bills it."""
+
+    __slots__ = ("_open_tag", "characters", "double_width", "markup", "utf8_bytes")
+
+    def __init__(self) -> None:
+        self.characters = 0
+        self.utf8_bytes = 0
+        self.double_width = 0
+        self.markup = 0
+        self._open_tag = ""  # a tag may be cut anywhere between two messages
+
+    def add(self, text: str) -> None:
+        """Count more text, exactly as it is sent."""
+        size = len(text)
+        self.characters += size
+        if text.isascii():
+            self.utf8_bytes += size
+        else:
+            self.utf8_bytes += len(text.encode("utf-8", "surrogatepass"))
+            for character in text:
+                if unicodedata.east_asian_width(character) in "WF":
+                    self.double_width += 1
+        if self._open_tag or "<" in text:
+            self._add_markup(text)
+
+    def _add_markup(self, text: str) -> None:
+        text = self._open_tag + text
+        self.markup += sum(len(tag) for tag in _TAG.findall(text))
+        tail = _OPEN_TAG.search(text)
+        # What is this long and still open is a "<" of the text itself, no tag.
+        self._open_tag = tail.group() if tail and len(tail.group()) <= _TAG_CHARACTERS_MAX else ""
+
+    def usage(self) -> dict[str, int]:
+        """The units of a TTS leg that count text."""
+        return {
+            "characters": self.characters,
+            "utf8_bytes": self.utf8_bytes,
+            "double_width_characters": self.double_width,
+            "markup_characters": self.markup,
+        }
+
+
+_TAG: Final = re.compile(r"</?[A-Za-z][^<>]*>")
+_OPEN_TAG: Final = re.compile(r"<(?:/?[A-Za-z][^<>]*|/?)$")
+_TAG_CHARACTERS_MAX: Final = 1000
