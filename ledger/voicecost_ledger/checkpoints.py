@@ -27,8 +27,6 @@ class CheckpointTotal(msgspec.Struct, frozen=True, array_like=True):
 
     attributes: LegAttributes
     usage: Usage
-    leg_count: int = 1
-    open_leg_count: int = 0
 
 
 class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
