@@ -217,7 +217,8 @@ class Providers:
             await self.made.pop().aclose()
 
     def llm(self, **options: Any) -> LLM:
-        plugin = LLM(model="gpt-4o-mini", base_url=self.openai.base_url, api_key="x", **options)
+        settings: dict[str, Any] = {"model": "gpt-4o-mini"} | options
+        plugin = LLM(base_url=self.openai.base_url, api_key="x", **settings)
         self.made.append(plugin)
         return plugin
 
@@ -228,8 +229,10 @@ class Providers:
         self.made.append(plugin)
         return plugin
 
-    def tts(self) -> TTS:
-        plugin = TTS(base_url=self.deepgram.speak_url, api_key="x", http_session=self.http)
+    def tts(self, **options: Any) -> TTS:
+        plugin = TTS(
+            base_url=self.deepgram.speak_url, api_key="x", http_session=self.http, **options
+        )
         self.made.append(plugin)
         return plugin
 
@@ -287,7 +290,7 @@ async def metered_call(
     providers: Providers,
     *,
     agent: Agent | None = None,
-    hears: bool = False,
+    hears: bool | io.AudioInput = False,
     limit_nano_usd: int | None = None,
     attach: bool = True,
     **options: Any,
@@ -297,7 +300,7 @@ async def metered_call(
     Args:
         providers: Where its requests go.
         agent: Its agent; a plain one by default.
-        hears: Whether there is a microphone, and so an STT connection.
+        hears: Whether there is a microphone, and so an STT connection; or which one.
         limit_nano_usd: The meter allows no more than this.
         attach: Whether the meter is registered before the session starts.
         options: For AgentSession; its plugins by default are all three.
@@ -312,7 +315,9 @@ async def metered_call(
     session: AgentSession[None] = AgentSession(
         **plugins,
         vad=None,
-        turn_handling={"turn_detection": "manual", "interruption": _NO_RESUMING},
+        turn_handling=options.pop(
+            "turn_handling", {"turn_detection": "manual", "interruption": _NO_RESUMING}
+        ),
         conn_options=SessionConnectOptions(
             llm_conn_options=one_try_more,
             tts_conn_options=one_try_more,
@@ -327,7 +332,7 @@ async def metered_call(
     loudspeaker = Loudspeaker()
     session.output.audio = loudspeaker
     if hears:
-        session.input.audio = Microphone()
+        session.input.audio = Microphone() if hears is True else hears
     await session.start(agent or Agent(instructions="You are a helpful telephone agent."))
     try:
         yield Call(session, meter, loudspeaker, providers)
