@@ -128,8 +128,7 @@ def authorization(process_id: str) -> dict[str, str]:
             "iat": now_s,
             "exp": now_s + TOKEN_LIFE_S,
         }
-        # PyJWT leaves its key's type open.
-        token = jwt.encode(claims, secret, algorithm="HS256")  # pyright: ignore[reportUnknownMemberType]
+        token = jwt.encode(claims, secret, algorithm="HS256")
     return {"Authorization": f"Bearer {token}"}
 
 
