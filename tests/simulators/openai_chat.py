@@ -1,80 +1,73 @@
 """Simulates OpenAI's chat completions over HTTP and keeps OpenAI's bill.
 
 Wire: https://platform.openai.com/docs/api-reference/chat (SSE chunks, `stream_options.
-include_usage`, error bodies), `GET /v1/models`.
+include_usage`, error bodies), `GET /v1/models`. Other hosts speak the same protocol.
 
 Billing rules
 - Input: every token of the rendered messages and tools, once the request is accepted; a refused
   request (4xx, 5xx) costs nothing.
 - Cached input: the longest prefix seen before, from 1024 tokens on in steps of 128
-  (https://platform.openai.com/docs/guides/prompt-caching; models before GPT-5.6). Nothing is
-  evicted here.
-- Output: every token generated. OpenAI documents no rule for a client that disconnects
+  (https://platform.openai.com/docs/guides/prompt-caching). Nothing is evicted here.
+- Cache writes: reported by models from GPT-5.6 on (`prompt_tokens_details.cache_write_tokens` of
+  https://github.com/openai/openai-python/blob/main/src/openai/types/completion_usage.py): here
+  what the prefix kept now is longer than the one that was read.
+- Output: every token generated, hidden reasoning included
+  (https://platform.openai.com/docs/guides/reasoning). OpenAI documents no rule for a client that
+  disconnects
   (https://community.openai.com/t/streaming-interruption-billing-clarification-needed/928978);
   users report the prompt in full, the tokens received, and a few more generated until the
-  disconnect is noticed. So the bill counts the tokens delivered, and `generated_ahead` holds
-  what half a second of generation adds: the truth lies between these two bills.
+  disconnect is noticed. So the bill counts the tokens delivered, and hidden ones until then, and
+  `generated_ahead` holds what half a second of generation adds: the truth lies between the two.
 - A cancelled request without streaming, where nothing is delivered: the tokens generated so far.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import json
-import random
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
-from .bill import Bill, BillRow
-from .script import Fault, Faults, Reply, choose_reply
-from .server import Simulator
-from .tokens import count_tokens, render_prompt, tokenize
+from .bill import BillRow
+from .generation import (
+    DiedError,
+    Generation,
+    ModelSimulator,
+    Piece,
+    PrefixCache,
+    abort,
+    event_stream,
+    send_event,
+)
+from .script import Fault, choose_reply
+from .tokens import render_prompt
 
 CACHE_TOKENS_MIN = 1024
 CACHE_TOKENS_STEP = 128
-NOTICED_LATE_MS = 500  # second bill: how long generation may go on after the client has left
-_CALL_OVERHEAD_TOKENS = 4  # the model writes a tool call's frame too
 
 
-@dataclass(frozen=True, slots=True)
-class _Delta:
-    """One SSE delta and how many output tokens it carries."""
-
-    body: dict[str, Any]
-    token_count: int
-
-
-class OpenAISimulator(Simulator):
+class OpenAISimulator(ModelSimulator):
     """Chat completions that stream like OpenAI's.
 
-    Args:
-        replies: What to answer, first match wins; without one, a long answer of several sentences.
-        bill: Where to keep the bill; its own by default.
-        first_token_delay_ms: From the request to the first token.
-        token_delay_ms: From token to token.
+    Attributes:
+        provider: Its name in the bill; a host that speaks the same protocol has its own.
+        service_tier: What the response says served it; None says what was asked for.
+        tool_calls_at_once: Whether all tool calls come whole in one chunk (Ollama) or in pieces.
+        shows_thoughts: The delta's key under which thoughts are sent; None hides them (OpenAI).
     """
 
-    def __init__(
-        self,
-        *,
-        replies: Sequence[Reply] = (),
-        bill: Bill | None = None,
-        first_token_delay_ms: int = 150,
-        token_delay_ms: int = 15,
-    ) -> None:
-        super().__init__()
-        self.replies = list(replies)
-        self.bill = bill or Bill()
-        self.faults = Faults()
-        self.first_token_delay_ms = first_token_delay_ms
-        self.token_delay_ms = token_delay_ms
-        self._seen_prefixes: set[tuple[str, bytes]] = set()
-        self._request_count = 0
+    provider = "openai"
+    service_tier: str | None = None
+    tool_calls_at_once = False
+    shows_thoughts: str | None = None
+
+    def __init__(self, **options: Any) -> None:
+        """See `ModelSimulator`."""
+        super().__init__(**options)
+        self.cache = PrefixCache(tokens_min=CACHE_TOKENS_MIN, step=CACHE_TOKENS_STEP)
 
     @property
     def base_url(self) -> str:
@@ -94,63 +87,56 @@ class OpenAISimulator(Simulator):
         ]
         return web.json_response({"object": "list", "data": data})
 
+    def serving_model(self, model: str) -> str:
+        """The model that serves, and is billed, when `model` is asked for."""
+        return model
+
+    def refuses(self, request: web.Request) -> web.Response | None:
+        """The answer to a request without credentials."""
+        if request.headers.get("Authorization", "").startswith("Bearer "):
+            return None
+        return error_response(401, "You didn't provide an API key.", "invalid_request_error")
+
     async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
-        if not request.headers.get("Authorization", "").startswith("Bearer "):
-            return _error(401, "You didn't provide an API key.", "invalid_request_error")
+        refusal = self.refuses(request)
+        if refusal is not None:
+            return refusal
         body: dict[str, Any] = await request.json()
         messages: list[dict[str, Any]] = body.get("messages") or []
         tools: list[dict[str, Any]] = body.get("tools") or []
         try:
-            model = str(body["model"])
+            model = self.serving_model(str(body["model"]))
             if body.get("n") not in (None, 1):
                 raise ValueError(f"n={body['n']} is not simulated: one choice only")
             prompt = render_prompt(messages, tools)
         except (KeyError, TypeError, ValueError) as error:
-            return _error(400, f"Invalid request: {error!r}", "invalid_request_error")
+            return error_response(400, f"Invalid request: {error!r}", "invalid_request_error")
 
-        self._request_count += 1
-        request_id = f"chatcmpl-simulated-{self._request_count:06d}"
-        fault = self.faults.take()
-        row = self.bill.open(
-            provider="openai",
-            service="llm",
-            model=model,
-            request_id=request_id,
-            units={"input_tokens": 0, "cached_input_tokens": 0, "output_tokens": 0},
-            attributes={"stream": int(bool(body.get("stream")))},
-        )
+        self.request_count += 1
+        request_id = f"chatcmpl-simulated-{self.request_count:06d}"
+        streams = bool(body.get("stream"))
+        tier = self.service_tier or str(body.get("service_tier") or "default")
+        row, fault = self.open_row(model, request_id, {"stream": int(streams), "tier": tier})
         if fault is not None and fault.status is not None:
             self.bill.close(row, "refused")
             kind = "requests" if fault.status == 429 else "server_error"
-            return _error(fault.status, "The simulated provider was told to refuse this.", kind)
+            message = "The simulated provider was told to refuse this."
+            return error_response(fault.status, message, kind)
 
-        row.units["input_tokens"] = len(prompt)
-        row.units["cached_input_tokens"] = self._cached_token_count(model, prompt)
+        count_prompt(row, model, prompt, self.cache)
         tool_names = {tool["function"]["name"] for tool in tools}
-        reply = choose_reply(self.replies, messages, tool_names)
-        completion = _Completion(
-            reply,
-            request_id=request_id,
-            model=model,
+        generation = Generation(
+            choose_reply(self.replies, messages, tool_names),
+            seed=request_id,
             token_count_max=body.get("max_completion_tokens") or body.get("max_tokens"),
         )
-        started_ms = time.monotonic_ns() // 1_000_000
-        try:
-            if fault is not None and fault.silent:
-                await asyncio.Event().wait()
-            if body.get("stream"):
+        completion = _Completion(self, generation, request_id, model, tier)
+        async with self.billing(row, generation, fault, hidden=not streams):
+            if streams:
                 include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
                 return await self._stream(request, row, completion, fault, include_usage)
-            await asyncio.sleep(self._due_ms(completion.token_count) / 1000)
-            row.units["output_tokens"] = completion.token_count
-            self.bill.close(row, "completed")
+            await self.generate_whole(row, generation)
             return web.json_response(completion.whole(row.units))
-        except (asyncio.CancelledError, ConnectionError):
-            elapsed_ms = time.monotonic_ns() // 1_000_000 - started_ms
-            if fault is None or not fault.silent:
-                self._bill_cancelled(row, completion, elapsed_ms, streamed=bool(body.get("stream")))
-            self.bill.close(row, "cancelled")
-            raise
 
     async def _stream(
         self,
@@ -160,117 +146,89 @@ class OpenAISimulator(Simulator):
         fault: Fault | None,
         include_usage: bool,
     ) -> web.StreamResponse:
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-cache",
+        response = event_stream(
+            **{
                 "x-request-id": row.request_id,
                 "openai-processing-ms": str(self.first_token_delay_ms),
             }
         )
-        dies_after = fault.dies_after if fault else None
-        await asyncio.sleep(self.first_token_delay_ms / 1000)  # headers come with the first token
-        await response.prepare(request)
         extra: dict[str, Any] = {"usage": None} if include_usage else {}
-        await _send(response, completion.chunk({"role": "assistant", "content": ""}) | extra)
-        for delta in completion.deltas:
-            if dies_after is not None and row.units["output_tokens"] >= dies_after:
-                self.bill.close(row, "died")
-                assert request.transport is not None
-                request.transport.abort()
-                return response
-            await _send(response, completion.chunk(delta.body) | extra)
-            row.units["output_tokens"] += delta.token_count
-            await asyncio.sleep(delta.token_count * self.token_delay_ms / 1000)
-        # Everything is generated: whoever leaves now pays in full.
-        self.bill.close(row, "completed")
-        await _send(response, completion.chunk({}, completion.finish_reason) | extra)
+        first = completion.chunk({"role": "assistant", "content": ""}) | extra
+        try:
+            async for piece in self.pieces(row, completion.generation, fault):
+                if not response.prepared:  # headers come with the first token
+                    await response.prepare(request)
+                    await send_event(response, first)
+                delta = completion.delta(piece)
+                if delta is not None:
+                    await send_event(response, completion.chunk(delta) | extra)
+        except DiedError:
+            abort(request)
+            return response
+        if not response.prepared:
+            await response.prepare(request)
+            await send_event(response, first)
+        if self.tool_calls_at_once and completion.generation.calls:
+            calls = {"tool_calls": completion.whole_calls()}
+            await send_event(response, completion.chunk(calls) | extra)
+        await send_event(response, completion.chunk({}, completion.finish_reason) | extra)
         if include_usage:
-            await _send(response, completion.chunk(None) | {"usage": _usage(row.units)})
+            usage = {"usage": _usage(row.units)}
+            await send_event(response, completion.chunk(None) | usage)
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 
-    def _due_ms(self, token_count: int) -> int:
-        return self.first_token_delay_ms + token_count * self.token_delay_ms
-
-    def _bill_cancelled(
-        self, row: BillRow, completion: _Completion, elapsed_ms: int, *, streamed: bool
-    ) -> None:
-        def generated(at_ms: int) -> int:
-            if at_ms < self.first_token_delay_ms:
-                return 0
-            if self.token_delay_ms == 0:
-                return completion.token_count
-            steps = (at_ms - self.first_token_delay_ms) // self.token_delay_ms + 1
-            return min(completion.token_count, steps)
-
-        if not streamed:
-            row.units["output_tokens"] = generated(elapsed_ms)
-        # The schedule is a lower bound of the delay per token, so never less than was delivered.
-        late = max(row.units["output_tokens"], generated(elapsed_ms + NOTICED_LATE_MS))
-        row.generated_ahead["output_tokens"] = late - row.units["output_tokens"]
-
-    def _cached_token_count(self, model: str, prompt: list[str]) -> int:
-        """How much of the prompt was read before; from now on all of it was."""
-        digest = hashlib.sha256()
-        cached = 0
-        last_end = len(prompt) - len(prompt) % CACHE_TOKENS_STEP
-        for end in range(CACHE_TOKENS_STEP, last_end + 1, CACHE_TOKENS_STEP):
-            digest.update("\0".join(prompt[end - CACHE_TOKENS_STEP : end]).encode())
-            if end >= CACHE_TOKENS_MIN:
-                prefix = (model, digest.digest())
-                if prefix in self._seen_prefixes:
-                    cached = end
-                self._seen_prefixes.add(prefix)
-        return cached
-
 
 class _Completion:
-    """An answer, cut into the deltas of a stream: irregular, as OpenAI's are."""
+    """A generation as chat completions show it."""
 
     def __init__(
-        self, reply: Reply, *, request_id: str, model: str, token_count_max: int | None
+        self,
+        simulator: OpenAISimulator,
+        generation: Generation,
+        request_id: str,
+        model: str,
+        tier: str,
     ) -> None:
+        self.generation = generation
+        self._simulator = simulator
         self._id = request_id
         self._model = model
+        self._tier = tier
         self._created = int(time.time())
-        self._tool_calls: list[dict[str, Any]] = []
-        self._text: str | None = None
-        # Seeded by the id: the same request of the same run is cut the same way.
-        sizes = random.Random(request_id)
-        self.deltas: list[_Delta] = []
-        self.finish_reason = "stop"
-        for index, call in enumerate(reply.tool_calls):
-            self.finish_reason = "tool_calls"
-            name, arguments = call.name, json.dumps(call.arguments)
-            call_id = f"call_{hashlib.sha256(f'{request_id}/{index}'.encode()).hexdigest()[:24]}"
-            function = {"name": name, "arguments": ""}
-            head = {"index": index, "id": call_id, "type": "function", "function": function}
-            self.deltas.append(
-                _Delta({"tool_calls": [head]}, count_tokens(name) + _CALL_OVERHEAD_TOKENS)
-            )
-            for piece in _irregular(tokenize(arguments), sizes):
-                part = {"index": index, "function": {"arguments": "".join(piece)}}
-                self.deltas.append(_Delta({"tool_calls": [part]}, len(piece)))
-            self._tool_calls.append(
-                {
-                    "id": call_id,
-                    "type": "function",
-                    "function": {"name": name, "arguments": arguments},
-                }
-            )
-        if not reply.tool_calls:
-            tokens = tokenize(reply.text)
-            if token_count_max is not None and len(tokens) > token_count_max:
-                tokens = tokens[:token_count_max]
-                self.finish_reason = "length"
-            self._text = "".join(tokens)
-            self.deltas += [
-                _Delta({"content": "".join(piece)}, len(piece))
-                for piece in _irregular(tokens, sizes)
-            ]
-        self.token_count = sum(delta.token_count for delta in self.deltas)
+        self.finish_reason = (
+            "length" if generation.cut_off else "tool_calls" if generation.calls else "stop"
+        )
+
+    def delta(self, piece: Piece) -> dict[str, Any] | None:
+        """One SSE delta; None: nothing of it is shown."""
+        if piece.kind == "thought":
+            key = self._simulator.shows_thoughts
+            return {key: piece.text} if key is not None else None
+        if piece.kind == "text":
+            return {"refusal" if self.generation.refused else "content": piece.text}
+        if self._simulator.tool_calls_at_once:
+            return None
+        if piece.kind == "call":
+            function = {"name": piece.text, "arguments": ""}
+            call_id = self.generation.call_id(piece.index, "call_", self._id)
+            call = {"index": piece.index, "id": call_id, "type": "function", "function": function}
+            return {"tool_calls": [call]}
+        part = {"index": piece.index, "function": {"arguments": piece.text}}
+        return {"tool_calls": [part]}
+
+    def whole_calls(self) -> list[dict[str, Any]]:
+        """All tool calls, each whole."""
+        return [
+            {
+                "index": index,
+                "id": self.generation.call_id(index, "call_", self._id),
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+            }
+            for index, call in enumerate(self.generation.calls)
+        ]
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -278,7 +236,7 @@ class _Completion:
             "object": kind,
             "created": self._created,
             "model": self._model,
-            "service_tier": "default",
+            "service_tier": self._tier,
             "system_fingerprint": "fp_simulated",
         }
 
@@ -296,9 +254,15 @@ class _Completion:
 
     def whole(self, units: dict[str, int]) -> dict[str, Any]:
         """The body of a response without streaming."""
-        message: dict[str, Any] = {"role": "assistant", "content": self._text, "refusal": None}
-        if self._tool_calls:
-            message["tool_calls"] = self._tool_calls
+        generation = self.generation
+        text = generation.text or None
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if generation.refused else text,
+            "refusal": text if generation.refused else None,
+        }
+        if generation.calls:
+            message["tool_calls"] = self.whole_calls()
         choice = {
             "index": 0,
             "message": message,
@@ -308,25 +272,34 @@ class _Completion:
         return self._head("chat.completion") | {"choices": [choice], "usage": _usage(units)}
 
 
-def _irregular(tokens: list[str], sizes: random.Random) -> list[list[str]]:
-    """Mostly one token a delta, now and then up to four."""
-    pieces: list[list[str]] = []
-    start = 0
-    while start < len(tokens):
-        size = sizes.choice((1, 1, 1, 1, 1, 2, 2, 3, 4))
-        pieces.append(tokens[start : start + size])
-        start += size
-    return pieces
+def count_prompt(row: BillRow, model: str, prompt: Sequence[str], cache: PrefixCache) -> None:
+    """Bill the prompt: what of it was cached, and what is written to the cache."""
+    cached = cache.read(model, prompt)
+    row.units["input_tokens"] = len(prompt)
+    row.units["cached_input_tokens"] = cached
+    if writes_cache(model):
+        kept = len(prompt) - len(prompt) % CACHE_TOKENS_STEP
+        written = kept - cached if kept >= CACHE_TOKENS_MIN else 0
+        row.units["cache_write_tokens"] = written
+
+
+def writes_cache(model: str) -> bool:
+    """Whether the model bills what it writes to the cache: GPT-5.6 and later."""
+    version = re.search(r"gpt-(\d+)(?:\.(\d+))?", model)
+    return version is not None and (int(version[1]), int(version[2] or 0)) >= (5, 6)
 
 
 def _usage(units: dict[str, int]) -> dict[str, Any]:
+    prompt_details = {"cached_tokens": units["cached_input_tokens"], "audio_tokens": 0}
+    if "cache_write_tokens" in units:
+        prompt_details["cache_write_tokens"] = units["cache_write_tokens"]
     return {
         "prompt_tokens": units["input_tokens"],
         "completion_tokens": units["output_tokens"],
         "total_tokens": units["input_tokens"] + units["output_tokens"],
-        "prompt_tokens_details": {"cached_tokens": units["cached_input_tokens"], "audio_tokens": 0},
+        "prompt_tokens_details": prompt_details,
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": units.get("reasoning_tokens", 0),
             "audio_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
@@ -334,15 +307,7 @@ def _usage(units: dict[str, int]) -> dict[str, Any]:
     }
 
 
-async def _send(response: web.StreamResponse, body: dict[str, Any]) -> None:
-    event = f"data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()
-    # TCP knows no events: some arrive in two pieces.
-    cut = len(event) // 3 if len(event) % 5 == 0 else len(event)
-    await response.write(event[:cut])
-    if cut < len(event):
-        await response.write(event[cut:])
-
-
-def _error(status: int, message: str, kind: str) -> web.Response:
+def error_response(status: int, message: str, kind: str) -> web.Response:
+    """An error as OpenAI words it."""
     error = {"message": message, "type": kind, "param": None, "code": None}
     return web.json_response({"error": error}, status=status)

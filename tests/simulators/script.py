@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .tokens import message_text
@@ -42,6 +42,8 @@ class Reply:
 
     `tool_call` and those of `parallel` are called in one message, before the text. With `then`,
     their results are answered by that reply instead, which may call again: calls in a row.
+    `thoughts` are generated before all of it, and billed whether the protocol shows them or not.
+    `refused` says the text as the model's refusal, where the protocol knows one.
     """
 
     text: str = LONG_ANSWER
@@ -49,6 +51,8 @@ class Reply:
     tool_call: ToolCall | None = None
     parallel: tuple[ToolCall, ...] = ()
     then: Reply | None = None
+    thoughts: str = ""
+    refused: bool = False
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -110,7 +114,7 @@ def choose_reply(
             break
         reply = reply.then
     if reply.tool_call and (answered or reply.tool_call.name not in tool_names):
-        return Reply(match=reply.match, text=reply.text)
+        return replace(reply, tool_call=None, parallel=(), then=None)
     return reply
 
 
