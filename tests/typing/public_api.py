@@ -101,3 +101,27 @@ def costs(meter: Meter) -> int:
     with meter.scope():
         pass
     return cost.total_nano_usd + cost.by_modality["tts"] + cost.unpriced_leg_count
+
+
+def told_usage(meter: Meter) -> None:
+    """Words are literals, quantities whole numbers; all by keyword."""
+    meter.record_usage(
+        provider="openai",
+        model="gpt-4o-mini",
+        modality="llm",
+        usage={"input_tokens": 812, "output_tokens": 96},
+    )
+    meter.record_usage(
+        provider="acme",
+        model="",
+        modality="other",
+        usage={"requests": 1},
+        outcome="failed",
+        basis="observed",
+        speech_id="speech_1",
+        language="de",
+        streaming=False,
+        service_tier="flex",
+    )
+    meter.record_usage(provider="a", model="b", modality="video", usage={})  # type: ignore[arg-type]
+    meter.record_usage("a", "b", "llm", {})  # type: ignore[call-arg]

@@ -8,7 +8,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import livekit.agents
@@ -32,6 +32,7 @@ from ._coverage import Turns
 from ._credit import BudgetCallback, Credit
 from ._faults import contained
 from ._room_messages import RoomMessages, State, cost_message
+from ._usage import ToldBasis, ToldModality, ToldOutcome, told_usage
 from .legs import Leg
 from .log import logger
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from voicecost_ledger.pricing import PriceBook
     from voicecost_ledger.protocol import Command, Grant
 
+    from ._checkpoint import Checkpoints
     from ._runtime import MeterLink
     from ._settings import Settings
 
@@ -108,6 +110,7 @@ class Meter:
         self._session_over = False
         self._close_reason = ""
         self._legs_timer: asyncio.TimerHandle | None = None
+        self._checkpoints: Checkpoints | None = None
         self._closed = asyncio.Event()
         self.when_closed: Callable[[], None] | None = None
         """Called once, after the last record was written."""
@@ -197,6 +200,68 @@ class Meter:
         your own when several sessions share the job.
         """
         return _attribution.scoped(self) if self.enabled else nullcontext()
+
+    def record_usage(
+        self,
+        *,
+        provider: str,
+        model: str,
+        modality: ToldModality,
+        usage: Mapping[str, int],
+        outcome: ToldOutcome = "served",
+        basis: ToldBasis = "reported",
+        speech_id: str | None = None,
+        language: str = "",
+        streaming: bool = True,
+        service_tier: str = "",
+    ) -> None:
+        """Book what only the application can see: a paid API in a tool, a raw SDK call.
+
+        It becomes one whole leg, priced like any other (without a price it is shown as unpriced)
+        and counted against the budget, which never refuses it: it is spent already. Told inside a
+        turn, it belongs to that turn: an overridden `llm_node` that tells what it used leaves no
+        gap. Told after the meter has closed, it is booked to the same call, as a late correction.
+
+        May be called from any thread. Where the meter is disabled it only checks its arguments.
+
+        Args:
+            provider: Who bills, by the name the price book knows: `"openai"`, `"deepgram"`.
+            model: The model as the provider calls it; `""` where there is none.
+            modality: What kind of service; `"other"` for none of the named ones.
+            usage: Unit to whole quantity, `{"input_tokens": 812, "output_tokens": 96}`. Input
+                tokens include cached ones, output tokens the reasoning.
+            outcome: What became of it. Everything but `"served"` is waste.
+            basis: How it is known: `"reported"` by the provider, `"observed"`, or `"estimated"`.
+            speech_id: The id of LiveKit's SpeechHandle it belongs to; the running one by default.
+            language: BCP 47, where the price depends on it.
+            streaming: False for one request with the whole recording or text, where that is
+                priced apart.
+            service_tier: The provider's word, where the price depends on it.
+
+        Raises:
+            TypeError: A name is no text, a quantity no whole number, `usage` no mapping.
+            ValueError: The provider is empty, a unit or a word is unknown (the message lists the
+                known ones), a quantity is negative or absurd, a part is larger than its whole, or
+                nothing was used.
+        """
+        told = told_usage(
+            provider=provider,
+            model=model,
+            modality=modality,
+            usage=usage,
+            outcome=outcome,
+            basis=basis,
+            speech_id=speech_id,
+            language=language,
+            streaming=streaming,
+            service_tier=service_tier,
+        )
+        if not self.enabled:
+            return
+        with contained("record_usage"):
+            if told.speech_id is None:
+                told = msgspec.structs.replace(told, speech_id=self._current_speech_id())
+            self._on_own_loop(functools.partial(told.book, self))
 
     # ---- what legs use -------------------------------------------------------------------------
 
@@ -358,10 +423,27 @@ class Meter:
         )
         self._flushed = process.flushed
         self._credit.opened(self._link, self._loop)
+        self._leave_checkpoints(self._link)
         if place.job is not None:
             _job.join(place.job, self)
         self._changed()
         return self._link
+
+    def _leave_checkpoints(self, link: MeterLink) -> None:
+        from . import _checkpoint
+
+        opened = link.opened
+        with contained("checkpoint"):
+            if opened is not None and _checkpoint.possible(
+                opened, sidecar=self._settings.url is not None
+            ):
+                self._checkpoints = _checkpoint.Checkpoints(
+                    legs=lambda: list(self._charges.items()),
+                    opened=opened,
+                    last_seq=lambda: link.last_seq,
+                    room=lambda: _job.room_of(self._place.job),
+                    in_thread=link.in_thread,
+                )
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         try:
@@ -396,7 +478,10 @@ class Meter:
         self._session_over = True
         self._close_reason = reason
         self._credit.closed()
-        self._messages.publish()  # now: LiveKit leaves the room after the handlers of `close`
+        # Now: LiveKit leaves the room after the handlers of `close`.
+        self._messages.publish()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         self._legs_timer = self._loop.call_later(LEGS_STOP_MAX_S, self.close, reason)
         self._close_when_quiet()
 
@@ -423,6 +508,8 @@ class Meter:
             self._credit.closed()
             if self._legs_timer is not None:
                 self._legs_timer.cancel()
+            if self._checkpoints is not None:
+                self._checkpoints.close()
             for leg in tuple(self._charges):
                 with contained("leg_stop"):  # one that fails must not cost the others their end
                     leg.stop(Outcome.INTERRUPTED)  # a no-op for those that have their outcome
@@ -478,6 +565,23 @@ class Meter:
 
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(reaction)
+
+    def _on_own_loop(self, act: Callable[[], None]) -> None:
+        """Now where that is safe; from another thread, soon on the session's own loop."""
+        loop = self._loop or getattr(self._session, _LOOP, None)
+        here: asyncio.AbstractEventLoop | None = None
+        with suppress(RuntimeError):
+            here = asyncio.get_running_loop()
+        if loop is None or loop is here or not loop.is_running():
+            act()
+        else:
+            loop.call_soon_threadsafe(contained("record_usage")(act))
+
+    def _current_speech_id(self) -> str | None:
+        speech = _attribution.current_speech()
+        if speech is None or _attribution.current_meter() is not self:
+            return None
+        return getattr(speech, "id", None)
 
     async def _end_call(self, speak: bool) -> None:
         """What happens at the end of the money: see `_ending`."""
