@@ -293,6 +293,7 @@ async def metered_call(
     hears: bool | io.AudioInput = False,
     limit_nano_usd: int | None = None,
     attach: bool = True,
+    timeout_s: float = 5,
     **options: Any,
 ) -> AsyncGenerator[Call]:
     """A session of real plugins without a room, attached to a `RecordingMeter`.
@@ -303,9 +304,10 @@ async def metered_call(
         hears: Whether there is a microphone, and so an STT connection; or which one.
         limit_nano_usd: The meter allows no more than this.
         attach: Whether the meter is registered before the session starts.
+        timeout_s: How long each attempt waits for its provider.
         options: For AgentSession; its plugins by default are all three.
     """
-    one_try_more = APIConnectOptions(max_retry=2, retry_interval=0, timeout=5)
+    one_try_more = APIConnectOptions(max_retry=2, retry_interval=0, timeout=timeout_s)
     defaults: dict[str, Any] = {
         "stt": providers.stt,
         "llm": providers.llm,
