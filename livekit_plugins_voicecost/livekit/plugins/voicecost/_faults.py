@@ -19,8 +19,11 @@ from .log import logger
 _counts: Counter[str] = Counter()
 # Faults after which every request is still metered.
 _NOT_OF_METERING: Final = frozenset(
-    {"adoption", "connection", "ending", "listener", "room_message", "server_message"}
-)
+    {
+        "adoption", "checkpoint", "checkpoint_send", "connection", "ending", "listener",
+        "room_message", "server_message",
+    }
+)  # fmt: skip
 _lock = threading.Lock()
 
 

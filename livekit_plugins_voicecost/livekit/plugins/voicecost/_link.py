@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from voicecost_ledger.grants import Allowance, Answer, FailureHandling
 from voicecost_ledger.protocol import ClientMessage, Command, Grant
-from voicecost_ledger.records import Coverage, MeterClose, Record
+from voicecost_ledger.records import Coverage, MeterClose, MeterOpen, Record
 from voicecost_ledger.uplink import Uplink
 
 from . import _faults
@@ -82,6 +82,7 @@ class MeterLink:
 
     Attributes:
         meter_id: Random; the meter's name in the ledger.
+        opened: Its first record, once that is written.
         room_name: Where its call is, if in a LiveKit room.
         allowance: What it may spend.
         total_nano_usd: Its own rated total as last told.
@@ -101,6 +102,7 @@ class MeterLink:
         "_totals",
         "allowance",
         "meter_id",
+        "opened",
         "room_name",
         "total_nano_usd",
     )
@@ -116,6 +118,7 @@ class MeterLink:
     ) -> None:
         """Draw an id; use `Runtime.open_meter`."""
         self.meter_id = f"MT_{uuid.uuid4().hex}"
+        self.opened: MeterOpen | None = None
         self.room_name = room_name
         self.allowance = Allowance(
             steady_ms(), budget_nano_usd=budget_nano_usd, failure_handling=failure_handling
@@ -138,6 +141,20 @@ class MeterLink:
         """The total at which the call begins to wrap up; None: no budget applies."""
         return self.allowance.soft_end_nano_usd
 
+    @property
+    def last_seq(self) -> int:
+        """The number of the last record written."""
+        return self._seq
+
+    def in_thread(self, action: Callable[[], None]) -> None:
+        """Run something on the uplink's thread, soon."""
+
+        def run(now_ms: int) -> list[ClientMessage]:
+            action()
+            return []
+
+        self._outlet.hand_in(run)
+
     def next_leg(self) -> int:
         """The next leg's number within the meter."""
         return next(self._legs)
@@ -157,6 +174,8 @@ class MeterLink:
                     **fields,
                 )
                 self._seq = seq
+                if self.opened is None and isinstance(record, MeterOpen):
+                    self.opened = record
                 self._totals.append((seq, self.total_nano_usd))
                 self._outlet.record(record)
             if self.total_nano_usd >= self._end_nano_usd:
