@@ -17,7 +17,7 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 
 INPUT_TOKENS_OFF_MAX: Final = 4
 OUTPUT_TOKENS_OFF_MAX: Final = 8
-"""How far an estimated LLM leg may be off: four deltas of two tokens are on the way when it ends."""
+"""How far an estimated LLM leg may be off: a few deltas are on their way when it ends."""
 
 _UNITS: Final = {
     "llm": ("input_tokens", "cached_input_tokens", "output_tokens"),

@@ -43,10 +43,9 @@ async def llm_wrote(call: Call, chunks: int, *, leg: int) -> None:
 
 
 async def test_a_clean_turn() -> None:
-    async with simulated_providers(HELLO) as providers:
-        async with metered_call(providers, hears=True) as call:
-            await greet(call)
-            await call.close()
+    async with simulated_providers(HELLO) as providers, metered_call(providers, hears=True) as call:
+        await greet(call)
+        await call.close()
     assert heard_and(call) == ("llm served, tts served")
     (llm,), (tts,) = call.meter.of(Modality.LLM), call.meter.of(Modality.TTS)
     assert (llm.basis, tts.basis) == (Basis.REPORTED, Basis.OBSERVED)
@@ -56,15 +55,17 @@ async def test_a_clean_turn() -> None:
 @pytest.mark.parametrize("far", [False, True], ids=["each chunk rated", "far from all limits"])
 async def test_a_barge_in_while_the_llm_writes(far: bool) -> None:
     """LiveKit reports 0 tokens for it; the provider bills the prompt and what it has written."""
-    async with simulated_providers(HELLO, token_delay_ms=20) as providers:
-        async with metered_call(providers) as call:
-            call.meter.far = far
-            await greet(call)
-            speech = call.session.generate_reply(user_input=ASKED)
-            await llm_wrote(call, 20, leg=1)
-            speech.interrupt()
-            await speech
-            await call.close()
+    async with (
+        simulated_providers(HELLO, token_delay_ms=20) as providers,
+        metered_call(providers) as call,
+    ):
+        call.meter.far = far
+        await greet(call)
+        speech = call.session.generate_reply(user_input=ASKED)
+        await llm_wrote(call, 20, leg=1)
+        speech.interrupt()
+        await speech
+        await call.close()
     assert heard_and(call) == ("llm served interrupted, tts served interrupted")
     assert call.meter.of(Modality.LLM)[1].basis is Basis.ESTIMATED
     # What was handed to the voice is exact, heard or not.
@@ -72,43 +73,49 @@ async def test_a_barge_in_while_the_llm_writes(far: bool) -> None:
 
 
 async def test_a_barge_in_while_only_the_tts_speaks() -> None:
-    async with simulated_providers(token_delay_ms=0, speed=4) as providers:
-        async with metered_call(providers) as call:
-            speech = call.session.generate_reply(user_input=ASKED)
-            await call.loudspeaker.heard.wait()
-            await call.meter.until(
-                lambda: call.meter.total(Modality.TTS, "characters") >= len(LONG_ANSWER)
-            )
-            speech.interrupt()
-            await speech
-            await call.close()
+    async with (
+        simulated_providers(token_delay_ms=0, speed=4) as providers,
+        metered_call(providers) as call,
+    ):
+        speech = call.session.generate_reply(user_input=ASKED)
+        await call.loudspeaker.heard.wait()
+        await call.meter.until(
+            lambda: call.meter.total(Modality.TTS, "characters") >= len(LONG_ANSWER)
+        )
+        speech.interrupt()
+        await speech
+        await call.close()
     assert heard_and(call) == "llm served, tts interrupted"
 
 
 async def test_a_barge_in_when_all_is_generated() -> None:
     """Nothing is saved by it: both requests were served in full, long before the end was heard."""
-    async with simulated_providers(token_delay_ms=0, speed=0) as providers:
-        async with metered_call(providers) as call:
-            speech = call.session.generate_reply(user_input=ASKED)
-            await call.meter.stopped(Modality.TTS)
-            assert not speech.done()  # 48 s of speech are being played
-            speech.interrupt()
-            await speech
-            await call.close()
+    async with (
+        simulated_providers(token_delay_ms=0, speed=0) as providers,
+        metered_call(providers) as call,
+    ):
+        speech = call.session.generate_reply(user_input=ASKED)
+        await call.meter.stopped(Modality.TTS)
+        assert not speech.done()  # 48 s of speech are being played
+        speech.interrupt()
+        await speech
+        await call.close()
     assert heard_and(call) == "llm served, tts served"
 
 
 async def test_an_interruption_before_the_first_token() -> None:
     """The prompt is billed, and LiveKit reports nothing at all of it."""
-    async with simulated_providers(HELLO, first_token_delay_ms=150) as providers:
-        async with metered_call(providers) as call:
-            await greet(call)
-            speech = call.session.generate_reply(user_input=ASKED)
-            while len(providers.bill.rows) < 3:  # noqa: ASYNC110  (the provider tells nobody)
-                await asyncio.sleep(0.001)
-            speech.interrupt()
-            await speech
-            await call.close()
+    async with (
+        simulated_providers(HELLO, first_token_delay_ms=150) as providers,
+        metered_call(providers) as call,
+    ):
+        await greet(call)
+        speech = call.session.generate_reply(user_input=ASKED)
+        while len(providers.bill.rows) < 3:  # noqa: ASYNC110  (the provider tells nobody)
+            await asyncio.sleep(0.001)
+        speech.interrupt()
+        await speech
+        await call.close()
     assert heard_and(call) == ("llm served interrupted, tts served")
     assert call.meter.of(Modality.LLM)[1].usage["output_tokens"] == 0
 
@@ -193,20 +200,18 @@ async def test_a_preemptive_generation_that_is_thrown_away(written: str) -> None
 
 async def test_a_text_only_session() -> None:
     """Neither heard nor spoken: no leg of a voice, and no gap for want of one."""
-    async with simulated_providers(HELLO) as providers:
-        async with metered_call(providers) as call:
-            call.session.output.set_audio_enabled(False)
-            await greet(call)
-            await call.close()
+    async with simulated_providers(HELLO) as providers, metered_call(providers) as call:
+        call.session.output.set_audio_enabled(False)
+        await greet(call)
+        await call.close()
     assert heard_and(call) == "llm served"
 
 
 async def test_say_is_a_voice_without_an_llm() -> None:
-    async with simulated_providers() as providers:
-        async with metered_call(providers) as call:
-            await call.session.say("Good morning to you.")
-            await asyncio.create_task(_say(call, "And from somewhere else."))
-            await call.close()
+    async with simulated_providers() as providers, metered_call(providers) as call:
+        await call.session.say("Good morning to you.")
+        await asyncio.create_task(_say(call, "And from somewhere else."))
+        await call.close()
     assert heard_and(call) == "tts served served"
 
 
@@ -221,22 +226,20 @@ async def test_say_with_cached_audio_costs_nothing() -> None:
         for _ in range(10):
             yield rtc.AudioFrame(bytes(960), 24_000, 1, 480)
 
-    async with simulated_providers() as providers:
-        async with metered_call(providers) as call:
-            await call.session.say("Good morning to you.", audio=cached())
-            assert call.loudspeaker.heard.is_set()
-            await call.close()
+    async with simulated_providers() as providers, metered_call(providers) as call:
+        await call.session.say("Good morning to you.", audio=cached())
+        assert call.loudspeaker.heard.is_set()
+        await call.close()
     assert heard_and(call) == ""
 
 
 async def test_an_interrupted_say() -> None:
-    async with simulated_providers(speed=4) as providers:
-        async with metered_call(providers) as call:
-            speech = call.session.say(LONG_ANSWER)
-            await call.loudspeaker.heard.wait()
-            speech.interrupt()
-            await speech
-            await call.close()
+    async with simulated_providers(speed=4) as providers, metered_call(providers) as call:
+        speech = call.session.say(LONG_ANSWER)
+        await call.loudspeaker.heard.wait()
+        speech.interrupt()
+        await speech
+        await call.close()
     assert heard_and(call) == "tts interrupted"
     (leg,) = call.meter.of(Modality.TTS)
     assert (leg.outcome, leg.basis) == (Outcome.INTERRUPTED, Basis.OBSERVED)
