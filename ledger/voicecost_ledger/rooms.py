@@ -28,6 +28,7 @@ class RoomParticipant(msgspec.Struct, frozen=True, kw_only=True):
     joined_at_unix_ms: int | None = None
     disconnect_reason: str | None = None  # LiveKit's word, "CLIENT_INITIATED"; only on leaving
     job_id: str | None = None  # "AJ_..." of an agent, from its identity "agent-AJ_..."
+    sealed_checkpoints: tuple[str, ...] = ()  # of its meters; opened at the edge, never stored
 
 
 class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):

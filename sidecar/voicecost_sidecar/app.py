@@ -117,6 +117,10 @@ async def livekit_webhook(request: Request[Any, Any, Any], parts: PartsDependenc
         event = parse_webhook(body, livekit_project=parts.config.livekit_project or "")
     except WebhookError as error:
         raise ClientException(str(error)) from None
+    if parts.checkpoints is not None:
+        # Before the event: it is the event that is not handled again when it is delivered twice.
+        for seen in parts.checkpoints.read(event.room_name, event.participant):
+            await parts.hub.submit(seen)
     await parts.hub.submit(event)
     if parts.poller is not None:
         parts.poller.saw(event)

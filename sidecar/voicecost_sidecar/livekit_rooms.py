@@ -14,6 +14,7 @@ from livekit.api.room_service import RoomService
 from livekit.protocol.models import ParticipantInfo
 
 from voicecost_ledger.rooms import RoomParticipant
+from voicecost_sidecar.checkpoints import sealed_checkpoints
 from voicecost_sidecar.config import LiveKitConfig
 from voicecost_sidecar.webhooks import agent_job_id, participant_kind
 
@@ -144,4 +145,5 @@ def _participant(info: ParticipantInfo) -> RoomParticipant:
         kind=kind,
         joined_at_unix_ms=info.joined_at_ms or info.joined_at * 1000 or None,
         job_id=agent_job_id(kind, info.identity),
+        sealed_checkpoints=sealed_checkpoints(info.attributes),
     )

@@ -8,6 +8,7 @@ from litestar.params import SkipValidation
 
 from voicecost_ledger.stores import Store
 from voicecost_sidecar.auth import Authenticator
+from voicecost_sidecar.checkpoints import CheckpointReader
 from voicecost_sidecar.config import Config
 from voicecost_sidecar.hub import Hub
 from voicecost_sidecar.metrics import Metrics
@@ -15,13 +16,14 @@ from voicecost_sidecar.poller import Poller
 
 
 class Parts(msgspec.Struct, kw_only=True):
-    """One sidecar's parts. `poller` is None when no LiveKit project is configured."""
+    """One sidecar's parts. `checkpoints` and `poller` are None without a LiveKit project."""
 
     config: Config
     store: Store
     hub: Hub
     authenticator: Authenticator
     metrics: Metrics
+    checkpoints: CheckpointReader | None
     poller: Poller | None
 
 

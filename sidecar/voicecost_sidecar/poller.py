@@ -22,6 +22,7 @@ from voicecost_ledger.rooms import (
     RoomParticipant,
 )
 from voicecost_ledger.stores import StoreUnavailable
+from voicecost_sidecar.checkpoints import CheckpointReader
 from voicecost_sidecar.hub import Hub
 from voicecost_sidecar.livekit_rooms import LiveKitRooms, LiveRoom, RoomServiceError
 
@@ -57,6 +58,7 @@ class Poller:
         rooms: The room service.
         hub: Where listings go.
         livekit_project: The project's name in the ledger.
+        checkpoints: Opens what agents have left in their attributes.
         interval_s: Between listings when all is well.
         clock_ms: Unix milliseconds.
     """
@@ -67,12 +69,14 @@ class Poller:
         hub: Hub,
         *,
         livekit_project: str,
+        checkpoints: CheckpointReader,
         interval_s: float = POLL_INTERVAL_S,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._rooms = rooms
         self._hub = hub
         self._livekit_project = livekit_project
+        self._checkpoints = checkpoints
         self._interval_s = interval_s
         self._clock_ms = clock_ms
         self._seen: dict[str, _Seen] = {}
@@ -145,6 +149,10 @@ class Poller:
                 return await self._look_into(room)
 
         listed = await asyncio.gather(*map(look, live))
+        for room in listed:
+            for participant in room.participants or ():
+                for seen in self._checkpoints.read(room.name, participant):
+                    await self._hub.submit(seen)
         await self._hub.submit(
             RoomListing(
                 livekit_project=self._livekit_project,

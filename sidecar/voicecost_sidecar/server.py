@@ -22,6 +22,7 @@ from voicecost_ledger.stores import Store
 from voicecost_sidecar.adopter import Adopter
 from voicecost_sidecar.app import create_app
 from voicecost_sidecar.auth import Authenticator
+from voicecost_sidecar.checkpoints import CheckpointReader
 from voicecost_sidecar.config import Config
 from voicecost_sidecar.enforcer import Enforcer
 from voicecost_sidecar.hub import Hub
@@ -67,12 +68,14 @@ class Sidecar:
         self._bookkeeper = Bookkeeper(
             store, self._prices, config.policy(), on_effects=self._hub.on_effects
         )
-        self._poller = None
+        self._checkpoints = self._poller = None
         if self._rooms is not None and config.livekit is not None:
+            self._checkpoints = CheckpointReader(config.livekit)
             self._poller = Poller(
                 self._rooms,
                 self._hub,
                 livekit_project=config.livekit.project,
+                checkpoints=self._checkpoints,
                 interval_s=poll_interval_s,
             )
         self._enforcer = Enforcer(self._rooms, self._hub, self._poller)
@@ -85,6 +88,7 @@ class Sidecar:
                 hub=self._hub,
                 authenticator=Authenticator(token, config.livekit),
                 metrics=self._metrics(store),
+                checkpoints=self._checkpoints,
                 poller=self._poller,
             ),
             running=self._running,
@@ -102,13 +106,15 @@ class Sidecar:
         self._enforcer.end_room(order)
 
     def _metrics(self, store: Store) -> Metrics:
-        poller = self._poller
+        checkpoints, poller = self._checkpoints, self._poller
         counters: dict[str, Callable[[], Mapping[str, int]]] = {
             "ledger": lambda: _ledger_numbers(store, growing=True),
             "bookkeeper": lambda: {"faults": self._bookkeeper.fault_count},
             "enforcer": lambda: msgspec.structs.asdict(self._enforcer.counts),
             "adopter": lambda: msgspec.structs.asdict(self._adopter.counts),
         }
+        if checkpoints is not None:
+            counters["checkpoints"] = lambda: msgspec.structs.asdict(checkpoints.counts)
         if poller is not None:
             counters["poller"] = lambda: msgspec.structs.asdict(poller.counts)
         return Metrics(

@@ -1,7 +1,8 @@
 """LiveKit's webhooks as room events. Verify a body (`auth`) before it comes here.
 
-Only what the ledger needs is read: secrets (`room.turnPassword`), metadata and attributes never
-leave the request. JSON is proto3's: int64 are strings, zero values are absent.
+Only what the ledger needs is read: secrets (`room.turnPassword`), metadata and attributes, but for
+sealed checkpoints, never leave the request. JSON is proto3's: int64 are strings, zero values are
+absent.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Final
 import msgspec
 
 from voicecost_ledger.rooms import ParticipantKind, RoomEvent, RoomParticipant
+from voicecost_sidecar.checkpoints import sealed_checkpoints
 
 AGENT_IDENTITY_PREFIX: Final = "agent-"
 
@@ -33,6 +35,7 @@ class _Participant(msgspec.Struct, rename="camel"):
     joined_at: int = 0
     joined_at_ms: int = 0
     disconnect_reason: str | int | None = None
+    attributes: dict[str, str] = {}
 
 
 class _Webhook(msgspec.Struct, rename="camel"):
@@ -84,6 +87,7 @@ def _participant(seen: _Participant) -> RoomParticipant:
         joined_at_unix_ms=seen.joined_at_ms or seen.joined_at * 1000 or None,
         disconnect_reason=None if seen.disconnect_reason is None else str(seen.disconnect_reason),
         job_id=agent_job_id(kind, seen.identity),
+        sealed_checkpoints=sealed_checkpoints(seen.attributes),
     )
 
 
