@@ -9,6 +9,8 @@ The provider's own reports on other requests calibrate the estimate:
 - Completion: by the ruler that foretold the completed requests best (`_calibration`), its weight
   or its chunks: with some providers every token is a chunk, others send several in one.
 - Cached share: the nearest request's.
+- Thoughts that nobody is shown: as in other requests of the model (`_thoughts`).
+- What the provider has told of a request that goes on is taken as told: the rest is estimated.
 
 Every new report can better earlier estimates, so stopped legs are settled again. A meter starts
 from what other calls of this process have learned of the model, and they from the encoders we
@@ -37,6 +39,8 @@ from ._calibration import (
     Rulers,
     rounded,
 )
+from ._text_weight import RunningWeight
+from ._thoughts import Thinking, Thoughts
 
 if TYPE_CHECKING:
     from .legs import Leg, LegMeter
@@ -92,14 +96,33 @@ class Counts:
     """What we saw of a request ourselves.
 
     Its characters and chunks are recorded raw, so a later rule can settle it again.
+
+    Attributes:
+        reported: Units that the provider has told of a request that goes on, if it does: those of
+            the prompt when the answer begins (Anthropic), or all with every chunk (Google).
+        waited_ms: From the request to its first token, or to its end where none came.
     """
 
-    __slots__ = ("_call_keys", "_prose_key", "answer", "completion_chunks", "prompt")
+    __slots__ = (
+        "_call_keys",
+        "_chunks_reported",
+        "_prose_key",
+        "_thought_weight",
+        "answer",
+        "completion_chunks",
+        "prompt",
+        "reported",
+        "waited_ms",
+    )
 
     def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
         self.answer = Answer()
         self.completion_chunks = 0
+        self.reported: dict[str, int] = {}
+        self.waited_ms = 0
+        self._chunks_reported = 0
+        self._thought_weight: RunningWeight | None = None
         self._prose_key = TextKey()
         self._call_keys: list[TextKey] = []
 
@@ -123,6 +146,28 @@ class Counts:
         answer.call_characters += len(text)
         if self._call_keys:
             self._call_keys[-1].add(text)
+
+    def thought(self, text: str) -> None:
+        """Take more of the model's thoughts, where its provider shows them or a summary."""
+        if self._thought_weight is None:
+            self._thought_weight = RunningWeight()
+        self._thought_weight.add(text)
+
+    def report(self, usage: dict[str, int]) -> None:
+        """Take what the provider tells of a request that goes on, of all that came so far."""
+        self.reported.update(usage)
+        if "output_tokens" in usage:
+            self._chunks_reported = self.completion_chunks
+
+    @property
+    def unreported_chunks(self) -> int:
+        """Chunks that came after the provider last told the output."""
+        return self.completion_chunks - self._chunks_reported
+
+    def thinking(self) -> Thinking:
+        """What was seen of its thoughts."""
+        weight = self._thought_weight.value if self._thought_weight is not None else 0
+        return Thinking(weight, self.completion_chunks > 0, self.waited_ms)
 
     @property
     def completion_characters(self) -> int:
@@ -149,11 +194,12 @@ class Report(NamedTuple):
 class Calibration:
     """The reports on one model, of one meter or of the whole process."""
 
-    __slots__ = ("_answers", "reports", "rulers", "text")
+    __slots__ = ("_answers", "reports", "rulers", "text", "thoughts")
 
     def __init__(self, process: Calibration | None = None) -> None:
         self.reports: list[Report] = []
         self.rulers = Rulers(None if process is None else process.rulers)
+        self.thoughts = Thoughts(None if process is None else process.thoughts)
         self.text = Line(constant_tokens=TEMPLATE_TOKENS, rate_tokens=60, constant_per=15)
         self._answers: OrderedDict[int, int] = OrderedDict()
 
@@ -202,20 +248,50 @@ class Estimates:
 
     def usage(self, counts: Counts) -> dict[str, int]:
         """The best usage for what was seen of a request, all units of an LLM leg."""
-        input_tokens, cached = self._prompt(counts.prompt)
-        return llm_usage(counts, input_tokens, cached, self.output_tokens(counts))
+        reported = counts.reported
+        input_tokens = reported.get("input_tokens")
+        if input_tokens is None:
+            input_tokens, cached = self._prompt(counts.prompt)
+        else:
+            cached = reported.get("cached_input_tokens", 0)
+        hidden = self.hidden_tokens(counts)[0]
+        usage = llm_usage(counts, input_tokens, cached, self.output_tokens(counts, hidden))
+        if reported:
+            usage = {**reported, **usage}
+        if hidden:
+            usage["reasoning_tokens"] = hidden
+        return usage
 
-    def output_tokens(self, counts: Counts) -> int:
-        """The best count of the output tokens received so far."""
-        if counts.completion_chunks == 0:
-            return 0
-        return max(1, rounded(self._own.rulers.tokens(counts.answer)))
+    def output_tokens(self, counts: Counts, hidden_tokens: int = 0) -> int:
+        """The best count of the output tokens so far, `hidden_tokens` included."""
+        reported = counts.reported.get("output_tokens")
+        chunks = counts.completion_chunks
+        if chunks == 0:
+            return hidden_tokens if reported is None else reported
+        seen = max(1, rounded(self._own.rulers.tokens(counts.answer)))
+        if reported is None:
+            return seen + hidden_tokens
+        return reported + seen * counts.unreported_chunks // chunks
+
+    def hidden_tokens(self, counts: Counts) -> tuple[int, int]:
+        """Output tokens that nobody is shown, and by how much that may be off."""
+        reported = counts.reported.get("reasoning_tokens")
+        if reported is not None:
+            return reported, 0
+        thoughts, thinking = self._own.thoughts, counts.thinking()
+        if not thoughts.thinks and not self._process.thoughts.thinks and not thinking.weight:
+            return 0, 0
+        return thoughts.estimate(thinking)
 
     def learn(self, counts: Counts, usage: dict[str, int]) -> None:
         """Take a completed request's reported usage; estimated legs are settled again."""
         self._solve()
-        input_tokens, output_tokens = usage["input_tokens"], usage["output_tokens"]
+        input_tokens = usage["input_tokens"]
+        hidden_tokens = usage.get("reasoning_tokens", 0)
+        output_tokens = usage["output_tokens"] - hidden_tokens  # of what was seen
         with _lock:
+            if usage["output_tokens"] > 0:
+                self._own.thoughts.learn(hidden_tokens, counts.thinking())
             if counts.completion_chunks > 0 and output_tokens > 0:
                 self._own.rulers.learn(counts.answer, output_tokens)
                 key = counts.only_key()
@@ -353,6 +429,12 @@ def estimates_for(meter: LegMeter | None, attributes: LegAttributes) -> Estimate
         if estimates is None:
             estimates = models[key] = Estimates(process)
         return estimates
+
+
+def forget_process() -> None:
+    """Forget what the process has learned; meters keep what they know. For measuring."""
+    with _lock:
+        _process.clear()
 
 
 def settle(meter: LegMeter) -> None:

@@ -1,0 +1,384 @@
+"""One call of the benchmark: simulated providers of its own, real plugins, a real AgentSession.
+
+Everything runs at the speed of speech: the loudspeaker plays as long as the audio lasts, the
+microphone sends frames as they would be spoken, in irregular sizes. Calls run side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from array import array
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import aiohttp
+from livekit import rtc
+from livekit.agents import Agent, AgentSession, APIConnectOptions, RunContext, function_tool
+from livekit.agents.voice import CloseEvent, io
+from livekit.agents.voice.agent_session import SessionConnectOptions
+from livekit.agents.voice.transcription import TranscriptSynchronizer
+from livekit.plugins.deepgram import STT, TTS
+from livekit.plugins.openai import LLM
+
+from livekit.plugins.voicecost import VoiceCost
+from tests.simulators import Bill, DeepgramSimulator, OpenAISimulator, Reply
+
+from .texts import LOOKUP_SCHEMA, ORDER_SCHEMA
+
+SAMPLE_RATE: Final = 16_000
+MODEL: Final = "gpt-4o-mini"
+TOKEN_MS: Final = 20
+WAIT_MAX_S: Final = 40.0
+
+
+class NotReachedError(Exception):
+    """The call did not come to the point that its script waits for."""
+
+
+class Microphone(io.AudioInput):
+    """Silence, and sound while `speak` lasts, in frames of 10 to 60 ms."""
+
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__(label="microphone")
+        self._chance = chance
+        self._due_at = 0.0
+        self._loud_samples = 0
+        self._quiet = asyncio.Event()
+        self.ended = False
+
+    async def speak(self, seconds: float) -> None:
+        """Make sound for so long; returns when the last of it was sent."""
+        self._quiet.clear()
+        self._loud_samples += int(seconds * SAMPLE_RATE)
+        await self._quiet.wait()
+
+    async def __anext__(self) -> rtc.AudioFrame:
+        if self.ended:
+            raise StopAsyncIteration
+        now = time.monotonic()
+        size = SAMPLE_RATE * self._chance.choice((10, 20, 20, 20, 30, 60)) // 1000
+        self._due_at = max(self._due_at, now - 0.1) + size / SAMPLE_RATE
+        await asyncio.sleep(self._due_at - now)
+        loud = min(size, self._loud_samples)
+        self._loud_samples -= loud
+        if not self._loud_samples:
+            self._quiet.set()
+        samples = _SOUND[:loud].tobytes() + bytes(2 * (size - loud))
+        return rtc.AudioFrame(samples, SAMPLE_RATE, 1, size)
+
+
+_SOUND: Final = array("h", (4_000 if at % 40 < 20 else -4_000 for at in range(SAMPLE_RATE)))
+
+
+class Loudspeaker(io.AudioOutput):
+    """Plays at the speed of speech, to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            label="loudspeaker",
+            capabilities=io.AudioOutputCapabilities(pause=False),
+            sample_rate=24_000,
+        )
+        self._before_s = 0.0
+        self._pushed_s = 0.0
+        self._began_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def heard_s(self) -> float:
+        """How much was played, all in all."""
+        return self._before_s + self._position_s()
+
+    @property
+    def playing(self) -> bool:
+        """Whether something is being played."""
+        return self._pushed_s > 0
+
+    async def capture_frame(self, frame: rtc.AudioFrame) -> None:
+        """Queue a frame."""
+        await super().capture_frame(frame)
+        now = time.monotonic()
+        if not self._pushed_s:
+            self._began_at = now
+            self.on_playback_started(created_at=time.time())
+        # After a pause, of a provider that is slower than speech, it goes on from here.
+        self._began_at = max(self._began_at, now - self._pushed_s)
+        self._pushed_s += frame.duration
+
+    def flush(self) -> None:
+        """What was given is the whole sentence."""
+        super().flush()
+        if self._pushed_s:
+            left_s = self._began_at + self._pushed_s - time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._end, False)
+
+    def clear_buffer(self) -> None:
+        """Fall silent."""
+        if self._pushed_s:
+            self._end(True)
+
+    def _position_s(self) -> float:
+        return min(self._pushed_s, time.monotonic() - self._began_at) if self._pushed_s else 0.0
+
+    def _end(self, interrupted: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        position_s = self._position_s()
+        self._before_s += position_s
+        self._pushed_s = 0.0
+        self.on_playback_finished(playback_position=position_s, interrupted=interrupted)
+
+
+class _Words(io.TextOutput):
+    """Takes what is being spoken, as a room would."""
+
+    def __init__(self) -> None:
+        super().__init__(label="loudspeaker", next_in_chain=None)
+
+    async def capture_text(self, text: str) -> None:
+        """Nobody reads it."""
+
+    def flush(self) -> None:
+        """Nobody reads it."""
+
+
+class Clerk(Agent):
+    """An agent with two tools, whose arguments and results are JSON."""
+
+    def __init__(self, instructions: str, *, tools: bool = True, **options: Any) -> None:
+        super().__init__(
+            instructions=instructions, tools=[save_order, look_up] if tools else [], **options
+        )
+
+
+@function_tool(raw_schema=ORDER_SCHEMA)
+async def save_order(raw_arguments: dict[str, object], context: RunContext[None]) -> dict[str, Any]:
+    """Say what was saved."""
+    await asyncio.sleep(0.05)
+    items: Any = raw_arguments["items"]
+    skus = [item["sku"] for item in items]
+    return {"saved": True, "order": {"number": "O-77120", "skus": skus, "total_cents": 129_90}}
+
+
+@function_tool(raw_schema=LOOKUP_SCHEMA)
+async def look_up(raw_arguments: dict[str, object], context: RunContext[None]) -> dict[str, Any]:
+    """Say what was found."""
+    await asyncio.sleep(0.02)
+    return {"found": [raw_arguments], "status": "open", "since": "2026-11-02T08:15:00Z"}
+
+
+class LiveCall:
+    """A running session, and what a caller can do with it."""
+
+    def __init__(
+        self, stage: Stage, session: AgentSession[None], ear: Microphone, mouth: Loudspeaker
+    ) -> None:
+        self.stage = stage
+        self.session = session
+        self.ear = ear
+        self.mouth = mouth
+        self.closed = asyncio.Event()
+
+    def ask(self, question: str) -> Any:
+        """Ask by text; returns the SpeechHandle of the answer."""
+        return self.session.generate_reply(user_input=question)
+
+    async def answered(self, question: str) -> None:
+        """Ask by text and hear the answer to its end."""
+        await self.spoken(self.ask(question))
+
+    async def spoken(self, speech: Any) -> None:
+        """Return when a speech is over."""
+        await asyncio.wait_for(speech.wait_for_playout(), WAIT_MAX_S)
+
+    async def hears(self, seconds: float) -> None:
+        """Return when so much more was heard."""
+        enough_s = self.mouth.heard_s + seconds
+        await self.until(lambda: self.mouth.heard_s >= enough_s)
+
+    async def until(
+        self, condition: Callable[[], object], *, timeout_s: float = WAIT_MAX_S
+    ) -> None:
+        """Return when the condition holds, or the session is closed.
+
+        Raises:
+            NotReachedError: It did not in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not condition() and not self.closed.is_set():
+            if time.monotonic() > deadline:
+                raise NotReachedError(self.stage.name)
+            await asyncio.sleep(0.01)
+
+    async def written(self, tokens: int, *, after_rows: int = 0) -> None:
+        """Return when the LLM's requests since have delivered so many tokens.
+
+        Args:
+            tokens: So many.
+            after_rows: How many LLM requests there were before, see `Stage.llm_row_count`.
+        """
+        await self.until(
+            lambda: (
+                sum(row.units["output_tokens"] for row in self.stage.llm_rows()[after_rows:])
+                >= tokens
+            )
+        )
+
+    async def close(self) -> None:
+        """Close the session."""
+        await self.session.aclose()
+
+
+class Stage:
+    """The providers of one call, on loopback, with one bill: an async context manager.
+
+    Two of each, for hand-offs and failover.
+
+    Args:
+        name: Of the case.
+        seed: Of everything that is random in it.
+
+    Attributes:
+        bill: The providers' own.
+        usages: LiveKit's `session.usage` of every session, as JSON.
+        chance: The seeded randomness.
+    """
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.name = name
+        self.chance = random.Random(f"{name}/{seed}")
+        self.bill = Bill()
+        self.openai = [
+            OpenAISimulator(bill=self.bill, first_token_delay_ms=250, token_delay_ms=TOKEN_MS)
+            for _ in range(2)
+        ]
+        self.deepgram = [DeepgramSimulator(bill=self.bill) for _ in range(2)]
+        self.usages: list[list[dict[str, Any]]] = []
+        self.http: aiohttp.ClientSession
+        self._plugins: list[Any] = []
+        self._rest = contextlib.AsyncExitStack()
+
+    def script(self, *, said: Sequence[str] = (), replies: Sequence[Reply]) -> None:
+        """Tell the providers what the caller says and what the model answers."""
+        for openai in self.openai:
+            openai.replies = list(replies)
+        transcripts = deque(said)  # one for both: what was said is said
+        for deepgram in self.deepgram:
+            deepgram.listen.transcripts = transcripts
+
+    def llm(self, which: int = 0, *, model: str = MODEL) -> LLM:
+        """A plugin of the first or the second OpenAI."""
+        return self._keep(LLM(model=model, base_url=self.openai[which].base_url, api_key="x"))
+
+    def stt(self, which: int = 0, *, language: str = "en-US") -> STT:
+        """A plugin of the first or the second Deepgram."""
+        url = self.deepgram[which].listen_url
+        return self._keep(
+            STT(
+                model="nova-3", language=language, base_url=url, api_key="x",
+                http_session=self.http,
+            )
+        )  # fmt: skip
+
+    def tts(self, which: int = 0) -> TTS:
+        """A plugin of the first or the second Deepgram."""
+        url = self.deepgram[which].speak_url
+        return self._keep(TTS(base_url=url, api_key="x", http_session=self.http))
+
+    def _keep(self, plugin: Any) -> Any:
+        self._plugins.append(plugin)
+        return plugin
+
+    def llm_rows(self) -> list[Any]:
+        """The bill's rows of LLM requests."""
+        return [row for row in self.bill.rows if row.service == "llm"]
+
+    @property
+    def hosts(self) -> dict[str, str]:
+        """Whose prices hold for them."""
+        providers = [("openai", each) for each in self.openai]
+        providers += [("deepgram", each) for each in self.deepgram]
+        return {simulator.url.removeprefix("http://"): name for name, simulator in providers}
+
+    @asynccontextmanager
+    async def call(
+        self,
+        agent: Agent,
+        *,
+        hears: bool = True,
+        speaks: bool = True,
+        turns: str = "manual",
+        **options: Any,
+    ) -> AsyncGenerator[LiveCall]:
+        """A metered session; closed at the end of the block at the latest.
+
+        Args:
+            agent: Its agent.
+            hears: Whether it has a microphone.
+            speaks: Whether it has a loudspeaker; without one it is a text-only session.
+            turns: `manual`, or `stt`: the caller's voice decides, as in a phone call.
+            options: For AgentSession; by default the first provider of each kind.
+        """
+        makers = {"stt": self.stt, "llm": self.llm, "tts": self.tts}
+        plugins = {name: options.pop(name, None) or make() for name, make in makers.items()}
+        connect = APIConnectOptions(max_retry=3, retry_interval=0.1, timeout=3.0)
+        handling: dict[str, Any] = {
+            "turn_detection": turns,
+            "interruption": {"resume_false_interruption": False},
+        }
+        session: AgentSession[None] = AgentSession(
+            **plugins,
+            vad=None,
+            turn_handling=handling | options.pop("handling", {}),
+            conn_options=options.pop(
+                "conn_options",
+                SessionConnectOptions(
+                    llm_conn_options=connect, tts_conn_options=connect, stt_conn_options=connect
+                ),
+            ),
+            **options,
+        )
+        VoiceCost(project="accuracy").attach(session)
+        ear, mouth = Microphone(self.chance), Loudspeaker()
+        call = LiveCall(self, session, ear, mouth)
+
+        def on_close(_: CloseEvent) -> None:
+            self.usages.append([model.model_dump() for model in session.usage.model_usage])
+            call.closed.set()
+
+        session.on("close", on_close)
+        if speaks:
+            spoken = TranscriptSynchronizer(next_in_chain_audio=mouth, next_in_chain_text=_Words())
+            session.output.audio = spoken.audio_output
+            session.output.transcription = spoken.text_output
+        if hears:
+            session.input.audio = ear
+        await session.start(agent)
+        try:
+            yield call
+        finally:
+            await session.aclose()
+
+    async def settled(self) -> None:
+        """Close the plugins' connections and let the providers notice."""
+        for plugin in self._plugins:
+            await plugin.aclose()
+        self._plugins.clear()
+        # A request that hangs is a script's fault, not ours: what was billed so far stands.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.bill.settled(), 10)
+
+    async def __aenter__(self) -> Stage:
+        for simulator in (*self.openai, *self.deepgram):
+            await self._rest.enter_async_context(simulator)
+        self.http = await self._rest.enter_async_context(aiohttp.ClientSession())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._rest.aclose()
