@@ -26,10 +26,18 @@ from livekit.agents import llm, stt, tts
 
 from voicecost_ledger.records import Coverage
 
-from . import _attribution, _instrument_metrics, _wire, _wire_openai
+from . import (
+    _attribution,
+    _instrument_metrics,
+    _instrument_services,
+    _wire,
+    _wire_connections,
+    _wire_openai,
+)
 from ._instrument_attempts import observe_runs, probing
 from ._instrument_llm import LLMAttempt
-from ._instrument_stt import RecognizeAttempt, observe_recordings
+from ._instrument_recordings import observe_recordings
+from ._instrument_stt import RecognizeAttempt
 from ._instrument_tts import ChunkedAttempt, SynthesizeAttempt
 from .log import logger
 
@@ -160,7 +168,14 @@ def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
 
     observers: list[tuple[str, Callable[[], Callable[[], None]]]] = [
         ("aiohttp.ClientWebSocketResponse", _wire.observe_websockets),
+        ("aiohttp.ClientWebSocketResponse", _wire_connections.observe_connections),
         ("openai.AsyncOpenAI.chat", _wire_openai.observe_openai_clients),
+        ("DecisionModel._evaluate_impl", _instrument_services.observe_decisions),
+        ("TurnDetector's streams", _instrument_services.observe_turn_detectors),
+        (
+            "AdaptiveInterruptionDetector's streams",
+            _instrument_services.observe_interruption_detectors,
+        ),
         (
             "AgentSession._update_activity",
             functools.partial(_observe_activity_changes, agent_session.AgentSession),

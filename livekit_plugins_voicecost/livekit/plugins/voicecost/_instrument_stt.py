@@ -2,8 +2,8 @@
 
 Providers bill connections: minimum, rounding and concurrency apply to each. A plugin may connect
 anew within one attempt (Deepgram's does when an option changes), so where the wire is seen, each
-WebSocket is a leg of its own. The options are read when it opens: they are what it was opened
-with.
+connection is a leg of its own. The options are read when it opens: they are what it was opened
+with. What plugins report is not asked for audio: seven report none, others only when a turn ends.
 
 LiveKit never opens an ended recognition stream again: a call that lost it is deaf. So a stream ends
 only with its call; while there is a shortage that may pass, its audio is owed.
@@ -11,47 +11,57 @@ only with its call; while there is a shortage that may pass, its audio is owed.
 
 from __future__ import annotations
 
-import functools
+import asyncio
+import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from livekit import rtc
 from livekit.agents.stt import SpeechEvent, SpeechEventType
-from livekit.agents.utils.audio import calculate_audio_duration
 
 from voicecost_ledger.records import Basis, Modality, Outcome
 
-from . import _faults
+from . import _faults, _pulse
 from ._instrument_attempts import (
     Attempt,
     Tally,
     describe,
-    observed,
     option,
-    option_text,
     was_refused,
 )
-from ._wire_audio import PCM_PROTOCOLS
+from ._wire_audio import BytesLike, audio_protocol, bytes_per_sample
+from ._wire_connections import ConnectionObserver, observe_loaded_libraries
 
-_FRAMES_UNSEEN_MAX: Final = 100
-"""Frames that a plugin takes before we doubt that it sends them as we think: a second or more."""
+_UNSEEN_MS_MAX: Final = 2_000
+"""Audio that a plugin takes before we doubt that it sends it as we think."""
+
+_UNSENT_MS_MAX: Final = 200
+"""Audio that a plugin gathers before it sends it: 50 to 160 ms in those we know."""
+
+_TRANSCRIPTS: Final = frozenset(
+    {
+        SpeechEventType.INTERIM_TRANSCRIPT,
+        SpeechEventType.PREFLIGHT_TRANSCRIPT,
+        SpeechEventType.FINAL_TRANSCRIPT,
+    }
+)
 
 
-class RecognizeAttempt(Attempt):
+class RecognizeAttempt(Attempt, ConnectionObserver):
     """One attempt of a recognition stream."""
 
     modality = Modality.STT
     cancelled_outcome = Outcome.SERVED  # how every STT stream of a session that closes ends
 
     _tally: Tally | None = None
-    _frames_unseen = 0
 
     def begin(self, *args: Any) -> None:
         """Open the leg before the connection is made; watch what is taken and reported."""
+        observe_loaded_libraries()
         stream = self.stream
-        self._pcm_on_wire = type(stream._stt).__module__ in PCM_PROTOCOLS
-        self._reported: dict[str, int] = {}
+        self._protocol = audio_protocol(stream._stt)
+        self._tokens_on_wire = False
         self._open(connection=None)
         self._input: Any = stream._input_ch
         self._events: Any = stream._event_ch
@@ -76,56 +86,110 @@ class RecognizeAttempt(Attempt):
 
         self._input.recv_nowait = observed_take
         self._events.send_nowait = observed_emit
-
-    def text_sending(self, connection: object, payload: str) -> None:
-        """Control messages count nothing, but show that the connection is open."""
-        if connection is not self._connection:
-            self._on(connection)
-        self._record()
-
-    def bytes_sending(self, connection: object, payload: bytes | bytearray | memoryview) -> None:
-        """Count audio of a known protocol, before it is sent."""
-        if connection is not self._connection:
-            self._on(connection)
-        if not self._pcm_on_wire:
-            return
-        size = payload.nbytes if isinstance(payload, memoryview) else len(payload)
-        self._wire_bytes += size
-        if not self._sent_audio():
-            self._wire_bytes -= size  # kept back
-            self.end_for_budget()
+        _pulse.watch(self)
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the last connection's leg."""
+        _pulse.unwatch(self)
         for channel, name in (("_input", "recv_nowait"), ("_events", "send_nowait")):
             getattr(getattr(self, channel, None), "__dict__", {}).pop(name, None)
         if self._tally is None:
             return
         if outcome is Outcome.FAILED and self._connection is None and was_refused(error):
-            self._frames_taken = {}
-            self._tally.stop(self.outcome_of(outcome, self._tally), self._usage(), Basis.OBSERVED)
+            self._tally.stop(
+                self.outcome_of(outcome, self._tally),
+                {"audio_ms": 0, "connected_ms": 0},
+                Basis.OBSERVED,
+            )
             return
         self._close(outcome)
+
+    # What the wire shows
+
+    def connection_opened(self, connection: object) -> None:
+        """From here on its time is billed."""
+        if self._connection is None or self._closed_ns is not None:
+            self._on(connection)
+            self._record()
+
+    def connection_closed(self, connection: object) -> None:
+        """Its time is up."""
+        if connection is self._connection and self._closed_ns is None:
+            self._closed_ns = time.monotonic_ns()
+            self._record()
+
+    def text_sending(self, connection: object, payload: str) -> None:
+        """Count audio that a text message carries, before it is sent."""
+        if connection is not self._connection:
+            self._on(connection)
+        size_of = self._protocol.text if self._protocol is not None else None
+        self._audio_sending(size_of(payload) if size_of is not None else 0)
+
+    def bytes_sending(self, connection: object, payload: BytesLike) -> None:
+        """Count audio of a known protocol, before it is sent."""
+        if connection is not self._connection:
+            self._on(connection)
+        size_of = self._protocol.binary if self._protocol is not None else None
+        self._audio_sending(size_of(payload) if size_of is not None else 0)
+
+    def request_sending(self, connection: object, request: Any) -> None:
+        """The same over gRPC, where the first audio shows that the connection is open."""
+        size_of = self._protocol.request if self._protocol is not None else None
+        size = size_of(request) if size_of is not None else 0
+        if size:
+            if connection is not self._connection:
+                self._on(connection)
+            self._audio_sending(size)
+
+    def text_received(self, connection: object, payload: str) -> None:
+        """Take tokens as the provider reports them; the plugin passes on only some of it."""
+        report = self._protocol.report if self._protocol is not None else None
+        tokens = report(payload) if report is not None else None
+        if tokens is not None:
+            if not self._tokens_on_wire:
+                self._tokens_on_wire = True
+                self._tokens.clear()
+            self._add_tokens(tokens)
+
+    def pulse(self) -> None:
+        """The connection's time goes on while nothing is sent, and may be what it is billed by."""
+        if self._recorded:
+            self._recorded = False
+        elif self._opened_ns is not None and self._closed_ns is None:
+            if not self._sent_audio():
+                # Nobody is sending who could be kept from it: the run's own task is cancelled.
+                with contextlib.suppress(asyncio.CancelledError):
+                    self.end_for_budget()
+            self._recorded = False
 
     # One connection
 
     def _open(self, connection: object | None) -> None:
         stream, component = self.stream, self.stream._stt
+        protocol = self._protocol
         channels = option(stream, component, "num_channels")
-        rate = option(stream, component, "sample_rate")
         self._channel_count = channels if isinstance(channels, int) and channels > 0 else 1
+        self._encoding = _text(stream, component, "encoding", "_encoding", "_audio_encoding")
+        rate = protocol.sample_rate if protocol is not None else 0
+        rate = rate or option(stream, component, "sample_rate")
         self._sample_rate = rate if isinstance(rate, int) and rate > 0 else 0
         self._connection = connection
-        self._opened_ns = time.monotonic_ns()
+        # Where connections cannot be seen, the run's own time is the nearest to theirs.
+        in_sight = connection is not None or (protocol is not None and not protocol.taken)
+        self._opened_ns = None if connection is None and in_sight else time.monotonic_ns()
+        self._closed_ns: int | None = None
         self._wire_bytes = 0
-        self._frames_taken: dict[int, int] = {}  # samples by sample rate
+        self._samples_taken: dict[int, int] = {}  # of one channel, by sample rate
+        self._tokens: dict[str, int] = {}
+        self._reported_ms = 0
+        self._recorded = True
         self._tally = None
         tally = self.tally(
             describe(
                 stream,
                 component,
                 Modality.STT,
-                language=option_text(stream, component, "language"),
+                language=_text(stream, component, "language", "_language"),
                 channel_count=self._channel_count,
             )
         )
@@ -144,26 +208,42 @@ class RecognizeAttempt(Attempt):
 
     def _close(self, outcome: Outcome) -> None:
         if self._tally is not None:
-            self._tally.stop(self.outcome_of(outcome, self._tally), self._usage(), self._basis)
+            usage, basis = self._measure(self._tally)
+            self._tally.stop(self.outcome_of(outcome, self._tally), usage, basis)
+
+    def _audio_sending(self, size: int) -> None:
+        if not size:
+            self._record()
+            return
+        if not self._sample_rate:
+            self._sample_rate = getattr(self.stream, "_needed_sr", None) or 0
+        if not self._wire_bytes:
+            self.requests_itself()
+        self._wire_bytes += size
+        if not self._sent_audio():
+            self._wire_bytes -= size  # kept back
+            self.end_for_budget()
 
     def _frame_taken(self, frame: rtc.AudioFrame) -> None:
-        taken = self._frames_taken
-        if self._pcm_on_wire and self._wire_bytes == 0:
-            self._frames_unseen += 1
-            if self._frames_unseen > _FRAMES_UNSEEN_MAX:
-                self._pcm_on_wire = False
-                _faults.count("stt_protocol_unknown")
-        taken[frame.sample_rate] = taken.get(frame.sample_rate, 0) + frame.samples_per_channel
-        if not self._pcm_on_wire and not self._sent_audio():
-            taken[frame.sample_rate] -= frame.samples_per_channel  # kept back
+        taken, rate, samples = self._samples_taken, frame.sample_rate, frame.samples_per_channel
+        taken[rate] = taken.get(rate, 0) + samples
+        if self._protocol is not None and not self._protocol.taken and not self._unseen():
+            return
+        if not self._sent_audio():
+            taken[rate] -= samples  # kept back
             self.end_for_budget()
+
+    def _unseen(self) -> bool:
+        """Whether audio is taken that a known protocol should have shown: it is another one."""
+        return self._wire_bytes == 0 and self._taken_ms() > _UNSEEN_MS_MAX
 
     def _sent_audio(self) -> bool:
         """Record the audio so far; False when the call is being ended."""
         return self._tally is None or self._spend(self._tally)
 
     def _spend(self, tally: Tally) -> bool:
-        usage, basis = self._usage(), self._basis
+        self._recorded = True
+        usage, basis = self._measure(tally)
         if not tally.spend(usage, basis):
             if self.must_end():
                 return False
@@ -172,120 +252,61 @@ class RecognizeAttempt(Attempt):
 
     def _record(self) -> None:
         if self._tally is not None:
-            self._tally.owe(self._usage(), self._basis)
+            self._recorded = True
+            self._tally.owe(*self._measure(self._tally))
 
     def _event_emitted(self, event: SpeechEvent) -> None:
-        """Take tokens that the provider reports. The audio's truth is what was sent."""
+        """Take tokens that the plugin reports. The audio's truth is what was sent."""
+        if event.type in _TRANSCRIPTS and self._tally is not None:
+            self._tally.first_answer()
         usage = event.recognition_usage
         if usage is None:
             return
-        for unit, count in (
-            ("input_tokens", usage.input_tokens),
-            ("output_tokens", usage.output_tokens),
-        ):
-            if count > 0:
-                self._reported[unit] = self._reported.get(unit, 0) + count
-                self._record()
-
-    @property
-    def _basis(self) -> Basis:
-        if self._reported:
-            return Basis.REPORTED
-        return Basis.OBSERVED if self._pcm_on_wire else Basis.ESTIMATED
-
-    def _usage(self) -> dict[str, int]:
-        if self._pcm_on_wire and self._sample_rate:
-            per_second = 2 * self._channel_count * self._sample_rate
-            audio_ms = self._wire_bytes * 1000 // per_second
-        else:
-            audio_ms = sum(samples * 1000 // rate for rate, samples in self._frames_taken.items())
-        connected_ms = 0
-        if self._connection is not None or not self._pcm_on_wire:
-            connected_ms = (time.monotonic_ns() - self._opened_ns) // 1_000_000
-        return {"audio_ms": audio_ms, "connected_ms": connected_ms, **self._reported}
-
-
-class RecordingAttempt(Attempt):
-    """One attempt to recognize a whole recording. Its "stream" is the STT itself."""
-
-    modality = Modality.STT
-    _tally: Tally | None = None
-
-    def begin(self, *args: Any) -> None:
-        """Open the leg, before the recording is sent. `args[0]` is LiveKit's AudioBuffer."""
-        component = self.stream
-        self._audio_ms = round(calculate_audio_duration(args[0]) * 1000)
-        tally = self.tally(
-            describe(
-                component,
-                component,
-                Modality.STT,
-                language=option_text(component, component, "language"),
-                streaming=False,
+        self._reported_ms += max(0, round(usage.audio_duration * 1000))
+        if not self._tokens_on_wire:
+            self._add_tokens(
+                {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
             )
-        )
-        if not tally.spend({"audio_ms": self._audio_ms}, Basis.OBSERVED):
-            tally.stop(Outcome.CUT, {"audio_ms": 0}, Basis.OBSERVED)
-            self.end_for_budget()
-        self._tally = tally
 
-    def finish(self, outcome: Outcome, error: BaseException | None) -> None:
-        """Settle the leg; a refused request cost nothing."""
-        if self._tally is None:
-            return
-        usage = {"audio_ms": 0 if was_refused(error) else self._audio_ms}
-        self._tally.stop(self.outcome_of(outcome, self._tally), usage, Basis.OBSERVED)
+    def _add_tokens(self, tokens: dict[str, int]) -> None:
+        if any(count > 0 for count in tokens.values()):
+            for unit, count in tokens.items():
+                self._tokens[unit] = self._tokens.get(unit, 0) + max(0, count)
+            self._record()
 
+    def _taken_ms(self) -> int:
+        return sum(samples * 1000 // rate for rate, samples in self._samples_taken.items())
 
-def observe_recordings(
-    stt_class: type[Any], *, delegating: tuple[type[Any], ...]
-) -> Callable[[], None]:
-    """Observe `STT.recognize`, which sends whole recordings; returns the undo.
-
-    Its attempts call `_recognize_impl`, which every plugin overrides: it is shadowed on the
-    instance, for the time of the call only.
-    """
-    recognize = stt_class.recognize
-
-    @functools.wraps(recognize)
-    async def observed_recognize(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self, delegating):
-            return await recognize(self, *args, **kwargs)
-        shadows = cast("dict[str, Any]", vars(self))
-        own = shadows.setdefault("_recognize_impl", _ObservedRecognize(self, self._recognize_impl))
-        if not isinstance(own, _ObservedRecognize):  # somebody else's shadow: leave it alone
-            return await recognize(self, *args, **kwargs)
-        own.calls += 1
-        try:
-            return await recognize(self, *args, **kwargs)
-        finally:
-            own.calls -= 1
-            if own.calls == 0 and shadows.get("_recognize_impl") is own:
-                del shadows["_recognize_impl"]
-
-    stt_class.recognize = observed_recognize
-
-    def undo() -> None:
-        stt_class.recognize = recognize
-
-    return undo
+    def _measure(self, tally: Tally) -> tuple[dict[str, int], Basis]:
+        """The usage so far and how it is known."""
+        protocol = self._protocol
+        basis = Basis.OBSERVED
+        if self._wire_bytes and self._sample_rate:
+            frame_bytes = bytes_per_sample(self._encoding) * self._channel_count
+            audio_ms = self._wire_bytes * 1000 // (frame_bytes * self._sample_rate)
+        else:
+            audio_ms = self._taken_ms()
+            if protocol is None or not protocol.taken:
+                if protocol is not None and audio_ms <= _UNSEEN_MS_MAX:
+                    audio_ms = 0  # taken, not sent yet
+                else:
+                    basis = Basis.ESTIMATED
+                    tally.margins = {"audio_ms": _UNSENT_MS_MAX}
+            if not self._samples_taken and self._reported_ms:
+                audio_ms, basis = self._reported_ms, Basis.REPORTED  # frames went another way
+        connected_ms = 0
+        if self._opened_ns is not None:
+            until_ns = self._closed_ns or time.monotonic_ns()
+            connected_ms = (until_ns - self._opened_ns) // 1_000_000
+        usage = {"audio_ms": audio_ms, "connected_ms": connected_ms, **self._tokens}
+        return usage, Basis.REPORTED if self._tokens else basis
 
 
-class _ObservedRecognize:
-    """Stands for an STT's `_recognize_impl` while recordings are being recognized."""
-
-    def __init__(self, component: Any, recognize_impl: Callable[..., Any]) -> None:
-        self.calls = 0
-        self._component = component
-        self._recognize_impl = recognize_impl
-
-    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        results: list[Any] = []
-
-        async def run(*_: Any, **__: Any) -> None:
-            results.append(await self._recognize_impl(*args, **kwargs))
-
-        await observed(self._component, RecordingAttempt, run)(*args, **kwargs)
-        if not results:  # cut: LiveKit would try an error again; nothing was recognized
-            return SpeechEvent(type=SpeechEventType.FINAL_TRANSCRIPT)
-        return results[0]
+def _text(stream: Any, component: Any, name: str, *private_names: str) -> str:
+    """An option of the plugin as text; some keep theirs in private attributes."""
+    value = option(stream, component, name)
+    for holder in (stream, component):
+        for private_name in private_names:
+            value = value or getattr(holder, private_name, None)
+    value = getattr(value, "value", value)  # of an enum
+    return str(value) if isinstance(value, str) else ""

@@ -1,10 +1,227 @@
-"""Where the messages of an STT protocol carry billed audio."""
+"""Where the messages of an STT protocol carry billed audio, and what they report.
+
+Sizes only: audio is counted in bytes and never kept, decoded or copied. A plugin that is not
+listed is metered by the frames that it takes, which is right to within what it gathers before it
+sends (50 to 160 ms), so its legs are estimates.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
-# By the module of the plugin's STT: binary messages are 16-bit linear PCM at the stream's rate.
-PCM_PROTOCOLS: Final = frozenset(
-    {"livekit.plugins.deepgram.stt", "livekit.plugins.deepgram.stt_v2"}
-)
+import msgspec
+
+BytesLike = bytes | bytearray | memoryview
+_Message = TypeVar("_Message")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioProtocol:
+    """How a plugin hands audio to its provider. Each function gives a number of bytes.
+
+    Attributes:
+        binary: Bytes of audio in a binary WebSocket message.
+        text: Bytes of audio in a text message, after decoding of base64.
+        request: Bytes of audio in a gRPC request.
+        taken: Whether every frame is handed on as it is taken, to a library whose own wire is out
+            of sight.
+        sample_rate: The protocol's own; 0 where it is the stream's option.
+        report: Tokens that a received message reports, by unit; None for other messages.
+    """
+
+    binary: Callable[[BytesLike], int] | None = None
+    text: Callable[[str], int] | None = None
+    request: Callable[[Any], int] | None = None
+    taken: bool = False
+    sample_rate: int = 0
+    report: Callable[[str], dict[str, int] | None] | None = None
+
+
+def audio_protocol(component: object) -> AudioProtocol | None:
+    """The protocol of this STT or of the plugin's class that it is derived from, if known."""
+    for each in type(component).__mro__:
+        protocol = _PROTOCOLS.get(each.__module__)
+        if protocol is not None:
+            return protocol
+    return None
+
+
+def bytes_per_sample(encoding: str) -> int:
+    """Bytes of one sample of one channel; raw audio of two bytes where nothing else is said."""
+    name = encoding.lower()
+    if name.endswith(("mulaw", "alaw", "ulaw")):
+        return 1
+    return 4 if name.endswith(("32", "32le", "32be")) else 2
+
+
+def _size(payload: BytesLike) -> int:
+    return payload.nbytes if isinstance(payload, memoryview) else len(payload)
+
+
+def _size_without_wav_header(payload: BytesLike) -> int:
+    return 0 if bytes(payload[:4]) == b"RIFF" else _size(payload)
+
+
+def _decoded_size(base64: str) -> int:
+    """How many bytes a base64 text stands for."""
+    return len(base64) * 3 // 4 - (base64.endswith("=") + base64.endswith("=="))
+
+
+class _AudioBase64(msgspec.Struct):
+    audio_base_64: str = ""
+
+
+class _Audio(msgspec.Struct):
+    audio: str = ""
+
+
+class _Chunk(msgspec.Struct):
+    chunk: str = ""
+
+
+class _DataChunk(msgspec.Struct):
+    data: _Chunk | None = None
+
+
+class _Content(msgspec.Struct):
+    content: str = ""
+
+
+class _AudioChunk(msgspec.Struct, rename="camel"):
+    audio_chunk: _Content | None = None
+
+
+class _Data(msgspec.Struct):
+    data: str = ""
+
+
+class _AudioData(msgspec.Struct):
+    audio: _Data | None = None
+
+
+def _json_size(
+    message_type: type[_Message], base64_of: Callable[[_Message], str]
+) -> Callable[[str], int]:
+    decoder = msgspec.json.Decoder(message_type)
+
+    def size(payload: str) -> int:
+        try:
+            return _decoded_size(base64_of(decoder.decode(payload)))
+        except msgspec.MsgspecError:
+            return 0  # a message of another shape: no audio
+
+    return size
+
+
+class _TokenDetails(msgspec.Struct):
+    audio_tokens: int = 0
+
+
+class _TokenUsage(msgspec.Struct):
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_token_details: _TokenDetails | None = None
+
+
+class _Transcribed(msgspec.Struct):
+    type: str = ""
+    usage: _TokenUsage | None = None
+
+
+_transcribed = msgspec.json.Decoder(_Transcribed)
+
+
+def openai_transcribed(payload: str) -> dict[str, int] | None:
+    """Tokens of one `conversation.item.input_audio_transcription.completed`.
+
+    Models billed by duration report seconds instead, which are no tokens: an empty map.
+    https://platform.openai.com/docs/api-reference/realtime-server-events
+    """
+    if "input_audio_transcription.completed" not in payload:
+        return None
+    usage = _transcribed.decode(payload).usage
+    return {} if usage is None else token_units(usage)
+
+
+def token_units(usage: Any) -> dict[str, int]:
+    """OpenAI's token usage of a transcription, as units; empty for one billed by duration.
+
+    `input_tokens` are those of the audio and of the prompt.
+    https://platform.openai.com/docs/api-reference/audio/json-object
+    """
+    units = {
+        "input_tokens": getattr(usage, "input_tokens", 0) or 0,
+        "output_tokens": getattr(usage, "output_tokens", 0) or 0,
+    }
+    if not any(units.values()):
+        return {}
+    details = getattr(usage, "input_token_details", None)
+    units["input_audio_tokens"] = getattr(details, "audio_tokens", 0) or 0
+    return units
+
+
+def _google_audio(request: Any) -> int:
+    """Google Cloud Speech: `audio_content` in v1, `audio` in v2; the first request has none."""
+    request_class: Any = type(request)  # pyright: ignore[reportUnknownVariableType] (of any)
+    message: Any = request_class.pb(request) if hasattr(request_class, "pb") else request
+    audio: bytes = getattr(message, "audio_content", None) or getattr(message, "audio", b"")
+    return len(audio)
+
+
+_BINARY: Final = AudioProtocol(binary=_size)
+_JSON_AUDIO: Final = AudioProtocol(text=_json_size(_Audio, lambda message: message.audio))
+_OPENAI_SAMPLE_RATE: Final = 24_000  # the only one that its realtime API takes
+
+# By the module of the plugin's STT, as of livekit-agents 1.8.9.
+_PROTOCOLS: Final[dict[str, AudioProtocol]] = {
+    # https://developers.deepgram.com/reference/speech-to-text/listen-streaming
+    "livekit.plugins.deepgram.stt": _BINARY,
+    # https://developers.deepgram.com/reference/speech-to-text/listen-flux
+    "livekit.plugins.deepgram.stt_v2": _BINARY,
+    # https://www.assemblyai.com/docs/streaming/message-sequence
+    "livekit.plugins.assemblyai.stt": _BINARY,
+    # https://docs.cartesia.ai/api-reference/stt/turns/websocket
+    "livekit.plugins.cartesia.stt": _BINARY,
+    # https://elevenlabs.io/docs/api-reference/speech-to-text/v-1-speech-to-text-realtime
+    "livekit.plugins.elevenlabs.stt": AudioProtocol(
+        text=_json_size(_AudioBase64, lambda message: message.audio_base_64)
+    ),
+    "livekit.agents.inference.stt": _JSON_AUDIO,
+    # https://platform.openai.com/docs/guides/realtime-transcription
+    "livekit.plugins.openai.stt": AudioProtocol(
+        text=_json_size(_Audio, lambda message: message.audio),
+        sample_rate=_OPENAI_SAMPLE_RATE,
+        report=openai_transcribed,
+    ),
+    # https://cloud.google.com/speech-to-text/v2/docs/reference/rpc/google.cloud.speech.v2
+    "livekit.plugins.google.stt": AudioProtocol(request=_google_audio),
+    # https://docs.speechmatics.com/api-ref/realtime-transcription-websocket
+    "livekit.plugins.speechmatics.stt": _BINARY,
+    # Azure's library has a wire of its own; each frame is written to it as it is taken.
+    "livekit.plugins.azure.stt": AudioProtocol(taken=True),
+    # Read in the plugins' sources; not driven in our tests.
+    "livekit.plugins.baseten.stt": _BINARY,
+    "livekit.plugins.baseten.qwen3_stt": _JSON_AUDIO,
+    "livekit.plugins.fireworksai.stt": _BINARY,
+    "livekit.plugins.gladia.stt": AudioProtocol(
+        text=_json_size(_DataChunk, lambda message: message.data.chunk if message.data else "")
+    ),
+    "livekit.plugins.gnani.stt": _BINARY,
+    "livekit.plugins.gradium.stt": _JSON_AUDIO,
+    "livekit.plugins.inworld.stt": AudioProtocol(
+        text=_json_size(
+            _AudioChunk,
+            lambda message: message.audio_chunk.content if message.audio_chunk else "",
+        )
+    ),
+    "livekit.plugins.rtzr.stt": _BINARY,
+    "livekit.plugins.sarvam.stt": AudioProtocol(
+        text=_json_size(_AudioData, lambda message: message.audio.data if message.audio else "")
+    ),
+    "livekit.plugins.smallestai.stt": _BINARY,
+    "livekit.plugins.soniox.stt": _BINARY,
+    "livekit.plugins.telnyx.stt": AudioProtocol(binary=_size_without_wav_header),
+    "livekit.plugins.xai.stt": _BINARY,
+}

@@ -1,0 +1,199 @@
+"""Legs of whole recordings: one per request of an STT that does not stream.
+
+So they come from LiveKit's StreamAdapter, whose VAD decides what is sent at all, from a
+FallbackAdapter, and from tools. What is handed to `recognize` is what is billed, unrounded: by its
+duration, or by tokens where the provider reports them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from livekit import rtc
+from livekit.agents.stt import SpeechEvent, SpeechEventType
+
+from voicecost_ledger.records import Basis, Modality, Outcome
+
+from ._instrument_attempts import (
+    Attempt,
+    Tally,
+    describe,
+    observed,
+    option_text,
+    was_refused,
+)
+from ._wire_audio import audio_protocol, token_units
+from ._wire_connections import TRANSCRIPTIONS, ConnectionObserver, observe_loaded_libraries
+
+_INPUT_TOKENS_PER_S: Final = 10
+"""1 token per 100 ms of a user's audio: https://platform.openai.com/docs/guides/realtime-costs"""
+_OUTPUT_TOKENS_PER_S: Final = 3
+"""Of fluent speech, 150 words a minute; only until a model has reported its own."""
+
+
+class _TokenRates:
+    """What a model reported so far, to estimate the requests whose report never came."""
+
+    def __init__(self) -> None:
+        self.audio_ms = 0
+        self.tokens: dict[str, int] = {}
+
+    def add(self, audio_ms: int, tokens: dict[str, int]) -> None:
+        self.audio_ms += audio_ms
+        for unit, count in tokens.items():
+            self.tokens[unit] = self.tokens.get(unit, 0) + count
+
+    def estimate(self, audio_ms: int) -> dict[str, int]:
+        if not self.audio_ms:
+            input_tokens = audio_ms * _INPUT_TOKENS_PER_S // 1000
+            return {
+                "input_tokens": input_tokens,
+                "input_audio_tokens": input_tokens,
+                "output_tokens": audio_ms * _OUTPUT_TOKENS_PER_S // 1000,
+            }
+        return {unit: count * audio_ms // self.audio_ms for unit, count in self.tokens.items()}
+
+
+_rates: dict[tuple[str, str], _TokenRates] = {}
+
+
+class RecordingAttempt(Attempt, ConnectionObserver):
+    """One attempt to recognize a whole recording. Its "stream" is the STT itself."""
+
+    modality = Modality.STT
+    _tally: Tally | None = None
+
+    def begin(self, *args: Any) -> None:
+        """Open the leg, before the recording is sent. `args[0]` is LiveKit's AudioBuffer."""
+        component = self.stream
+        protocol = audio_protocol(component)
+        if protocol is not None and protocol.report is not None:
+            # Which the plugin's request would load now in any case.
+            importlib.import_module(TRANSCRIPTIONS)
+        observe_loaded_libraries()
+        self._audio_ms = _audio_ms(args[0])
+        self._tokens: dict[str, int] = {}
+        tally = self.tally(
+            describe(
+                component,
+                component,
+                Modality.STT,
+                language=option_text(component, component, "language"),
+                streaming=False,
+            )
+        )
+        if not tally.spend({"audio_ms": self._audio_ms}, Basis.OBSERVED):
+            tally.stop(Outcome.CUT, {"audio_ms": 0}, Basis.OBSERVED)
+            self.end_for_budget()
+        self._tally = tally
+
+    def transcription_received(self, transcription: Any) -> None:
+        """An OpenAI-compatible answer, with what the plugin does not pass on: its usage."""
+        if self._tally is None:
+            return
+        self._tally.first_answer()
+        usage = getattr(transcription, "usage", None)
+        if usage is None:
+            return
+        self._tokens = token_units(usage)
+        if self._tokens:
+            self._rates().add(self._audio_ms, self._tokens)
+
+    def finish(self, outcome: Outcome, error: BaseException | None) -> None:
+        """Settle the leg; a refused request cost nothing."""
+        tally = self._tally
+        if tally is None:
+            return
+        usage, basis = {"audio_ms": self._audio_ms}, Basis.OBSERVED
+        if outcome is Outcome.SERVED:
+            tally.first_answer()
+        if was_refused(error):
+            usage["audio_ms"] = 0
+        elif self._tokens:
+            usage |= self._tokens
+            basis = Basis.REPORTED
+        elif outcome is not Outcome.SERVED and self._is_billed_by_token():
+            # Accepted and never answered: the provider says nothing of what it bills then.
+            tokens = self._rates().estimate(self._audio_ms)
+            tally.margins = {unit: count // 2 for unit, count in tokens.items()}
+            usage |= tokens
+            basis = Basis.ESTIMATED
+        tally.stop(self.outcome_of(outcome, tally), usage, basis)
+
+    def _rates(self) -> _TokenRates:
+        tally = self._tally
+        assert tally is not None, "asked for by a leg that is open"
+        attributes = tally.attributes
+        return _rates.setdefault((attributes.provider, attributes.model), _TokenRates())
+
+    def _is_billed_by_token(self) -> bool:
+        tally = self._tally
+        assert tally is not None, "asked for by a leg that is open"
+        attributes = tally.attributes
+        known = (attributes.provider, attributes.model) in _rates
+        return known or "-transcribe" in attributes.model
+
+
+def _audio_ms(buffer: rtc.AudioFrame | list[rtc.AudioFrame]) -> int:
+    """The duration of a recording in whole milliseconds."""
+    samples: dict[int, int] = {}  # of one channel, by sample rate
+    for frame in buffer if isinstance(buffer, list) else [buffer]:
+        samples[frame.sample_rate] = samples.get(frame.sample_rate, 0) + frame.samples_per_channel
+    return sum(count * 1000 // rate for rate, count in samples.items())
+
+
+def observe_recordings(
+    stt_class: type[Any], *, delegating: tuple[type[Any], ...]
+) -> Callable[[], None]:
+    """Observe `STT.recognize`, which sends whole recordings; returns the undo.
+
+    Its attempts call `_recognize_impl`, which every plugin overrides: it is shadowed on the
+    instance, for the time of the call only.
+    """
+    recognize = stt_class.recognize
+
+    @functools.wraps(recognize)
+    async def observed_recognize(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self, delegating):
+            return await recognize(self, *args, **kwargs)
+        shadows = cast("dict[str, Any]", vars(self))
+        own = shadows.setdefault("_recognize_impl", _ObservedRecognize(self, self._recognize_impl))
+        if not isinstance(own, _ObservedRecognize):  # somebody else's shadow: leave it alone
+            return await recognize(self, *args, **kwargs)
+        own.calls += 1
+        try:
+            return await recognize(self, *args, **kwargs)
+        finally:
+            own.calls -= 1
+            if own.calls == 0 and shadows.get("_recognize_impl") is own:
+                del shadows["_recognize_impl"]
+
+    stt_class.recognize = observed_recognize
+
+    def undo() -> None:
+        stt_class.recognize = recognize
+
+    return undo
+
+
+class _ObservedRecognize:
+    """Stands for an STT's `_recognize_impl` while recordings are being recognized."""
+
+    def __init__(self, component: Any, recognize_impl: Callable[..., Any]) -> None:
+        self.calls = 0
+        self._component = component
+        self._recognize_impl = recognize_impl
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        results: list[Any] = []
+
+        async def run(*_: Any, **__: Any) -> None:
+            results.append(await self._recognize_impl(*args, **kwargs))
+
+        await observed(self._component, RecordingAttempt, run)(*args, **kwargs)
+        if not results:  # cut: LiveKit would try an error again; nothing was recognized
+            return SpeechEvent(type=SpeechEventType.FINAL_TRANSCRIPT)
+        return results[0]
