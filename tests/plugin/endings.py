@@ -47,12 +47,17 @@ def meter_held_against(
         `"stt served, llm served interrupted, tts served"`; `refused` is a failed one that the
         provider did not accept.
     """
+    # Of several meters the requests come in any order: the smaller ones first, here and there.
     meters = [each for each in meters_and_bill if isinstance(each, RecordingMeter)]
     (bill,) = (each for each in meters_and_bill if isinstance(each, Bill))
     said: list[str] = []
     for service in ("stt", "llm", "tts"):
         legs = [leg for meter in meters for leg in meter.of(Modality(service))]
         rows = [row for row in bill.rows if row.service == service]
+        if len(meters) > 1:
+            unit = _UNITS[service][-1]
+            legs.sort(key=lambda leg: leg.usage.get(unit, 0))
+            rows.sort(key=lambda row: row.units[unit])
         endings = _pair(service, legs, rows, input_tokens_off_max)
         if endings:
             said.append(f"{service} {' '.join(endings)}")
