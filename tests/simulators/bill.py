@@ -12,7 +12,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Service = Literal["llm", "stt", "tts"]
+Service = Literal[
+    "llm",
+    "stt",
+    "tts",
+    "realtime",
+    "decision",
+    "avatar",
+    "turn_detection",
+    "interruption_detection",
+]
 Ending = Literal["completed", "cancelled", "cleared", "timed_out", "died", "refused"]
 
 

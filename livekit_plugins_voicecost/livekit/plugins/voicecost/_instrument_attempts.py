@@ -204,7 +204,7 @@ class Attempt:
         self._task = asyncio.current_task()
         self._task_cancelled = False
         around = _wire.observer.get()
-        if isinstance(around, Attempt) and around.modality is self.modality:
+        if isinstance(around, Attempt) and around.wraps(self.modality):
             around.delegates()
 
     # What subclasses say
@@ -232,6 +232,10 @@ class Attempt:
 
     def chunk_received(self, chunk: Any) -> None:
         """Nothing by default."""
+
+    def wraps(self, modality: Modality) -> bool:
+        """Whether a request of this kind inside the run is what the run itself stands for."""
+        return modality is self.modality
 
     # The rest is the same for all
 

@@ -1,0 +1,296 @@
+"""Legs of LiveKit's smaller services: decisions, turn detection, interruption detection.
+
+A decision is a leg per attempt. The two detectors ask many small questions over one connection:
+they are a leg per connection's stream, whose `requests` grow as they are sent.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, Final, cast
+
+from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
+
+from . import _faults
+from ._estimates import Counts, Item, Prompt, TextKey, estimates_for
+from ._instrument_attempts import (
+    Attempt,
+    Tally,
+    describe,
+    host_of,
+    observe_runs,
+    observed,
+    was_refused,
+)
+from ._text_weight import weight as weight_of
+
+
+class DecisionAttempt(Attempt):
+    """One attempt of a `DecisionModel`. Its "stream" is the model itself."""
+
+    modality = Modality.DECISION
+    _tally: Tally | None = None
+    _response: Any = None
+    _refused_by_us = False
+
+    def begin(self, *args: Any) -> None:
+        """Open the leg before the request goes out. `args` are its text and its questions."""
+        text, decisions = args[0], args[1]
+        self._counts = _count_questions(text, decisions)
+        attributes = describe(self.stream, self.stream, Modality.DECISION, streaming=False)
+        tally = self.tally(attributes)
+        usage = self._estimated(estimates_for(self.owner.meter(), attributes).usage(self._counts))
+        self._tally = tally
+        if not tally.spend(usage, Basis.ESTIMATED):
+            self._refused_by_us = True
+            self.end_for_budget()
+
+    def wraps(self, modality: Modality) -> bool:
+        """A model that lets an LLM plugin decide is billed as that."""
+        return modality in (Modality.DECISION, Modality.LLM)
+
+    def responded(self, response: Any) -> None:
+        """Take LiveKit's DecisionResponse, with what the provider reports."""
+        self._response = response
+        if self._tally is not None:
+            self._tally.first_answer()
+
+    def finish(self, outcome: Outcome, error: BaseException | None) -> None:
+        """Settle the leg: as reported, as nothing when it was refused, else as estimated."""
+        tally = self._tally
+        if tally is None:
+            return
+        if not self._refused_by_us:
+            outcome = self.outcome_of(outcome, tally)
+        estimates = estimates_for(self.owner.meter(), tally.attributes)
+        estimated = self._estimated(estimates.usage(self._counts))
+        if self._refused_by_us or was_refused(error):
+            tally.stop(outcome, dict.fromkeys(estimated, 0), Basis.OBSERVED)
+            return
+        response = self._response
+        served_model = getattr(response, "model", "")
+        if served_model and served_model != tally.attributes.model:
+            tally.served_by(served_model)
+        input_tokens = getattr(response, "input_tokens", None)
+        output_tokens = getattr(response, "output_tokens", None)
+        if not input_tokens:  # never said, or a zero that is none
+            tally.stop(outcome, estimated, Basis.ESTIMATED)
+            return
+        reported = {
+            "requests": 1,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens or 0,
+        }
+        tally.stop(outcome, reported, Basis.REPORTED)
+        estimates.learn(
+            self._counts,
+            {"input_tokens": input_tokens, "cached_input_tokens": 0, "output_tokens": 0},
+        )
+
+    @staticmethod
+    def _estimated(usage: Mapping[str, int]) -> dict[str, int]:
+        return {
+            "requests": 1,
+            "input_tokens": usage["input_tokens"],
+            "output_tokens": usage["output_tokens"],
+        }
+
+
+def _count_questions(text: str, decisions: Mapping[str, Any]) -> Counts:
+    """The size of a batch: its text, and of each question what the model is shown."""
+    texts = [text]
+    for decision in decisions.values():
+        shown: list[str] = [decision.prompt]
+        options = getattr(decision, "options", None) or getattr(decision, "levels", None) or ()
+        if isinstance(options, Mapping):
+            named = cast("Mapping[str, str]", options)
+            shown += [f"{name}: {meaning}" for name, meaning in named.items()]
+        else:
+            shown += options
+        texts.append("\n".join(shown))
+    items = tuple(Item(TextKey(each).value, weight_of(each)) for each in texts)
+    weight = sum(item.weight for item in items)
+    return Counts(Prompt(items, 0, sum(map(len, texts)), weight))
+
+
+def observe_decisions() -> Callable[[], None]:
+    """Observe `DecisionModel.evaluate`, where LiveKit has one; returns the undo.
+
+    Its attempts call `_evaluate_impl`, which every plugin overrides: it is shadowed on the
+    instance, for the time of the call only.
+    """
+    try:
+        from livekit.agents.llm.decisions import DecisionModel
+    except ImportError:  # older than decisions
+        return _nothing_to_undo
+    model_class: Any = DecisionModel
+    evaluate = model_class.evaluate
+    if not hasattr(model_class, "_evaluate_impl"):
+        raise AttributeError("DecisionModel._evaluate_impl")
+
+    @functools.wraps(evaluate)
+    async def observed_evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        shadows = cast("dict[str, Any]", vars(self))
+        own = shadows.setdefault("_evaluate_impl", _ObservedEvaluate(self, self._evaluate_impl))
+        if not isinstance(own, _ObservedEvaluate):  # somebody else's shadow: leave it alone
+            return await evaluate(self, *args, **kwargs)
+        own.calls += 1
+        try:
+            return await evaluate(self, *args, **kwargs)
+        finally:
+            own.calls -= 1
+            if own.calls == 0 and shadows.get("_evaluate_impl") is own:
+                del shadows["_evaluate_impl"]
+
+    model_class.evaluate = observed_evaluate
+
+    def undo() -> None:
+        model_class.evaluate = evaluate
+
+    return undo
+
+
+class _ObservedEvaluate:
+    """Stands for a model's `_evaluate_impl` while something is being decided."""
+
+    def __init__(self, model: Any, evaluate_impl: Callable[..., Any]) -> None:
+        self.calls = 0
+        self._model = model
+        self._evaluate_impl = evaluate_impl
+
+    async def __call__(self, **kwargs: Any) -> Any:
+        responses: list[Any] = []
+        attempts: list[DecisionAttempt] = []
+
+        def attempt(*args: Any, **owner: Any) -> DecisionAttempt:
+            attempts.append(DecisionAttempt(*args, **owner))
+            return attempts[-1]
+
+        async def run(*_: Any) -> None:
+            responses.append(await self._evaluate_impl(**kwargs))
+            if attempts:
+                with _faults.contained("decision"):
+                    attempts[-1].responded(responses[-1])
+
+        await observed(self._model, cast("Any", attempt), run)(kwargs["input"], kwargs["decisions"])
+        return responses[0]
+
+
+class _DetectionAttempt(Attempt):
+    """One run of a detector's stream: a leg from its first request on, with a growing count."""
+
+    cancelled_outcome = Outcome.SERVED  # how every stream ends: it is closed
+
+    def begin(self, *args: Any) -> None:
+        """Nothing is asked for yet."""
+        self._asked: dict[LegAttributes, Tally] = {}
+
+    def asks(self, attributes: LegAttributes) -> None:
+        """One more request is about to be sent. It is owed: no turn waits for a budget."""
+        tally = self._asked.get(attributes)
+        if tally is None:
+            tally = self._asked[attributes] = self.tally(attributes)
+        tally.owe({"requests": tally.usage.get("requests", 0) + 1}, Basis.OBSERVED)
+
+    def finish(self, outcome: Outcome, error: BaseException | None) -> None:
+        """Settle what was asked for; also a request that failed was one."""
+        for tally in self._asked.values():
+            tally.stop(self.outcome_of(outcome, tally))
+
+
+_INFERENCE_START_BYTES_MAX: Final = 1024
+"""What is larger is audio: it needs no parsing."""
+
+
+class TurnDetectionAttempt(_DetectionAttempt):
+    """A stream of LiveKit's turn detector: the hosted one, and the local one it falls back to."""
+
+    modality = Modality.TURN_DETECTION
+
+    def begin(self, *args: Any) -> None:
+        """Watch what the local model is asked: that goes over no wire."""
+        from livekit.agents.inference.eot.transports import (
+            _LocalTransport,
+        )
+        from livekit.protocol.agent_pb.agent_inference import ClientMessage
+
+        super().begin(*args)
+        self._parse = ClientMessage.FromString
+        stream = self.stream
+        predict: Callable[[], Any] = stream.predict
+
+        def observed_predict() -> Any:
+            try:
+                if isinstance(stream._transport, _LocalTransport) and not stream._audio_ch.closed:
+                    self.asks(self._attributes(host=""))
+            except Exception as error:
+                _faults.count("turn_detection", error)
+            return predict()
+
+        stream.predict = observed_predict
+
+    def bytes_sending(self, connection: object, payload: bytes | bytearray | memoryview) -> None:
+        """Count what is asked; audio is not."""
+        if len(payload) <= _INFERENCE_START_BYTES_MAX:
+            message = self._parse(bytes(payload))
+            if message.WhichOneof("message") == "inference_start":
+                hosted = SimpleNamespace(_opts=self.stream._transport._cloud_opts)
+                self.asks(self._attributes(host=host_of(hosted, None)))
+
+    def finish(self, outcome: Outcome, error: BaseException | None) -> None:
+        """Settle the leg of each model that was asked."""
+        self.stream.__dict__.pop("predict", None)
+        super().finish(outcome, error)
+
+    def _attributes(self, *, host: str) -> LegAttributes:
+        stream, detector = self.stream, self.stream._detector
+        return LegAttributes(
+            modality=self.modality,
+            provider=stream.provider,
+            model=stream.model,
+            label=f"{type(detector).__module__}.{type(detector).__name__}",
+            host=host,
+        )
+
+
+class InterruptionDetectionAttempt(_DetectionAttempt):
+    """A stream of LiveKit's adaptive interruption detector."""
+
+    modality = Modality.INTERRUPTION_DETECTION
+
+    def bytes_sending(self, connection: object, payload: bytes | bytearray | memoryview) -> None:
+        """Every binary message is a question; all else is text."""
+        self.asks(describe(self.stream, self.stream._model, self.modality))
+
+
+def observe_turn_detectors() -> Callable[[], None]:
+    """Observe the streams of LiveKit's turn detector, where it has one; returns the undo."""
+    try:
+        from livekit.agents.inference.eot import base
+    except ImportError:  # older than the turn detector that hears
+        return _nothing_to_undo
+    return _observe_streams(base, "_BaseStreamingTurnDetectorStream", TurnDetectionAttempt)
+
+
+def observe_interruption_detectors() -> Callable[[], None]:
+    """Observe the streams of LiveKit's adaptive interruption, where it has it; returns the undo."""
+    try:
+        from livekit.agents.inference import interruption
+    except ImportError:
+        return _nothing_to_undo
+    return _observe_streams(interruption, "InterruptionStreamBase", InterruptionDetectionAttempt)
+
+
+def _observe_streams(
+    module: Any, class_name: str, attempt_class: type[Attempt]
+) -> Callable[[], None]:
+    stream_class: Any = getattr(module, class_name)
+    if not hasattr(stream_class, "_run"):
+        raise AttributeError(f"{class_name}._run")
+    return observe_runs(stream_class, attempt_class, delegating=(), span_name="")
+
+
+def _nothing_to_undo() -> None:
+    return None
