@@ -17,15 +17,15 @@ from typing import Final
 
 import msgspec
 
-from voicecost_ledger import budgets, calls, entries
+from voicecost_ledger import budgets, calls, entries, quantities
 from voicecost_ledger.calls import Call, CallState
+from voicecost_ledger.checkpoints import Checkpoint
 from voicecost_ledger.credit import CreditControl
-from voicecost_ledger.entries import Leg
-from voicecost_ledger.events import Effect, Event, RoomVerifiedGone, Tick
+from voicecost_ledger.events import CheckpointSeen, Effect, Event, RoomVerifiedGone, Tick
 from voicecost_ledger.meters import Meter, MeterState
-from voicecost_ledger.money import NANO_USD_PER_USD, format_usd
 from voicecost_ledger.policy import Policy
-from voicecost_ledger.pricing import Price, PriceBook
+from voicecost_ledger.postings import Postings, worse
+from voicecost_ledger.pricing import PriceBook
 from voicecost_ledger.protocol import (
     PROTOCOL_VERSION,
     Ack,
@@ -39,8 +39,7 @@ from voicecost_ledger.protocol import (
 from voicecost_ledger.records import (
     ADOPTED,
     MAX_QUANTITY,
-    UNITS,
-    Basis,
+    ControlCause,
     ControlTotal,
     Coverage,
     Gap,
@@ -49,7 +48,6 @@ from voicecost_ledger.records import (
     LegStop,
     MeterClose,
     MeterOpen,
-    Outcome,
     Record,
 )
 from voicecost_ledger.rooms import RoomEvent, RoomListing
@@ -57,15 +55,16 @@ from voicecost_ledger.stores import Session, StoreUnavailable
 
 logger = logging.getLogger("voicecost.ledger")
 
-MAX_LEG_NANO_USD: Final = 10_000 * NANO_USD_PER_USD
-"""No request of today's providers costs $10,000: a count that says so is a fault or a fraud, and
-sums of what is accepted stay far inside int64."""
 SEQ_JUMP_MAX: Final = 1_000_000
 """More records than any meter writes: nobody has lost so many."""
+HOST_LOST: Final = "host_lost"
+"""The gap of a meter that was given up: what it used after its last word is not known."""
 CLOCK_TOLERANCE_MS: Final = 2_000
 OLDEST_RECORD_MS: Final = 30 * 24 * 3_600_000
 OLDEST_UNTIMED_MS: Final = 3_600_000
 """How far a record's time is believed of a sender that does not say what its clock shows."""
+
+_CONTROL_CAUSES: Final = frozenset(ControlCause)
 
 
 class _Clock:
@@ -94,10 +93,9 @@ class Books:
     """
 
     def __init__(self, prices: PriceBook, policy: Policy) -> None:
-        self._prices = prices
         self._policy = policy
         self._credit = CreditControl(policy)
-        self._restored: dict[str, Price] = {}
+        self._postings = Postings(prices, self._credit)
         self._logged_faults: set[str] = set()
 
     def receive(self, tx: Session, event: Event, now: int) -> list[Effect]:
@@ -123,6 +121,8 @@ class Books:
                 return self._look_at(tx, touched, now, told=False)
             case RoomVerifiedGone():
                 return self._verified_gone(tx, event, now)
+            case CheckpointSeen():
+                return self._checkpoint_seen(tx, event.checkpoint, now)
             case Tick():
                 return self._tick(tx, now)
 
@@ -166,6 +166,7 @@ class Books:
                 if meter is None:
                     meter = self._open(tx, MeterOpen(held.meter_id, 0, now), now)
                 meter.durable_seq = seq = first - 1
+                meter.records_lost = True
                 self._gap(tx, meter, now, "records_lost")
                 tx.save_meter(meter)
             durable[held.meter_id] = seq
@@ -200,6 +201,12 @@ class Books:
             if isinstance(record, MeterOpen):
                 if meter is None:
                     meter = self._open(tx, record, now)
+                elif meter.durable_seq == 0:
+                    # Known by its checkpoint, which has no room for all of this.
+                    opened = meter.opened
+                    meter.opened = msgspec.structs.replace(
+                        opened, tags=record.tags, versions=record.versions
+                    )
                 continue
             if meter is None:
                 return [
@@ -213,11 +220,15 @@ class Books:
             self._apply(tx, meter, record, now, _Clock(now, batch.sent_at_unix_ms))
         effects: list[Effect] = []
         if meter is not None:
-            if meter.state in (MeterState.CLOSED, MeterState.ADOPTED):
-                self._finish(tx, meter, now)  # what came after its close is over too
             if batch.through_seq > meter.durable_seq:
                 meter.durable_seq = batch.through_seq
             meter.last_heard_at_unix_ms = now
+            if meter.state in (MeterState.CLOSED, MeterState.ADOPTED):
+                self._finish(tx, meter, now)  # what came after its close is over too
+            elif meter.state is MeterState.OPEN:
+                call = tx.call(meter.call_id)
+                assert call is not None
+                self._postings.settle_checkpoint(tx, meter, call, now)
             tx.save_meter(meter)
             durable = meter.durable_seq
             effects = self._look_at(tx, {meter.call_id}, now)
@@ -240,163 +251,100 @@ class Books:
         if meter.state is MeterState.LOST:
             # Given up, and here it is: the call takes what it says and settles again.
             meter.state = MeterState.OPEN
-        call = tx.call(meter.call_id)
-        assert call is not None
-        if call.state is CallState.SETTLED:
-            call.state = CallState.ENDED
-            call.amended = True
-            tx.save_call(call)
+        call = self._amend(tx, meter)
         match record:
-            case MeterOpen() | ControlTotal():
+            case MeterOpen():
                 pass
+            case ControlTotal():
+                self._control(tx, meter, record)
             case LegStart() | LegInterim() | LegStop():
                 at = clock.ours(record.at_unix_ms)
-                problem = self._apply_to_leg(tx, meter, call, record, at, now)
-                if problem is not None:
-                    self._quarantine(tx, meter, record, problem)
+                self._postings.apply(tx, meter, call, record, at, now)
             case Gap():
                 at = clock.ours(record.at_unix_ms)
                 self._gap(tx, meter, at, record.reason, record.modality)
             case MeterClose():
                 adopted = record.reason == ADOPTED
                 meter.state = MeterState.ADOPTED if adopted else MeterState.CLOSED
-                meter.coverage = _worse(meter.coverage, record.coverage)
-                self._finish(tx, meter, now)
-
-    def _apply_to_leg(
-        self,
-        tx: Session,
-        meter: Meter,
-        call: Call,
-        record: LegStart | LegInterim | LegStop,
-        at: int,
-        now: int,
-    ) -> str | None:
-        """Apply a leg's record as of `at`; returns why it was refused, or None."""
-        usage = dict(record.usage)
-        for unit, quantity in record.usage.items():
-            if not 0 <= quantity <= MAX_QUANTITY:
-                return f"{unit}={quantity} is outside 0 to 2**40"
-            if unit not in UNITS:
-                # A newer plugin's: what we know of the leg is counted, what we do not is said.
-                del usage[unit]
-                self._quarantine(tx, meter, record, f"unknown unit {unit!r}: upgrade the sidecar")
-        leg = tx.leg(meter.meter_id, record.leg)
-        if isinstance(record, LegStart):
-            if leg is not None:
-                return f"leg {record.leg} was started before"
-            leg = self._start(tx, meter, record, at)
-        elif leg is None:
-            return f"leg {record.leg} was never started"
-        elif leg.basis is not Basis.ESTIMATED:
-            for unit, quantity in leg.usage.items():
-                if usage.get(unit, 0) < quantity:
-                    return f"{unit} shrank from {quantity} to {usage.get(unit, 0)}"
-        rated = self._rate(tx, leg, usage)
-        if rated is None and leg.rated_nano_usd is not None and leg.usage:
-            return "what was priced before cannot be priced any more"
-        if rated is not None and rated > MAX_LEG_NANO_USD:
-            return f"it would cost {format_usd(rated, places=0)}, more than any one leg can"
-        if isinstance(record, LegInterim) and leg.outcome is Outcome.LOST:
-            # Given up too early: it goes on from here.
-            leg.outcome = leg.stopped_at_unix_ms = None
-            if leg.part_count:
-                tx.move_outcome(leg, meter, Outcome.LOST)
-        was_rated, was_outcome = leg.rated_nano_usd, leg.outcome
-        if leg.outcome is None and entries.quarter_hour(at) > entries.quarter_hour(
-            leg.last_at_unix_ms
-        ):
-            self._post(tx, meter, call, leg, now)
-        if isinstance(record, LegInterim) and leg.outcome is not None:
-            return None  # overtaken by its stop
-        leg.usage = usage
-        leg.basis = record.basis
-        if was_outcome is None or was_outcome is Outcome.LOST:
-            # A correction of what is over accrued when it was spent, never on a later day.
-            leg.last_at_unix_ms = max(at, leg.last_at_unix_ms)
-        leg.rated_nano_usd = rated
-        meter.charged_nano_usd += (leg.rated_nano_usd or 0) - (was_rated or 0)
-        meter.unpriced_leg_count += (leg.rated_nano_usd is None) - (was_rated is None)
-        if isinstance(record, LegStop):
-            leg.outcome = record.outcome
-            leg.stopped_at_unix_ms = leg.last_at_unix_ms
-            if leg.part_count and was_outcome != leg.outcome:
-                tx.move_outcome(leg, meter, was_outcome)
-            self._post(tx, meter, call, leg, now)
-        tx.save_leg(leg)
-        return None
-
-    def _start(self, tx: Session, meter: Meter, record: LegStart, at: int) -> Leg:
-        price = self._prices.price_for(record.attributes, at)
-        leg = Leg(
-            meter_id=meter.meter_id,
-            number=record.leg,
-            call_id=meter.call_id,
-            attributes=record.attributes,
-            started_at_unix_ms=at,
-            speech_id=record.speech_id,
-            usage={},
-            basis=Basis.ESTIMATED,
-            last_at_unix_ms=at,
-        )
-        if price is not None:
-            leg.price_id, leg.pricing_source = price.price_id, price.pricing_source
-            tx.save_price(price.price_id, price.pricing_source, price.document())
-            self._restored[price.price_id] = price
-        leg.rated_nano_usd = self._rate(tx, leg, {})
-        meter.unpriced_leg_count += leg.rated_nano_usd is None
-        tx.save_leg(leg)
-        return leg
-
-    def _rate(self, tx: Session, leg: Leg, usage: dict[str, int]) -> int | None:
-        if leg.price_id is None:
-            return None
-        price = self._restored.get(leg.price_id)
-        if price is None:
-            document = tx.price_document(leg.price_id)
-            assert document is not None  # saved in the transaction that started the leg
-            price = self._restored[leg.price_id] = self._prices.restore(document)
-        return price.rate(usage)
-
-    def _post(self, tx: Session, meter: Meter, call: Call, leg: Leg, now: int) -> None:
-        entry = entries.next_part(leg, posted_at_unix_ms=now)
-        if entry is None:
-            return
-        if entry.amount_nano_usd:
-            # Before the entry: a window made now counts what was posted before it.
-            at = entry.accrued_at_unix_ms
-            self._credit.settle(tx, call, meter, entry.amount_nano_usd, at)
-        tx.post(entry, leg, meter)
-        tx.save_leg(leg)
-
-    def _quarantine(self, tx: Session, meter: Meter, record: Record, problem: str) -> None:
-        tx.count("quarantined_records")
-        tx.quarantine(meter.meter_id, record.seq, problem, msgspec.json.encode(record).decode())
-        meter.coverage = _worse(meter.coverage, Coverage.PARTIAL)
+                meter.coverage = worse(meter.coverage, record.coverage)
 
     def _gap(
         self, tx: Session, meter: Meter, at: int, reason: str, modality: str | None = None
     ) -> None:
         tx.add_gap(meter.meter_id, meter.call_id, at, reason, modality)
-        meter.coverage = _worse(meter.coverage, Coverage.PARTIAL)
+        meter.coverage = worse(meter.coverage, Coverage.PARTIAL)
 
     def _finish(self, tx: Session, meter: Meter, now: int) -> None:
-        """A meter is over: close what it left open as lost, free what it holds."""
+        """A meter is over: close what it left open, settle what is missing, free what it holds."""
         call = tx.call(meter.call_id)
         assert call is not None
-        for leg in tx.open_legs_of(meter.meter_id):
-            leg.outcome = Outcome.LOST
-            leg.basis = Basis.ESTIMATED
-            leg.stopped_at_unix_ms = leg.last_at_unix_ms
-            if leg.part_count:
-                tx.move_outcome(leg, meter, None)
-            self._post(tx, meter, call, leg, now)
-            tx.save_leg(leg)
+        self._postings.close_open_legs(tx, meter, call, now)
+        self._postings.settle_checkpoint(tx, meter, call, now)
         self._credit.release(tx, meter, meter.held_nano_usd)
         meter.lease_until_unix_ms = None
-        call.coverage = _worse(call.coverage, meter.coverage)
-        tx.save_call(call)
+        # Said again each time: a spool that turns up late tells what its host had taken along.
+        tx.withdraw_gaps(meter.meter_id, HOST_LOST)
+        seen = meter.checkpoint
+        lost = seen is not None and meter.durable_seq < seen.seq
+        if lost or meter.state is MeterState.LOST:
+            since = seen.at_unix_ms if seen is not None else meter.last_heard_at_unix_ms
+            tx.add_gap(meter.meter_id, meter.call_id, since, HOST_LOST, None)
         tx.save_meter(meter)
+        call.coverage = Coverage.COMPLETE
+        for other in tx.meters_of(call.call_id):
+            if other.state is not MeterState.OPEN:
+                call.coverage = worse(call.coverage, other.coverage)
+                if other.state is MeterState.LOST or other.lacks_records:
+                    call.coverage = worse(call.coverage, Coverage.PARTIAL)
+        tx.save_call(call)
+
+    def _control(self, tx: Session, meter: Meter, record: ControlTotal) -> None:
+        """Keep LiveKit's account beside ours. What no cause explains is a fault of one of us."""
+        figures = {"metered": record.metered, "livekit": record.livekit}
+        causes: dict[str, int] = {}
+        for word, part in record.causes.items():
+            cause = word if word in _CONTROL_CAUSES else ControlCause.UNEXPLAINED
+            causes[cause] = causes.get(cause, 0) + part
+        problem = quantities.out_of_range(figures)
+        if problem is None and any(abs(part) > MAX_QUANTITY for part in causes.values()):
+            problem = f"{record.unit}: a cause is outside -2**40 to 2**40"
+        if problem is not None:
+            self._postings.quarantine(tx, meter, record, problem)
+            return
+        rest = record.metered - record.livekit - sum(causes.values())
+        if rest:
+            causes[ControlCause.UNEXPLAINED] = causes.get(ControlCause.UNEXPLAINED, 0) + rest
+        if causes.get(ControlCause.UNEXPLAINED):
+            tx.count("unexplained_control_totals")
+        tx.add_control(meter.call_id, record, causes)
+
+    def _checkpoint_seen(self, tx: Session, checkpoint: Checkpoint, now: int) -> list[Effect]:
+        meter = tx.meter(checkpoint.opened.meter_id)
+        if meter is None:
+            # The sidecar was away for the whole call, or the agent was cut off from it.
+            meter = self._open(tx, checkpoint.opened, now)
+        known = meter.checkpoint
+        if known is not None and checkpoint.seq <= known.seq:
+            return []
+        tx.count("checkpoints")
+        at = _Clock(now, 0).ours(checkpoint.at_unix_ms)
+        checkpoint = msgspec.structs.replace(checkpoint, at_unix_ms=at)
+        meter.checkpoint = self._postings.believed_checkpoint(tx, meter, checkpoint)
+        tx.save_meter(meter)
+        if meter.state is not MeterState.OPEN and meter.lacks_records:
+            self._amend(tx, meter)
+            self._finish(tx, meter, now)
+        return self._look_at(tx, {meter.call_id}, now)
+
+    def _amend(self, tx: Session, meter: Meter) -> Call:
+        """The meter's call, settled or not, is about to change: it settles again."""
+        call = tx.call(meter.call_id)
+        assert call is not None
+        if call.state is CallState.SETTLED:
+            call.state = CallState.ENDED
+            call.amended = True
+            tx.save_call(call)
+        return call
 
     def _renew(self, tx: Session, renew: Renew, now: int) -> list[Effect]:
         meter = tx.meter(renew.meter_id)
@@ -416,7 +364,7 @@ class Books:
         """Post what accrued before midnight while its hold is still on yesterday's window."""
         if self._credit.day_is_over(tx, meter, now):
             for leg in tx.open_legs_of(meter.meter_id):
-                self._post(tx, meter, call, leg, now)
+                self._postings.post(tx, meter, call, leg, now)
 
     def _look_at(
         self, tx: Session, call_ids: set[str], now: int, *, told: bool = True
@@ -450,7 +398,7 @@ class Books:
                 assert leg is not None
                 assert meter is not None
                 assert call is not None
-                self._post(tx, meter, call, leg, now)
+                self._postings.post(tx, meter, call, leg, now)
                 tx.save_meter(meter)
         for expired in tx.meters_with_lease_before(now):
             with self._isolated(tx):
@@ -526,10 +474,3 @@ def _malformed(batch: Records) -> str | None:
     if batch.through_seq < batch.after_seq:
         return f"a batch from {batch.after_seq} through {batch.through_seq} is no range"
     return None
-
-
-_COVERAGE_ORDER = [Coverage.COMPLETE, Coverage.PARTIAL, Coverage.METRICS_ONLY]
-
-
-def _worse(one: Coverage, other: Coverage) -> Coverage:
-    return max(one, other, key=_COVERAGE_ORDER.index)

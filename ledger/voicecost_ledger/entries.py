@@ -22,9 +22,11 @@ class Leg(msgspec.Struct, kw_only=True):
 
     key: int = 0  # the store's own number; 0 until first saved
     meter_id: str
-    number: int
+    number: int  # below 0: no leg of the meter's, but what only its checkpoint tells of
     call_id: str
-    attributes: LegAttributes
+    attributes: LegAttributes  # as asked for
+    served_model: str | None = None  # what the provider says served it, where it said another
+    priced_as: str | None = None  # what served it, where that has a price of its own
     started_at_unix_ms: int
     speech_id: str | None = None
     usage: dict[str, int]
@@ -32,9 +34,14 @@ class Leg(msgspec.Struct, kw_only=True):
     outcome: Outcome | None = None  # None while open
     stopped_at_unix_ms: int | None = None
     last_at_unix_ms: int  # of the last record applied
+    time_to_first_ms: int | None = None  # to the first token or byte; None: none came
+    duration_ms: int | None = None  # by the meter's steady clock; None: it did not say
+    margins: dict[str, int] = {}  # of an estimate: by how much each unit may be off
     price_id: str | None = None
     pricing_source: str | None = None
     rated_nano_usd: int | None = None  # of `usage`; None: no price known
+    # By how much `rated_nano_usd` may be off; 0 where it is exact, None where nobody can say.
+    uncertainty_nano_usd: int | None = None
     posted_nano_usd: int = 0
     posted_usage: dict[str, int] = {}
     posted_basis: Basis | None = None
@@ -46,15 +53,30 @@ class Leg(msgspec.Struct, kw_only=True):
         """Rated but not yet posted."""
         return (self.rated_nano_usd or 0) - self.posted_nano_usd
 
+    @property
+    def billed_model(self) -> str:
+        """The model whose price rates it; its costs are grouped under this one.
+
+        A provider's dated name for what was asked for costs the same and changes nothing here.
+        """
+        return self.priced_as or self.attributes.model
+
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One posted part of a leg's charge. A correction is a new entry."""
+    """One posted part of a leg's charge. A correction is a new entry.
+
+    `uncertainty_nano_usd` is of the leg's whole amount as it was known with this part, not of the
+    part's own: it is not to be summed over the parts of a leg. 0 where the amount is exact
+    (`reported`, `observed`), None where nobody can say: no price, or an estimate of which only
+    the start was recorded.
+    """
 
     leg_key: int
     part: int  # 0, 1, 2 ...: the parts of a leg sum to the rate of its total
     amount_nano_usd: int | None  # None means "no price known"; 0 means "free"
     price_id: str | None  # content hash of the price that gave the amount
     basis: Basis
+    uncertainty_nano_usd: int | None
     usage: dict[str, int]  # of this part alone
     accrued_at_unix_ms: int  # when the money was spent; reports use this
     posted_at_unix_ms: int  # when we learned it
@@ -93,6 +115,7 @@ def next_part(leg: Leg, *, posted_at_unix_ms: int) -> Entry | None:
         amount_nano_usd=amount,
         price_id=leg.price_id if priced else None,
         basis=leg.basis,
+        uncertainty_nano_usd=leg.uncertainty_nano_usd,
         usage=part_usage,
         accrued_at_unix_ms=leg.last_at_unix_ms,
         posted_at_unix_ms=posted_at_unix_ms,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
+from voicecost_ledger.checkpoints import Checkpoint
 from voicecost_ledger.protocol import (
     Ack,
     Command,
@@ -31,6 +32,12 @@ class RoomVerifiedGone(msgspec.Struct, frozen=True, kw_only=True):
     room_sid: str
 
 
+class CheckpointSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """A meter's sealed checkpoint came back from LiveKit, and its seal was right."""
+
+    checkpoint: Checkpoint
+
+
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
     """Time has passed: leases, grace periods, quarter hours, enforcement deadlines."""
 
@@ -49,7 +56,17 @@ class EndRoom(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-Event = Hello | Records | Renew | WrappedUp | RoomEvent | RoomListing | RoomVerifiedGone | Tick
+Event = (
+    Hello
+    | Records
+    | Renew
+    | WrappedUp
+    | RoomEvent
+    | RoomListing
+    | RoomVerifiedGone
+    | CheckpointSeen
+    | Tick
+)
 Reply = Welcome | Ack | Reject
 """For the connection the event came from."""
 Effect = Reply | Grant | Command | EndRoom

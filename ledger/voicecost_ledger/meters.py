@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from voicecost_ledger.checkpoints import Checkpoint
 from voicecost_ledger.records import Coverage, MeterOpen
 
 
@@ -30,6 +31,8 @@ class Meter(msgspec.Struct, kw_only=True):
     opened: MeterOpen
     state: MeterState = MeterState.OPEN
     durable_seq: int = 0
+    records_lost: bool = False  # of those up to `durable_seq`, some never came and never will
+    checkpoint: Checkpoint | None = None  # the latest that was seen, its time by our clock
     coverage: Coverage = Coverage.COMPLETE
     last_heard_at_unix_ms: int = 0
     charged_nano_usd: int = 0
@@ -49,3 +52,9 @@ class Meter(msgspec.Struct, kw_only=True):
     def ceiling_nano_usd(self) -> int:
         """What the meter's total may reach on its present hold."""
         return self.posted_nano_usd + self.held_nano_usd
+
+    @property
+    def lacks_records(self) -> bool:
+        """Whether the latest checkpoint counts records that are not in the ledger."""
+        seen = self.checkpoint
+        return seen is not None and (self.records_lost or self.durable_seq < seen.seq)

@@ -121,19 +121,17 @@ def test_a_leg_dearer_than_any_request_can_be_is_quarantined() -> None:
 
 
 def test_what_was_priced_stays_priced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cached tokens above all tokens: no sane report, and no reason to forget the charge."""
+    """A correction in units that the price does not know is no reason to forget the charge."""
 
     def rate(self: SumPrice, usage: dict[str, int]) -> int | None:
-        if usage.get("cached_input_tokens", 0) > usage.get("input_tokens", 0):
-            return None
-        return usage.get("input_tokens", 0) * 1000
+        return None if "audio_ms" in usage else usage.get("input_tokens", 0) * 1000
 
     monkeypatch.setattr(SumPrice, "rate", rate)
     desk = Desk()
     meter = desk.meter()
     leg = meter.start(LLM, input_tokens=100)
     meter.stop(leg, basis=Basis.ESTIMATED, input_tokens=100)
-    meter.stop(leg, input_tokens=100, cached_input_tokens=200)
+    meter.stop(leg, audio_ms=200)
     meter.send()
     call = desk.call()
     assert (call.summary.total_nano_usd, call.summary.accruing_nano_usd) == (100_000, 0)

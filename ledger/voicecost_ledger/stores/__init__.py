@@ -7,7 +7,7 @@ from any thread at any time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -17,7 +17,14 @@ from voicecost_ledger.budgets import Window
 from voicecost_ledger.calls import Call, CallState, EndReason, Room
 from voicecost_ledger.entries import Entry, Leg
 from voicecost_ledger.meters import Meter
-from voicecost_ledger.records import Basis, Coverage, Environment, Modality, Outcome
+from voicecost_ledger.records import (
+    Basis,
+    ControlTotal,
+    Coverage,
+    Environment,
+    Modality,
+    Outcome,
+)
 from voicecost_ledger.rooms import RoomParticipant
 
 
@@ -55,7 +62,13 @@ class CallQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One call in a list. `total_nano_usd` has posted entries and `accruing_nano_usd` in it."""
+    """One call in a list. `total_nano_usd` has posted entries and `accruing_nano_usd` in it.
+
+    Waste is the cost of every leg that did not end `served`. `uncertainty_nano_usd` bounds by how
+    much the total may be off: the sum over its estimated legs, as if all erred the same way;
+    `unknown_uncertainty_leg_count` legs are estimated by nobody knows how much and are not in it.
+    Shares are of `total_nano_usd`, in thousandths.
+    """
 
     call_id: str
     state: CallState
@@ -71,37 +84,62 @@ class CallSummary(msgspec.Struct, frozen=True, kw_only=True):
     total_nano_usd: int
     accruing_nano_usd: int
     waste_nano_usd: int
+    waste_per_mille: int
+    estimated_nano_usd: int
+    estimated_per_mille: int
+    uncertainty_nano_usd: int
+    unknown_uncertainty_leg_count: int
     unpriced_leg_count: int
     nano_usd_by_modality: dict[str, int]
+    nano_usd_by_outcome: dict[str, int]  # "open" for legs that have none yet
     limit_nano_usd: int | None
     coverage: Coverage
     amended: bool
 
 
 class LegView(msgspec.Struct, frozen=True, kw_only=True):
-    """One leg as the ledger has it now. `amount_nano_usd` None: no price known."""
+    """One leg as the ledger has it now. `amount_nano_usd` None: no price known.
+
+    `model` is what was asked for. `served_model` is what the provider said instead, None where it
+    said nothing else; `billed_model` is the one whose price rates the leg.
+
+    `uncertainty_nano_usd`: by how much the amount may be off, 19 times of 20; 0 where it is exact,
+    None where nobody can say. `time_to_first_ms` is from the start to the first token or byte of
+    an answer, None where none came; `duration_ms` to the end, None while the leg is open or when
+    it was lost.
+    """
 
     meter_id: str
-    leg: int
+    leg: int  # below 0: no request of its own, but what only a checkpoint tells of
     modality: Modality
     provider: str
     model: str
+    served_model: str | None
+    billed_model: str
     host: str
     language: str
     usage: dict[str, int]
+    margins: dict[str, int]  # of an estimate: by how much each unit may be off
     basis: Basis
     outcome: Outcome | None  # None while the leg is open
     amount_nano_usd: int | None
+    uncertainty_nano_usd: int | None
     posted_nano_usd: int
     price_id: str | None
     pricing_source: str | None
     started_at_unix_ms: int
     stopped_at_unix_ms: int | None
+    time_to_first_ms: int | None
+    duration_ms: int | None
     speech_id: str | None
 
 
 class EntryView(msgspec.Struct, frozen=True, kw_only=True):
-    """One ledger row as posted."""
+    """One ledger row as posted.
+
+    `uncertainty_nano_usd` is of the leg's whole amount as it was known with this part: never sum
+    it over the parts of a leg. 0 where that is exact, None where nobody can say.
+    """
 
     number: int
     meter_id: str
@@ -110,6 +148,7 @@ class EntryView(msgspec.Struct, frozen=True, kw_only=True):
     amount_nano_usd: int | None
     price_id: str | None
     basis: Basis
+    uncertainty_nano_usd: int | None
     usage: dict[str, int]  # of this part alone
     accrued_at_unix_ms: int
     posted_at_unix_ms: int
@@ -123,6 +162,7 @@ class MeterView(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str | None
     unattributed: bool
     durable_seq: int
+    checkpoint_seq: int | None  # of the latest checkpoint that LiveKit gave back
     total_nano_usd: int
     ceiling_nano_usd: int | None
     versions: dict[str, str]
@@ -154,10 +194,72 @@ class QuarantinedView(msgspec.Struct, frozen=True, kw_only=True):
     record: str  # as JSON
 
 
+class ControlView(msgspec.Struct, frozen=True, kw_only=True):
+    """One quantity of one run of a session as LiveKit's `session.usage` has it, beside ours.
+
+    `metered` minus `livekit` is the sum of `causes`; `unexplained` among them is a fault of one of
+    the two.
+    """
+
+    meter_id: str
+    at_unix_ms: int
+    modality: Modality
+    provider: str
+    model: str
+    unit: str
+    metered: int
+    livekit: int
+    causes: dict[str, int]
+
+
+class TurnView(msgspec.Struct, frozen=True, kw_only=True):
+    """What one speech of the agent cost: the legs with its `speech_id`.
+
+    `speech_id` None: the legs that belong to no speech, such as an STT connection.
+    """
+
+    speech_id: str | None
+    started_at_unix_ms: int
+    total_nano_usd: int
+    waste_nano_usd: int
+    nano_usd_by_modality: dict[str, int]
+    leg_count: int
+    unpriced_leg_count: int
+
+
+class LatencyQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the legs took that started between two instants, grouped."""
+
+    from_unix_ms: int
+    until_unix_ms: int
+    project: str | None = None
+    # any of "project", "agent", "tenant", "provider", "model", "modality", "outcome"
+    group_by: tuple[str, ...] = ("project", "modality", "provider", "model")
+
+
+class LatencyRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One group of a latency query, exact: the nearest rank, not an estimate.
+
+    `leg_count` legs have ended (lost ones aside); `answered_leg_count` of them brought a first
+    token or byte. The percentiles are None where there is nothing to rank.
+    """
+
+    group: dict[str, str]
+    leg_count: int
+    answered_leg_count: int
+    time_to_first_p50_ms: int | None
+    time_to_first_p95_ms: int | None
+    duration_p50_ms: int | None
+    duration_p95_ms: int | None
+
+
 class CallDetail(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the ledger knows of one call."""
 
     summary: CallSummary
+    turns: list[TurnView]  # in the order they began
+    latency: list[LatencyRow]  # by modality, provider and model
+    control: list[ControlView]
     legs: list[LegView]
     entries: list[EntryView]
     meters: list[MeterView]
@@ -177,10 +279,15 @@ class CostQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CostRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One group of a cost query; posted entries only."""
+    """One group of a cost query; posted entries only.
+
+    Waste is what legs cost that did not end `served`, in thousandths of the amount too.
+    """
 
     group: dict[str, str]
     amount_nano_usd: int
+    waste_nano_usd: int
+    waste_per_mille: int
     leg_count: int
     unpriced_leg_count: int
 
@@ -289,6 +396,10 @@ class Session(Protocol):
         """Insert or replace a leg; gives a new one its key."""
         ...
 
+    def legs_of(self, meter_id: str) -> list[Leg]:
+        """A meter's legs, by number; those below 0 stand for what only its checkpoint tells of."""
+        ...
+
     def open_legs_of(self, meter_id: str) -> list[Leg]:
         """A meter's legs without an outcome, by number."""
         ...
@@ -305,8 +416,11 @@ class Session(Protocol):
         """A leg's entries, by part."""
         ...
 
-    def move_outcome(self, leg: Leg, meter: Meter, was: Outcome | None) -> None:
-        """Move what is posted for a leg from one outcome to `leg.outcome` in the rollups."""
+    def regroup(self, leg: Leg, meter: Meter, *, outcome: Outcome | None, model: str) -> None:
+        """Move what is posted for a leg to its outcome and billed model in the rollups.
+
+        `outcome` and `model` are those it was rolled up under.
+        """
         ...
 
     def project_posted(self, project: str, from_unix_ms: int, until_unix_ms: int) -> int:
@@ -337,6 +451,14 @@ class Session(Protocol):
         self, meter_id: str, call_id: str, at_unix_ms: int, reason: str, modality: str | None
     ) -> None:
         """Note usage that nobody could meter."""
+        ...
+
+    def withdraw_gaps(self, meter_id: str, reason: str) -> None:
+        """Forget a meter's gaps of one reason: it turned out that nothing is missing."""
+        ...
+
+    def add_control(self, call_id: str, total: ControlTotal, causes: Mapping[str, int]) -> None:
+        """Keep LiveKit's account of a quantity beside ours, and what explains the difference."""
         ...
 
     def quarantine(self, meter_id: str, seq: int, reason: str, record_json: str) -> None:
@@ -371,6 +493,10 @@ class Store(Protocol):
         """Accrued cost, grouped."""
         ...
 
+    def latency(self, query: LatencyQuery) -> list[LatencyRow]:
+        """How long legs took, grouped."""
+        ...
+
     def accruing(self, project: str | None) -> int:
         """Nano-USD that open legs have cost and that is not posted yet; None: of all projects."""
         ...
@@ -393,10 +519,13 @@ __all__ = [
     "CallDetail",
     "CallQuery",
     "CallSummary",
+    "ControlView",
     "CostQuery",
     "CostRow",
     "EntryView",
     "GapView",
+    "LatencyQuery",
+    "LatencyRow",
     "LegView",
     "MeterView",
     "QuarantinedView",
@@ -404,4 +533,5 @@ __all__ = [
     "Store",
     "StoreRefused",
     "StoreUnavailable",
+    "TurnView",
 ]

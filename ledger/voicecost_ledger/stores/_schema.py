@@ -78,6 +78,8 @@ CREATE TABLE meters (
   opened TEXT NOT NULL,
   state TEXT NOT NULL,
   durable_seq INTEGER NOT NULL,
+  records_lost INTEGER NOT NULL,
+  checkpoint TEXT NOT NULL,
   coverage TEXT NOT NULL,
   last_heard_at_unix_ms INTEGER NOT NULL,
   charged_nano_usd INTEGER NOT NULL,
@@ -136,13 +138,19 @@ CREATE TABLE legs (
   started_at_unix_ms INTEGER NOT NULL,
   stopped_at_unix_ms INTEGER,
   last_at_unix_ms INTEGER NOT NULL,
+  time_to_first_ms INTEGER,
+  duration_ms INTEGER,
   speech_id TEXT,
+  served_model TEXT,
+  priced_as TEXT,
   usage TEXT NOT NULL,
+  margins TEXT NOT NULL,
   basis TEXT NOT NULL,
   outcome TEXT,
   price_id TEXT,
   pricing_source TEXT,
   rated_nano_usd INTEGER,
+  uncertainty_nano_usd INTEGER,
   posted_nano_usd INTEGER NOT NULL,
   posted_usage TEXT NOT NULL,
   posted_basis TEXT,
@@ -151,6 +159,7 @@ CREATE TABLE legs (
   UNIQUE (meter_id, number)
 ) STRICT;
 CREATE INDEX legs_by_call ON legs (call_id);
+CREATE INDEX legs_by_start ON legs (started_at_unix_ms);
 CREATE INDEX legs_open ON legs (last_at_unix_ms) WHERE outcome IS NULL;
 
 CREATE TABLE entries (
@@ -161,6 +170,7 @@ CREATE TABLE entries (
   amount_nano_usd INTEGER,
   price_id TEXT,
   basis TEXT NOT NULL,
+  uncertainty_nano_usd INTEGER,
   accrued_at_unix_ms INTEGER NOT NULL,
   posted_at_unix_ms INTEGER NOT NULL,
   {_UNITS_SQL},
@@ -217,6 +227,13 @@ CREATE TABLE gaps (
   reason TEXT NOT NULL, modality TEXT
 ) STRICT;
 CREATE INDEX gaps_by_call ON gaps (call_id);
+CREATE INDEX gaps_by_meter ON gaps (meter_id);
+CREATE TABLE control_totals (
+  meter_id TEXT NOT NULL, call_id TEXT NOT NULL, at_unix_ms INTEGER NOT NULL,
+  modality TEXT NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL, unit TEXT NOT NULL,
+  metered INTEGER NOT NULL, livekit INTEGER NOT NULL, causes TEXT NOT NULL
+) STRICT;
+CREATE INDEX control_totals_by_call ON control_totals (call_id);
 CREATE TABLE quarantine (
   meter_id TEXT NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL, record TEXT NOT NULL,
   PRIMARY KEY (meter_id, seq)

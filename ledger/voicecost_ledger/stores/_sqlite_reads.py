@@ -1,4 +1,4 @@
-"""The questions a SQLite ledger answers: calls, one call, costs, counters, and whether it is right.
+"""The questions a SQLite ledger answers over all calls: costs, latency, counters, correctness.
 
 Every query is parameterised; only column names from our own lists are ever put into the text.
 """
@@ -9,243 +9,17 @@ from collections import defaultdict
 from typing import Any, Final
 
 import apsw
-import msgspec
 
-from voicecost_ledger.records import MeterOpen, Outcome
-from voicecost_ledger.stores import (
-    AuditView,
-    CallDetail,
-    CallQuery,
-    CallSummary,
-    CostQuery,
-    CostRow,
-    EntryView,
-    GapView,
-    LegView,
-    MeterView,
-    QuarantinedView,
-)
-from voicecost_ledger.stores._schema import UNIT_COLUMNS
+from voicecost_ledger.stores import CostQuery, CostRow, LatencyQuery, LatencyRow
 from voicecost_ledger.stores._sqlite_query import query
+from voicecost_ledger.stores._views import latency_row, per_mille
 
 GROUPS: Final = ("project", "agent", "tenant", "provider", "model", "modality", "outcome")
-
-_SUMMARY = """
-SELECT c.call_id, c.state, c.reason, c.project, c.agent, c.tenant, c.environment,
-  (SELECT name FROM rooms r WHERE r.call_id = c.call_id ORDER BY seen_at_unix_ms LIMIT 1),
-  c.opened_at_unix_ms, c.ended_at_unix_ms, c.settled_at_unix_ms, c.limit_nano_usd, c.coverage,
-  c.amended
-FROM calls c"""
-_SUMMARY_FIELDS = (
-    "call_id",
-    "state",
-    "reason",
-    "project",
-    "agent",
-    "tenant",
-    "environment",
-    "room_name",
-    "opened_at_unix_ms",
-    "ended_at_unix_ms",
-    "settled_at_unix_ms",
-    "limit_nano_usd",
-    "coverage",
-    "amended",
-)
-
-
-def calls(db: apsw.Connection, asked: CallQuery) -> list[CallSummary]:
-    """The calls a query asks for, newest first."""
-    where, values = ["1"], list[Any]()
-    for condition, value in (
-        ("c.project = ?", asked.project),
-        ("c.state = ?", str(asked.state) if asked.state else None),
-        ("c.opened_at_unix_ms >= ?", asked.opened_from_unix_ms),
-        ("c.opened_at_unix_ms < ?", asked.opened_until_unix_ms),
-    ):
-        if value is not None:
-            where.append(condition)
-            values.append(value)
-    if asked.before is not None:
-        opened_at_unix_ms, call_id = asked.before
-        where += ["c.opened_at_unix_ms <= ?", "(c.opened_at_unix_ms < ? OR c.call_id > ?)"]
-        values += [opened_at_unix_ms, opened_at_unix_ms, call_id]
-    sql = (
-        f"{_SUMMARY} WHERE {' AND '.join(where)} "
-        "ORDER BY c.opened_at_unix_ms DESC, c.call_id LIMIT ?"
-    )
-    return [_summary(db, row) for row in query(db, sql, (*values, asked.limit))]
-
-
-def _summary(db: apsw.Connection, row: tuple[Any, ...]) -> CallSummary:
-    raw: dict[str, Any] = dict(zip(_SUMMARY_FIELDS, row, strict=True))
-    raw["amended"] = bool(raw["amended"])
-    by_modality: dict[str, int] = defaultdict(int)
-    accruing = waste = unpriced = 0
-    for modality, outcome, rated, posted, null in query(
-        db,
-        "SELECT modality, outcome, sum(coalesce(rated_nano_usd, 0)), sum(posted_nano_usd), "
-        "sum(rated_nano_usd IS NULL) FROM legs WHERE call_id = ? GROUP BY modality, outcome",
-        (raw["call_id"],),
-    ):
-        by_modality[modality] += rated
-        accruing += rated - posted
-        unpriced += null
-        if outcome is not None and outcome != Outcome.SERVED:
-            waste += rated
-    return msgspec.convert(
-        {
-            **raw,
-            "total_nano_usd": sum(by_modality.values()),
-            "accruing_nano_usd": accruing,
-            "waste_nano_usd": waste,
-            "unpriced_leg_count": unpriced,
-            "nano_usd_by_modality": dict(by_modality),
-        },
-        CallSummary,
-    )
-
-
-def call(db: apsw.Connection, call_id: str) -> CallDetail | None:
-    """Everything known of one call, or None."""
-    found = query(db, f"{_SUMMARY} WHERE c.call_id = ?", (call_id,))
-    if not found:
-        return None
-    return CallDetail(
-        summary=_summary(db, found[0]),
-        legs=_legs(db, call_id),
-        entries=_entries(db, call_id),
-        meters=_meters(db, call_id),
-        gaps=[
-            GapView(meter_id=row[0], at_unix_ms=row[1], reason=row[2], modality=row[3])
-            for row in query(
-                db,
-                "SELECT meter_id, at_unix_ms, reason, modality FROM gaps WHERE call_id = ? "
-                "ORDER BY rowid",
-                (call_id,),
-            )
-        ],
-        audit=[
-            AuditView(at_unix_ms=row[0], step=row[1], detail=row[2])
-            for row in query(
-                db,
-                "SELECT at_unix_ms, step, detail FROM audit WHERE call_id = ? ORDER BY rowid",
-                (call_id,),
-            )
-        ],
-        quarantined=[
-            QuarantinedView(meter_id=row[0], seq=row[1], reason=row[2], record=row[3])
-            for row in query(
-                db,
-                "SELECT q.meter_id, q.seq, q.reason, q.record FROM quarantine q "
-                "JOIN meters m USING (meter_id) WHERE m.call_id = ? ORDER BY q.meter_id, q.seq",
-                (call_id,),
-            )
-        ],
-    )
-
-
-def _legs(db: apsw.Connection, call_id: str) -> list[LegView]:
-    fields = (
-        "meter_id, number, attributes, usage, basis, outcome, rated_nano_usd, posted_nano_usd, "
-        "price_id, pricing_source, started_at_unix_ms, stopped_at_unix_ms, speech_id"
-    )
-    views: list[LegView] = []
-    for row in query(
-        db,
-        f"SELECT {fields} FROM legs WHERE call_id = ? ORDER BY started_at_unix_ms, key",
-        (call_id,),
-    ):
-        attributes = msgspec.json.decode(row[2])
-        views.append(
-            msgspec.convert(
-                {
-                    "meter_id": row[0],
-                    "leg": row[1],
-                    "modality": attributes[0],
-                    "provider": attributes[1],
-                    "model": attributes[2],
-                    "host": attributes[4],
-                    "language": attributes[5],
-                    "usage": msgspec.json.decode(row[3]),
-                    "basis": row[4],
-                    "outcome": row[5],
-                    "amount_nano_usd": row[6],
-                    "posted_nano_usd": row[7],
-                    "price_id": row[8],
-                    "pricing_source": row[9],
-                    "started_at_unix_ms": row[10],
-                    "stopped_at_unix_ms": row[11],
-                    "speech_id": row[12],
-                },
-                LegView,
-            )
-        )
-    return views
-
-
-def _entries(db: apsw.Connection, call_id: str) -> list[EntryView]:
-    columns = ", ".join(f"e.{unit}" for unit in UNIT_COLUMNS)
-    sql = (
-        "SELECT e.number, l.meter_id, l.number, e.part, e.amount_nano_usd, e.price_id, e.basis, "
-        f"e.accrued_at_unix_ms, e.posted_at_unix_ms, {columns} "
-        "FROM entries e JOIN legs l ON l.key = e.leg_key WHERE e.call_id = ? ORDER BY e.number"
-    )
-    return [
-        msgspec.convert(
-            {
-                "number": row[0],
-                "meter_id": row[1],
-                "leg": row[2],
-                "part": row[3],
-                "amount_nano_usd": row[4],
-                "price_id": row[5],
-                "basis": row[6],
-                "accrued_at_unix_ms": row[7],
-                "posted_at_unix_ms": row[8],
-                "usage": {
-                    unit: quantity
-                    for unit, quantity in zip(UNIT_COLUMNS, row[9:], strict=True)
-                    if quantity is not None
-                },
-            },
-            EntryView,
-        )
-        for row in query(db, sql, (call_id,))
-    ]
-
-
-def _meters(db: apsw.Connection, call_id: str) -> list[MeterView]:
-    views: list[MeterView] = []
-    for row in query(
-        db,
-        "SELECT meter_id, state, job_id, opened, durable_seq, charged_nano_usd, posted_nano_usd, "
-        "held_nano_usd, held_windows FROM meters WHERE call_id = ? ORDER BY meter_id",
-        (call_id,),
-    ):
-        opened = msgspec.json.decode(row[3], type=MeterOpen)
-        views.append(
-            MeterView(
-                meter_id=row[0],
-                state=row[1],
-                job_id=row[2],
-                unattributed=opened.unattributed,
-                durable_seq=row[4],
-                total_nano_usd=row[5],
-                ceiling_nano_usd=row[6] + row[7] if msgspec.json.decode(row[8]) else None,
-                versions=opened.versions,
-            )
-        )
-    return views
 
 
 def costs(db: apsw.Connection, asked: CostQuery) -> list[CostRow]:
     """Accrued cost between two instants, by any of `GROUPS`."""
-    unknown = [group for group in asked.group_by if group not in GROUPS]
-    if unknown:
-        raise ValueError(
-            f"cannot group costs by {unknown[0]!r}: expected one of {', '.join(GROUPS)}"
-        )
+    _check_groups(asked.group_by, "costs")
     columns = ", ".join(asked.group_by)
     where = "quarter_unix_ms >= ? AND quarter_unix_ms < ?"
     values: list[int | str] = [asked.from_unix_ms, asked.until_unix_ms]
@@ -255,19 +29,67 @@ def costs(db: apsw.Connection, asked: CostQuery) -> list[CostRow]:
     select = f"{columns}, " if columns else ""
     group = f" GROUP BY {columns} ORDER BY 1" if columns else ""
     sql = (
-        f"SELECT {select}sum(amount_nano_usd), sum(leg_count), sum(unpriced_leg_count) "
-        f"FROM rollups WHERE {where}{group}"
+        f"SELECT {select}sum(amount_nano_usd), "
+        "sum(CASE WHEN outcome NOT IN ('', 'served') THEN amount_nano_usd ELSE 0 END), "
+        f"sum(leg_count), sum(unpriced_leg_count) FROM rollups WHERE {where}{group}"
     )
     return [
         CostRow(
-            group=dict(zip(asked.group_by, row[:-3], strict=True)),
-            amount_nano_usd=row[-3],
+            group=dict(zip(asked.group_by, row[:-4], strict=True)),
+            amount_nano_usd=row[-4],
+            waste_nano_usd=row[-3],
+            waste_per_mille=per_mille(row[-3], row[-4]),
             leg_count=row[-2],
             unpriced_leg_count=row[-1],
         )
         for row in query(db, sql, values)
-        if row[-1] or row[-2] or row[-3]  # a group that everything has moved out of is no group
+        if row[-1] or row[-2] or row[-4]  # a group that everything has moved out of is no group
     ]
+
+
+_LEG_GROUPS: Final = {
+    "project": "m.project",
+    "agent": "coalesce(m.agent, '')",
+    "tenant": "coalesce(m.tenant, '')",
+    "provider": "l.provider",
+    "model": "l.model",
+    "modality": "l.modality",
+    "outcome": "l.outcome",
+}
+
+
+def latency(db: apsw.Connection, asked: LatencyQuery) -> list[LatencyRow]:
+    """How long the legs took that started between two instants and ended, by any of `GROUPS`."""
+    _check_groups(asked.group_by, "latency")
+    columns = "".join(f"{_LEG_GROUPS[group]}, " for group in asked.group_by)
+    sql = (
+        f"SELECT {columns}l.time_to_first_ms, "
+        "coalesce(l.duration_ms, max(0, l.stopped_at_unix_ms - l.started_at_unix_ms)) "
+        "FROM legs l INDEXED BY legs_by_start JOIN meters m USING (meter_id) "
+        "WHERE l.started_at_unix_ms >= ?1 AND l.started_at_unix_ms < ?2 "
+        "AND l.outcome <> 'lost' AND (?3 IS NULL OR m.project = ?3)"
+    )
+    groups: dict[tuple[str, ...], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    values: tuple[Any, ...] = (asked.from_unix_ms, asked.until_unix_ms, asked.project)
+    for *group, first_ms, duration_ms in query(db, sql, values):
+        firsts, durations = groups[tuple(group)]
+        durations.append(duration_ms)
+        if first_ms is not None:
+            firsts.append(first_ms)
+    return [
+        latency_row(
+            dict(zip(asked.group_by, group, strict=True)), len(durations), firsts, durations
+        )
+        for group, (firsts, durations) in sorted(groups.items())
+    ]
+
+
+def _check_groups(group_by: tuple[str, ...], what: str) -> None:
+    unknown = [group for group in group_by if group not in GROUPS]
+    if unknown:
+        raise ValueError(
+            f"cannot group {what} by {unknown[0]!r}: expected one of {', '.join(GROUPS)}"
+        )
 
 
 def accruing(db: apsw.Connection, project: str | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Final
 
 import apsw
@@ -13,7 +13,7 @@ from voicecost_ledger.budgets import Window
 from voicecost_ledger.calls import Call, Room
 from voicecost_ledger.entries import Entry, Leg, quarter_hour
 from voicecost_ledger.meters import Meter
-from voicecost_ledger.records import Outcome
+from voicecost_ledger.records import ControlTotal, Outcome
 from voicecost_ledger.rooms import RoomParticipant
 from voicecost_ledger.stores._schema import UNIT_COLUMNS
 from voicecost_ledger.stores._sqlite_query import query
@@ -44,7 +44,8 @@ class _Table:
             field.encode_name
             for field in fields
             if any(
-                word in str(field.type) for word in ("dict", "list", "LegAttributes", "MeterOpen")
+                word in str(field.type)
+                for word in ("dict", "list", "LegAttributes", "MeterOpen", "Checkpoint")
             )
         }
         self.booleans = {field.encode_name for field in fields if field.type is bool}
@@ -96,19 +97,20 @@ _LEGS = _Table(
     ["meter_id", "number"],
     modality="attributes.modality",
     provider="attributes.provider",
-    model="attributes.model",
+    model="billed_model",
 )
 _WINDOWS = _Table(Window, "windows", ["scope", "start_unix_ms"])
 
 _UNIT_LIST = ", ".join(UNIT_COLUMNS)
 _POST = (
     "INSERT INTO entries (leg_key, part, call_id, amount_nano_usd, price_id, basis, "
-    f"accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST}) "
-    f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * len(UNIT_COLUMNS))})"
+    f"uncertainty_nano_usd, accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST}) "
+    f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * len(UNIT_COLUMNS))})"
 )
 _ENTRIES_OF = (
-    "SELECT leg_key, part, amount_nano_usd, price_id, basis, accrued_at_unix_ms, "
-    f"posted_at_unix_ms, {_UNIT_LIST} FROM entries WHERE leg_key = ? ORDER BY part"
+    "SELECT leg_key, part, amount_nano_usd, price_id, basis, uncertainty_nano_usd, "
+    f"accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST} FROM entries "
+    "WHERE leg_key = ? ORDER BY part"
 )
 _ROLL = (
     "INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
@@ -301,6 +303,9 @@ class SqliteSession:
             leg.key = last + 1
         self._save(_LEGS, leg)
 
+    def legs_of(self, meter_id: str) -> list[Leg]:
+        return self._find(_LEGS, "meter_id = ? ORDER BY number", meter_id)
+
     def open_legs_of(self, meter_id: str) -> list[Leg]:
         return self._find(_LEGS, "meter_id = ? AND outcome IS NULL ORDER BY number", meter_id)
 
@@ -324,6 +329,7 @@ class SqliteSession:
                 entry.amount_nano_usd,
                 entry.price_id,
                 str(entry.basis),
+                entry.uncertainty_nano_usd,
                 entry.accrued_at_unix_ms,
                 entry.posted_at_unix_ms,
                 *(entry.usage.get(unit) for unit in UNIT_COLUMNS),
@@ -337,6 +343,7 @@ class SqliteSession:
             meter,
             leg,
             leg.outcome,
+            leg.billed_model,
             entry.accrued_at_unix_ms,
             entry.amount_nano_usd or 0,
             int(first),
@@ -356,6 +363,7 @@ class SqliteSession:
         meter: Meter,
         leg: Leg,
         outcome: Outcome | None,
+        model: str,
         at_unix_ms: int,
         amount_nano_usd: int,
         leg_count: int,
@@ -370,7 +378,7 @@ class SqliteSession:
                 meter.opened.agent or "",
                 meter.opened.tenant or "",
                 leg.attributes.provider,
-                leg.attributes.model,
+                model,
                 str(leg.attributes.modality),
                 str(outcome or ""),
                 amount_nano_usd,
@@ -388,23 +396,24 @@ class SqliteSession:
                     "amount_nano_usd": raw[2],
                     "price_id": raw[3],
                     "basis": raw[4],
-                    "accrued_at_unix_ms": raw[5],
-                    "posted_at_unix_ms": raw[6],
-                    "usage": _usage(raw[7:]),
+                    "uncertainty_nano_usd": raw[5],
+                    "accrued_at_unix_ms": raw[6],
+                    "posted_at_unix_ms": raw[7],
+                    "usage": _usage(raw[8:]),
                 },
                 Entry,
             )
             for raw in query(self._db, _ENTRIES_OF, (leg.key,))
         ]
 
-    def move_outcome(self, leg: Leg, meter: Meter, was: Outcome | None) -> None:
+    def regroup(self, leg: Leg, meter: Meter, *, outcome: Outcome | None, model: str) -> None:
         unpriced = False
         for entry in self.entries_of(leg):
             null = entry.amount_nano_usd is None
             counts = int(entry.part == 0), int(null) - int(unpriced)
             amount, at = entry.amount_nano_usd or 0, entry.accrued_at_unix_ms
-            self._roll(meter, leg, was, at, -amount, -counts[0], -counts[1])
-            self._roll(meter, leg, leg.outcome, at, amount, *counts)
+            self._roll(meter, leg, outcome, model, at, -amount, -counts[0], -counts[1])
+            self._roll(meter, leg, leg.outcome, leg.billed_model, at, amount, *counts)
             unpriced = null
 
     def project_posted(self, project: str, from_unix_ms: int, until_unix_ms: int) -> int:
@@ -443,6 +452,27 @@ class SqliteSession:
         word = str(modality) if modality is not None else None
         values = (meter_id, call_id, at_unix_ms, reason, word)
         query(self._db, "INSERT INTO gaps VALUES (?, ?, ?, ?, ?)", values)
+
+    def withdraw_gaps(self, meter_id: str, reason: str) -> None:
+        query(self._db, "DELETE FROM gaps WHERE meter_id = ? AND reason = ?", (meter_id, reason))
+
+    def add_control(self, call_id: str, total: ControlTotal, causes: Mapping[str, int]) -> None:
+        query(
+            self._db,
+            "INSERT INTO control_totals VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                total.meter_id,
+                call_id,
+                total.at_unix_ms,
+                str(total.modality),
+                total.provider,
+                total.model,
+                total.unit,
+                total.metered,
+                total.livekit,
+                msgspec.json.encode(causes).decode(),
+            ),
+        )
 
     def quarantine(self, meter_id: str, seq: int, reason: str, record_json: str) -> None:
         # Capped, so that a broken client cannot fill the disk; the counter goes on counting.

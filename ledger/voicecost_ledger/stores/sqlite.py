@@ -25,8 +25,11 @@ from voicecost_ledger.stores import (
     CallSummary,
     CostQuery,
     CostRow,
+    LatencyQuery,
+    LatencyRow,
     StoreRefused,
     StoreUnavailable,
+    _sqlite_calls,
     _sqlite_reads,
 )
 from voicecost_ledger.stores._schema import MIGRATIONS
@@ -103,17 +106,22 @@ class SqliteStore:
     def calls(self, query: CallQuery) -> list[CallSummary]:
         """The calls a query asks for, newest first."""
         with self._read() as db:
-            return _sqlite_reads.calls(db, query)
+            return _sqlite_calls.calls(db, query)
 
     def call(self, call_id: str) -> CallDetail | None:
         """Everything known of one call, or None."""
         with self._read() as db:
-            return _sqlite_reads.call(db, call_id)
+            return _sqlite_calls.call(db, call_id)
 
     def costs(self, query: CostQuery) -> list[CostRow]:
         """Accrued cost, grouped."""
         with self._read() as db:
             return _sqlite_reads.costs(db, query)
+
+    def latency(self, query: LatencyQuery) -> list[LatencyRow]:
+        """How long legs took, grouped."""
+        with self._read() as db:
+            return _sqlite_reads.latency(db, query)
 
     def accruing(self, project: str | None) -> int:
         """Nano-USD that open legs have cost and that is not posted yet; None: of all projects."""

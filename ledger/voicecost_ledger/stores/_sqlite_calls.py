@@ -1,0 +1,280 @@
+"""A SQLite ledger's calls: lists of them, and everything that is known of one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import apsw
+import msgspec
+
+from voicecost_ledger.checkpoints import Checkpoint
+from voicecost_ledger.records import Basis, LegAttributes, MeterOpen, Outcome
+from voicecost_ledger.stores import (
+    AuditView,
+    CallDetail,
+    CallQuery,
+    CallSummary,
+    ControlView,
+    EntryView,
+    GapView,
+    LegView,
+    MeterView,
+    QuarantinedView,
+)
+from voicecost_ledger.stores._schema import UNIT_COLUMNS
+from voicecost_ledger.stores._sqlite_query import query
+from voicecost_ledger.stores._views import latency_of, per_mille, turns_of
+
+_SUMMARY = """
+SELECT c.call_id, c.state, c.reason, c.project, c.agent, c.tenant, c.environment,
+  (SELECT name FROM rooms r WHERE r.call_id = c.call_id ORDER BY seen_at_unix_ms LIMIT 1),
+  c.opened_at_unix_ms, c.ended_at_unix_ms, c.settled_at_unix_ms, c.limit_nano_usd, c.coverage,
+  c.amended
+FROM calls c"""
+_SUMMARY_FIELDS = (
+    "call_id",
+    "state",
+    "reason",
+    "project",
+    "agent",
+    "tenant",
+    "environment",
+    "room_name",
+    "opened_at_unix_ms",
+    "ended_at_unix_ms",
+    "settled_at_unix_ms",
+    "limit_nano_usd",
+    "coverage",
+    "amended",
+)
+
+
+def calls(db: apsw.Connection, asked: CallQuery) -> list[CallSummary]:
+    """The calls a query asks for, newest first."""
+    where, values = ["1"], list[Any]()
+    for condition, value in (
+        ("c.project = ?", asked.project),
+        ("c.state = ?", str(asked.state) if asked.state else None),
+        ("c.opened_at_unix_ms >= ?", asked.opened_from_unix_ms),
+        ("c.opened_at_unix_ms < ?", asked.opened_until_unix_ms),
+    ):
+        if value is not None:
+            where.append(condition)
+            values.append(value)
+    if asked.before is not None:
+        opened_at_unix_ms, call_id = asked.before
+        where += ["c.opened_at_unix_ms <= ?", "(c.opened_at_unix_ms < ? OR c.call_id > ?)"]
+        values += [opened_at_unix_ms, opened_at_unix_ms, call_id]
+    sql = (
+        f"{_SUMMARY} WHERE {' AND '.join(where)} "
+        "ORDER BY c.opened_at_unix_ms DESC, c.call_id LIMIT ?"
+    )
+    return [_summary(db, row) for row in query(db, sql, (*values, asked.limit))]
+
+
+def _summary(db: apsw.Connection, row: tuple[Any, ...]) -> CallSummary:
+    raw: dict[str, Any] = dict(zip(_SUMMARY_FIELDS, row, strict=True))
+    raw["amended"] = bool(raw["amended"])
+    by_modality: dict[str, int] = defaultdict(int)
+    by_outcome: dict[str, int] = defaultdict(int)
+    accruing = waste = estimated = unpriced = uncertainty = unknown = 0
+    for modality, outcome, basis, rated, posted, null, margin, no_margin in query(
+        db,
+        "SELECT modality, outcome, basis, sum(coalesce(rated_nano_usd, 0)), sum(posted_nano_usd), "
+        "sum(rated_nano_usd IS NULL), sum(coalesce(uncertainty_nano_usd, 0)), "
+        "sum(rated_nano_usd IS NOT NULL AND uncertainty_nano_usd IS NULL) "
+        "FROM legs WHERE call_id = ? GROUP BY modality, outcome, basis",
+        (raw["call_id"],),
+    ):
+        by_modality[modality] += rated
+        by_outcome[outcome or "open"] += rated
+        accruing += rated - posted
+        unpriced += null
+        uncertainty += margin
+        unknown += no_margin
+        if basis == Basis.ESTIMATED:
+            estimated += rated
+        if outcome is not None and outcome != Outcome.SERVED:
+            waste += rated
+    total = sum(by_modality.values())
+    return msgspec.convert(
+        {
+            **raw,
+            "total_nano_usd": total,
+            "accruing_nano_usd": accruing,
+            "waste_nano_usd": waste,
+            "waste_per_mille": per_mille(waste, total),
+            "estimated_nano_usd": estimated,
+            "estimated_per_mille": per_mille(estimated, total),
+            "uncertainty_nano_usd": uncertainty,
+            "unknown_uncertainty_leg_count": unknown,
+            "unpriced_leg_count": unpriced,
+            "nano_usd_by_modality": dict(by_modality),
+            "nano_usd_by_outcome": dict(by_outcome),
+        },
+        CallSummary,
+    )
+
+
+def call(db: apsw.Connection, call_id: str) -> CallDetail | None:
+    """Everything known of one call, or None."""
+    found = query(db, f"{_SUMMARY} WHERE c.call_id = ?", (call_id,))
+    if not found:
+        return None
+    legs = _legs(db, call_id)
+    return CallDetail(
+        summary=_summary(db, found[0]),
+        turns=turns_of(legs),
+        latency=latency_of(legs),
+        control=_control(db, call_id),
+        legs=legs,
+        entries=_entries(db, call_id),
+        meters=_meters(db, call_id),
+        gaps=[
+            GapView(meter_id=row[0], at_unix_ms=row[1], reason=row[2], modality=row[3])
+            for row in query(
+                db,
+                "SELECT meter_id, at_unix_ms, reason, modality FROM gaps WHERE call_id = ? "
+                "ORDER BY rowid",
+                (call_id,),
+            )
+        ],
+        audit=[
+            AuditView(at_unix_ms=row[0], step=row[1], detail=row[2])
+            for row in query(
+                db,
+                "SELECT at_unix_ms, step, detail FROM audit WHERE call_id = ? ORDER BY rowid",
+                (call_id,),
+            )
+        ],
+        quarantined=[
+            QuarantinedView(meter_id=row[0], seq=row[1], reason=row[2], record=row[3])
+            for row in query(
+                db,
+                "SELECT q.meter_id, q.seq, q.reason, q.record FROM quarantine q "
+                "JOIN meters m USING (meter_id) WHERE m.call_id = ? ORDER BY q.meter_id, q.seq",
+                (call_id,),
+            )
+        ],
+    )
+
+
+_LEG_COLUMNS = (
+    "meter_id",
+    "number",
+    "served_model",
+    "model",  # the billed one
+    "basis",
+    "outcome",
+    "rated_nano_usd",
+    "uncertainty_nano_usd",
+    "posted_nano_usd",
+    "price_id",
+    "pricing_source",
+    "started_at_unix_ms",
+    "stopped_at_unix_ms",
+    "time_to_first_ms",
+    "duration_ms",
+    "speech_id",
+    "attributes",
+    "usage",
+    "margins",
+)
+_SHOWN_ATTRIBUTES = ("modality", "provider", "model", "host", "language")
+_LEG_NAMES = {"number": "leg", "model": "billed_model", "rated_nano_usd": "amount_nano_usd"}
+
+
+def _legs(db: apsw.Connection, call_id: str) -> list[LegView]:
+    views: list[LegView] = []
+    for row in query(
+        db,
+        f"SELECT {', '.join(_LEG_COLUMNS)} FROM legs WHERE call_id = ? "
+        "ORDER BY started_at_unix_ms, key",
+        (call_id,),
+    ):
+        raw = {
+            _LEG_NAMES.get(column, column): value
+            for column, value in zip(_LEG_COLUMNS, row, strict=True)
+        }
+        attributes = msgspec.json.decode(raw.pop("attributes"), type=LegAttributes)
+        began, ended = raw["started_at_unix_ms"], raw["stopped_at_unix_ms"]
+        if raw["duration_ms"] is None and ended is not None and raw["outcome"] != Outcome.LOST:
+            raw["duration_ms"] = max(0, ended - began)  # by the clock on the wall, for want of one
+        raw |= {name: getattr(attributes, name) for name in _SHOWN_ATTRIBUTES}
+        raw |= {name: msgspec.json.decode(raw[name]) for name in ("usage", "margins")}
+        views.append(msgspec.convert(raw, LegView))
+    return views
+
+
+def _entries(db: apsw.Connection, call_id: str) -> list[EntryView]:
+    columns = ", ".join(f"e.{unit}" for unit in UNIT_COLUMNS)
+    sql = (
+        "SELECT e.number, l.meter_id, l.number, e.part, e.amount_nano_usd, e.price_id, e.basis, "
+        f"e.uncertainty_nano_usd, e.accrued_at_unix_ms, e.posted_at_unix_ms, {columns} "
+        "FROM entries e JOIN legs l ON l.key = e.leg_key WHERE e.call_id = ? ORDER BY e.number"
+    )
+    return [
+        msgspec.convert(
+            {
+                "number": row[0],
+                "meter_id": row[1],
+                "leg": row[2],
+                "part": row[3],
+                "amount_nano_usd": row[4],
+                "price_id": row[5],
+                "basis": row[6],
+                "uncertainty_nano_usd": row[7],
+                "accrued_at_unix_ms": row[8],
+                "posted_at_unix_ms": row[9],
+                "usage": {
+                    unit: quantity
+                    for unit, quantity in zip(UNIT_COLUMNS, row[10:], strict=True)
+                    if quantity is not None
+                },
+            },
+            EntryView,
+        )
+        for row in query(db, sql, (call_id,))
+    ]
+
+
+def _meters(db: apsw.Connection, call_id: str) -> list[MeterView]:
+    views: list[MeterView] = []
+    for row in query(
+        db,
+        "SELECT meter_id, state, job_id, opened, durable_seq, charged_nano_usd, posted_nano_usd, "
+        "held_nano_usd, held_windows, checkpoint FROM meters WHERE call_id = ? ORDER BY meter_id",
+        (call_id,),
+    ):
+        opened = msgspec.json.decode(row[3], type=MeterOpen)
+        seen = msgspec.json.decode(row[9], type=Checkpoint | None)
+        views.append(
+            MeterView(
+                meter_id=row[0],
+                state=row[1],
+                job_id=row[2],
+                unattributed=opened.unattributed,
+                durable_seq=row[4],
+                checkpoint_seq=None if seen is None else seen.seq,
+                total_nano_usd=row[5],
+                ceiling_nano_usd=row[6] + row[7] if msgspec.json.decode(row[8]) else None,
+                versions=opened.versions,
+            )
+        )
+    return views
+
+
+def _control(db: apsw.Connection, call_id: str) -> list[ControlView]:
+    columns = [field.encode_name for field in msgspec.structs.fields(ControlView)]
+    views: list[ControlView] = []
+    for row in query(
+        db,
+        f"SELECT {', '.join(columns)} FROM control_totals WHERE call_id = ? ORDER BY rowid",
+        (call_id,),
+    ):
+        raw = dict(zip(columns, row, strict=True))
+        views.append(
+            msgspec.convert(raw | {"causes": msgspec.json.decode(raw["causes"])}, ControlView)
+        )
+    return views
