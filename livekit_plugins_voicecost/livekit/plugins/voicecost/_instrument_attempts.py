@@ -20,6 +20,7 @@ from livekit.agents import APIError, APIStatusError
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults, _wire
+from ._wire_answers import AnswerObserver
 from .legs import Leg, LegMeter, affordable
 
 CLIENT_CLOSED: Final = 499
@@ -44,6 +45,7 @@ class Tally:
         "_served_model",
         "attributes",
         "basis",
+        "heard_by_livekit",
         "leg",
         "outcome",
         "owner",
@@ -62,6 +64,7 @@ class Tally:
         self._margins: Mapping[str, int] | None = None
         self._served_model = ""
         self._first_answer = False
+        self.heard_by_livekit = False
 
     @property
     def margins(self) -> Mapping[str, int]:
@@ -173,6 +176,7 @@ class Tally:
         self.leg = meter.open_leg(
             self.attributes, self.usage, basis=self.basis, speech_id=speech_id
         )
+        self.leg.heard_by_livekit = self.heard_by_livekit
         if self._margins is not None:
             self.leg.margins = self._margins
         if self._served_model:
@@ -227,11 +231,9 @@ class Attempt:
     def bytes_sending(self, connection: object, payload: bytes | bytearray | memoryview) -> None:
         """Nothing by default."""
 
-    def answer_observed(self) -> None:
-        """Nothing by default."""
-
-    def chunk_received(self, chunk: Any) -> None:
-        """Nothing by default."""
+    def answer_observed(self) -> AnswerObserver | None:
+        """Nobody by default."""
+        return None
 
     def wraps(self, modality: Modality) -> bool:
         """Whether a request of this kind inside the run is what the run itself stands for."""
@@ -263,6 +265,7 @@ class Attempt:
     def tally(self, attributes: LegAttributes) -> Tally:
         """A new leg of this attempt."""
         tally = Tally(self.owner, attributes, self.speech)
+        tally.heard_by_livekit = _has_listeners(self.stream)
         if self._delegates:
             tally.withdraw()
         else:
@@ -304,6 +307,15 @@ class Attempt:
         elif outcome is Outcome.INTERRUPTED:
             return Outcome.DISCARDED
         return outcome
+
+
+def _has_listeners(stream: Any) -> bool:
+    """Whether anybody takes the metrics of the stream's component: for a control total only."""
+    for name in ("_llm", "_tts", "_stt"):
+        component = getattr(stream, name, None)
+        if component is not None:
+            return bool(getattr(component, "_events", {}).get("metrics_collected"))
+    return bool(getattr(stream, "_events", {}).get("metrics_collected"))
 
 
 def _discard_unless_scheduled(tally: Tally, speech: Any) -> None:
@@ -429,11 +441,26 @@ _NEVER_SENT: Final = frozenset(
 )  # fmt: skip
 
 
+# Functions of the HTTP clients that end before a request's body is handed to the network, by the
+# first word of their module. What was cancelled in there was never sent.
+_BEFORE_SENDING: Final = frozenset(
+    {
+        ("httpcore", "wait_for_connection"), ("httpcore", "_connect"),
+        ("httpcore", "_send_request_headers"),
+        ("httpcore2", "wait_for_connection"), ("httpcore2", "_connect"),
+        ("httpcore2", "_send_request_headers"),
+        ("aiohttp", "connect"),
+    }
+)  # fmt: skip
+
+
 def was_refused(error: BaseException | None) -> bool:
-    """Whether a failed request cost nothing: refused with an HTTP error, or never sent.
+    """Whether a request cost nothing: refused with an HTTP error, or never sent.
 
     A status outside of 400 to 599 is a WebSocket's close code, not a refusal.
     """
+    if isinstance(error, asyncio.CancelledError):
+        return _cancelled_before_sending(error)
     if isinstance(error, APIStatusError) and 400 <= error.status_code <= 599:
         return True
     if not isinstance(error, APIError):
@@ -445,6 +472,18 @@ def was_refused(error: BaseException | None) -> bool:
         if type(cause).__name__ in _NEVER_SENT:
             return True
         cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _cancelled_before_sending(error: asyncio.CancelledError) -> bool:
+    """Whether the request was waiting for its connection: where it waited is in the traceback."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        module: str = frame.f_globals.get("__name__", "")
+        if (module.partition(".")[0], frame.f_code.co_name) in _BEFORE_SENDING:
+            return True
+        traceback = traceback.tb_next
     return False
 
 
