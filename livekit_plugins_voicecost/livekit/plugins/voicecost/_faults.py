@@ -20,8 +20,8 @@ _counts: Counter[str] = Counter()
 # Faults after which every request is still metered.
 _NOT_OF_METERING: Final = frozenset(
     {
-        "adoption", "checkpoint", "checkpoint_send", "connection", "ending", "listener",
-        "room_message", "server_message",
+        "adoption", "checkpoint", "checkpoint_send", "connection", "control_total", "ending",
+        "listener", "room_message", "server_message",
     }
 )  # fmt: skip
 _lock = threading.Lock()

@@ -109,6 +109,7 @@ class Leg:
         usage: The totals so far, by unit. Never changed in place: observers hand over a new dict.
         amount_nano_usd: `usage` rated; None while there is no price for it.
         outcome: None while the leg is open.
+        heard_by_livekit: Whether LiveKit listens to its component's metrics, and so counts it.
         margins: By how much each unit of an estimate may be off, 19 times of 20. Set by whoever
             estimates; recorded with the next record while the basis is `estimated`.
     """
@@ -128,6 +129,7 @@ class Leg:
         "amount_nano_usd",
         "attributes",
         "basis",
+        "heard_by_livekit",
         "margins",
         "modality",
         "number",
@@ -160,6 +162,7 @@ class Leg:
         self.modality = attributes.modality.value  # an enum is slow to hash
         self.usage = usage
         self.basis = basis
+        self.heard_by_livekit = False
         self.margins: Mapping[str, int] = _EXACT
         self.speech_id = speech_id
         self.outcome: Outcome | None = None

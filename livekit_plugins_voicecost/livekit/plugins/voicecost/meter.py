@@ -18,6 +18,7 @@ from voicecost_ledger._version import __version__
 from voicecost_ledger.money import format_usd
 from voicecost_ledger.records import (
     Basis,
+    ControlTotal,
     Coverage,
     Environment,
     Gap,
@@ -28,6 +29,7 @@ from voicecost_ledger.records import (
 )
 
 from . import _attribution, _ending, _faults, _job
+from ._control import ControlTotals
 from ._coverage import Turns
 from ._credit import BudgetCallback, Credit
 from ._faults import contained
@@ -38,7 +40,12 @@ from .log import logger
 
 if TYPE_CHECKING:
     from livekit import rtc
-    from livekit.agents import AgentSession, CloseEvent, ConversationItemAddedEvent
+    from livekit.agents import (
+        AgentSession,
+        CloseEvent,
+        ConversationItemAddedEvent,
+        SessionUsageUpdatedEvent,
+    )
 
     from voicecost_ledger.pricing import PriceBook
     from voicecost_ledger.protocol import Command, Grant
@@ -105,6 +112,7 @@ class Meter:
         self._by_modality = {each.value: 0 for each in (Modality.STT, Modality.LLM, Modality.TTS)}
         self._unpriced_leg_count = 0
         self._turns = Turns()
+        self._control = ControlTotals(lambda: self._charges)
         self._gap_count = 0
         self._faults_before = _faults.metering_count()
         self._session_over = False
@@ -351,6 +359,7 @@ class Meter:
         session.on("agent_state_changed", self._on_session_moved)
         session.on("conversation_item_added", self._on_conversation_item)
         session.on("close", self._on_session_close)
+        session.on("session_usage_updated", self._on_usage)
         original = getattr(session, _ACLOSE, None)
         if original is not None:
 
@@ -389,6 +398,7 @@ class Meter:
         session.off("agent_state_changed", self._on_session_moved)
         session.off("conversation_item_added", self._on_conversation_item)
         session.off("close", self._on_session_close)
+        session.off("session_usage_updated", self._on_usage)
         session.__dict__.pop(_ACLOSE, None)
 
     def _open(self) -> MeterLink:
@@ -462,6 +472,10 @@ class Meter:
                 for reason, modality in self._turns.gaps(session, event):
                     self.gap(reason, modality)
 
+    def _on_usage(self, event: SessionUsageUpdatedEvent) -> None:
+        with contained("control_total"):
+            self._control.updated(event.usage)
+
     def _on_session_close(self, event: CloseEvent) -> None:
         with contained("meter"):
             self._session_ended(event.reason.value)
@@ -515,6 +529,7 @@ class Meter:
                     leg.stop(Outcome.INTERRUPTED)  # a no-op for those that have their outcome
             try:
                 self._unwatch()
+                self._write_control_totals()
                 if self._had_faults:
                     self.write(Gap, reason="metering_fault")
             finally:
@@ -522,6 +537,12 @@ class Meter:
             self._log_end()
             if self.when_closed is not None:
                 self.when_closed()
+
+    def _write_control_totals(self) -> None:
+        with contained("control_total"):
+            if self._control.heard:
+                for each in self._control.differences():
+                    self.write(ControlTotal, **msgspec.structs.asdict(each))
 
     @property
     def unattributed(self) -> bool:
