@@ -166,6 +166,7 @@ class _Leg:
 
     def __init__(self, usage: dict[str, int]) -> None:
         self.usage = usage
+        self.margins: dict[str, int] = {}
 
     def correct(self, usage: dict[str, int], basis: Basis) -> None:
         assert basis is Basis.ESTIMATED

@@ -235,6 +235,11 @@ class Rulers:
         read, scale = self.best
         return scale.tokens(read(answer))
 
+    def whole(self, answer: Answer) -> int:
+        """The same of an answer that came to its end."""
+        read, scale = self.best
+        return scale.whole(read(answer))
+
     def learn(self, answer: Answer, output_tokens: int) -> None:
         """Take the provider's report on a whole answer."""
         for rulers in (self, self._process):

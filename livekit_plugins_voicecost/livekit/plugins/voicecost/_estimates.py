@@ -8,8 +8,10 @@ The provider's own reports on other requests calibrate the estimate:
   the conversation's growth cancels out.
 - Completion: by the ruler that foretold the completed requests best (`_calibration`), its weight
   or its chunks: with some providers every token is a chunk, others send several in one.
-- Cached share: the nearest request's.
+- Cached share: the longest beginning that was asked before, in the provider's steps
+  (`_prompt_cache`); what is written to the cache is the rest, where reports show such.
 - Thoughts that nobody is shown: as in other requests of the model (`_thoughts`).
+- By how much all this may be off: `_margins`, from what was foretold of completed requests.
 - What the provider has told of a request that goes on is taken as told: the rest is estimated.
 
 Every new report can better earlier estimates, so stopped legs are settled again. A meter starts
@@ -19,13 +21,13 @@ know.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 import zlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from voicecost_ledger.money import round_half_even
 from voicecost_ledger.records import Basis, LegAttributes
 
 from . import _faults
@@ -39,14 +41,23 @@ from ._calibration import (
     Rulers,
     rounded,
 )
-from ._text_weight import RunningWeight
+from ._margins import Spread
+from ._prompt_cache import PromptCache
+from ._text_weight import TOKEN, RunningWeight
 from ._thoughts import Thinking, Thoughts
 
 if TYPE_CHECKING:
     from .legs import Leg, LegMeter
 
-_REPORTS_MAX: Final = 64
+_REPORTS_MAX: Final = 32
 _ANSWERS_MAX: Final = 256
+_ITEM_WEIGHT: Final = TEMPLATE_TOKENS * TOKEN
+_CALL_GUESSED: Final = 8  # tokens of a tool call's frame, which nobody is shown
+_UNREAD_TOKENS: Final = 2
+"""Tokens that were delivered and not read when a request was cut off: about a chunk's."""
+_FIRST_PERCENT: Final = 30  # of the very first estimate, of a model that nobody has heard of
+_PROMPT_PERCENT: Final = 60
+_ANSWER_PERCENT: Final = 70
 
 
 class Item(NamedTuple):
@@ -98,6 +109,7 @@ class Counts:
     Its characters and chunks are recorded raw, so a later rule can settle it again.
 
     Attributes:
+        order: Of requests, the later has the higher.
         reported: Units that the provider has told of a request that goes on, if it does: those of
             the prompt when the answer begins (Anthropic), or all with every chunk (Google).
         waited_ms: From the request to its first token, or to its end where none came.
@@ -110,6 +122,7 @@ class Counts:
         "_thought_weight",
         "answer",
         "completion_chunks",
+        "order",
         "prompt",
         "reported",
         "waited_ms",
@@ -117,6 +130,7 @@ class Counts:
 
     def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
+        self.order = next(_orders)
         self.answer = Answer()
         self.completion_chunks = 0
         self.reported: dict[str, int] = {}
@@ -183,23 +197,60 @@ class Counts:
         return None
 
 
+_orders = itertools.count()
+
+
 class Report(NamedTuple):
-    """What a provider reported of one request."""
+    """What a provider reported of one request; `warm_tokens` were cached by somebody else."""
 
     prompt: Prompt
+    order: int
     input_tokens: int
-    cached_input_tokens: int
+    warm_tokens: int
+
+
+class PromptEstimate(NamedTuple):
+    """Tokens of a prompt, how many of them were cached, and by how much each may be off.
+
+    `guessed_tokens` are those that no report says anything of; None: none says anything at all.
+    """
+
+    input_tokens: int
+    cached_tokens: int
+    input_margin: int
+    cached_margin: int
+    guessed_tokens: int | None = None
 
 
 class Calibration:
     """The reports on one model, of one meter or of the whole process."""
 
-    __slots__ = ("_answers", "reports", "rulers", "text", "thoughts")
+    __slots__ = (
+        "_answers",
+        "answer_spread",
+        "cache",
+        "prompt_spread",
+        "reports",
+        "rulers",
+        "text",
+        "thoughts",
+        "unwritten",
+    )
 
     def __init__(self, process: Calibration | None = None) -> None:
-        self.reports: list[Report] = []
+        self.reports: deque[Report] = deque(maxlen=_REPORTS_MAX)
         self.rulers = Rulers(None if process is None else process.rulers)
         self.thoughts = Thoughts(None if process is None else process.thoughts)
+        self.prompt_spread = Spread(
+            _PROMPT_PERCENT, None if process is None else process.prompt_spread
+        )
+        self.answer_spread = Spread(
+            _ANSWER_PERCENT, None if process is None else process.answer_spread
+        )
+        # What a provider keeps is a matter of the model, not of a call.
+        self.cache: PromptCache = PromptCache() if process is None else process.cache
+        self.unwritten: int | None = None
+        """Tokens of the latest prompt that were neither cached nor written; None: none are."""
         self.text = Line(constant_tokens=TEMPLATE_TOKENS, rate_tokens=60, constant_per=15)
         self._answers: OrderedDict[int, int] = OrderedDict()
 
@@ -212,24 +263,6 @@ class Calibration:
     def answer(self, key: int) -> int | None:
         """The tokens of this text, if the model itself once said it."""
         return self._answers.get(key)
-
-    def around(self, prompt: Prompt) -> tuple[Report | None, Report | None]:
-        """The nearest reports on lighter and on heavier prompts; of two as near the later."""
-        below = above = None
-        for report in self.reports:
-            weight = report.prompt.weight
-            if weight <= prompt.weight:
-                if below is None or weight >= below.prompt.weight:
-                    below = report
-            elif above is None or weight <= above.prompt.weight:
-                above = report
-        return below, above
-
-    def reported(self, report: Report) -> None:
-        """Keep a report."""
-        if len(self.reports) == _REPORTS_MAX:
-            del self.reports[0]
-        self.reports.append(report)
 
 
 class Estimates:
@@ -248,19 +281,51 @@ class Estimates:
 
     def usage(self, counts: Counts) -> dict[str, int]:
         """The best usage for what was seen of a request, all units of an LLM leg."""
+        return self._usage(counts)[0]
+
+    def margins(self, counts: Counts) -> dict[str, int]:
+        """By how much each unit of `usage` may be off, 19 times of 20; exact ones are left out."""
+        return self._usage(counts)[1]
+
+    def _usage(self, counts: Counts) -> tuple[dict[str, int], dict[str, int]]:
         reported = counts.reported
         input_tokens = reported.get("input_tokens")
         if input_tokens is None:
-            input_tokens, cached = self._prompt(counts.prompt)
+            prompt = self._prompt(counts)
         else:
-            cached = reported.get("cached_input_tokens", 0)
-        hidden = self.hidden_tokens(counts)[0]
-        usage = llm_usage(counts, input_tokens, cached, self.output_tokens(counts, hidden))
+            prompt = PromptEstimate(input_tokens, reported.get("cached_input_tokens", 0), 0, 0)
+        hidden, hidden_margin = self.hidden_tokens(counts)
+        usage = llm_usage(
+            counts, prompt.input_tokens, prompt.cached_tokens, self.output_tokens(counts, hidden)
+        )
+        margins = {
+            "input_tokens": prompt.input_margin,
+            "cached_input_tokens": prompt.cached_margin,
+            "output_tokens": self._output_margin(counts) + hidden_margin,
+            "reasoning_tokens": hidden_margin,
+        }
         if reported:
             usage = {**reported, **usage}
+        elif self._own.unwritten is not None:
+            rest = prompt.input_tokens - prompt.cached_tokens
+            usage["cache_write_tokens"] = max(0, rest - self._own.unwritten)
+            margins["cache_write_tokens"] = prompt.input_margin + prompt.cached_margin
         if hidden:
             usage["reasoning_tokens"] = hidden
-        return usage
+        return usage, {unit: margin for unit, margin in margins.items() if margin}
+
+    def _output_margin(self, counts: Counts) -> int:
+        reported = counts.reported.get("output_tokens")
+        chunks = counts.completion_chunks
+        if chunks == 0:
+            return 0
+        seen = max(1, rounded(self._own.rulers.tokens(counts.answer)))
+        if reported is not None:
+            return seen * counts.unreported_chunks // chunks
+        return self._own.answer_spread.margin(self._guessed(counts, seen)) + _UNREAD_TOKENS
+
+    def _guessed(self, counts: Counts, seen_tokens: int) -> int:
+        return seen_tokens + _CALL_GUESSED * counts.answer.calls
 
     def output_tokens(self, counts: Counts, hidden_tokens: int = 0) -> int:
         """The best count of the output tokens so far, `hidden_tokens` included."""
@@ -293,15 +358,15 @@ class Estimates:
             if usage["output_tokens"] > 0:
                 self._own.thoughts.learn(hidden_tokens, counts.thinking())
             if counts.completion_chunks > 0 and output_tokens > 0:
+                foretold = max(1, rounded(self._own.rulers.whole(counts.answer)))
+                guessed = self._guessed(counts, foretold)
+                self._own.answer_spread.learn(output_tokens - foretold, guessed)
                 self._own.rulers.learn(counts.answer, output_tokens)
                 key = counts.only_key()
                 if key is not None:
                     self._own.answered(key, (output_tokens - END_TOKENS) * ONE)
             if input_tokens > 0:
-                self._learn_growth(counts.prompt, input_tokens)
-                report = Report(counts.prompt, input_tokens, usage["cached_input_tokens"])
-                for calibration in (self._own, self._process):
-                    calibration.reported(report)
+                self._learn_prompt(counts, input_tokens, usage)
         self._solve()
         self.settle()
 
@@ -312,9 +377,12 @@ class Estimates:
     def settle(self) -> None:
         """Correct the stopped legs whose estimate has changed."""
         for reference, counts in self._estimated:
-            leg, usage = reference(), self.usage(counts)
-            if leg is not None and usage != leg.usage:
-                leg.correct(usage, Basis.ESTIMATED)
+            leg = reference()
+            if leg is not None:
+                usage, margins = self._usage(counts)
+                if usage != leg.usage or margins != leg.margins:
+                    leg.margins = margins
+                    leg.correct(usage, Basis.ESTIMATED)
 
     def _solve(self) -> None:
         """Bring what is used with every chunk up to date."""
@@ -324,16 +392,33 @@ class Estimates:
 
     # Prompts
 
-    def _prompt(self, prompt: Prompt) -> tuple[int, int]:
-        """Input tokens of a prompt, and how many of them were cached."""
-        below, above = self._own.around(prompt)
-        if below is None and above is None:
-            below, above = self._process.around(prompt)
+    def _prompt(self, counts: Counts) -> PromptEstimate:
+        prompt = counts.prompt
+        below, above = self._around(prompt)
         if below is None:
-            below, above = above, None
-        if below is None:
-            return max(1, PRIMING_TOKENS + rounded(self._text_tokens(prompt, 0))), 0
+            guessed = None
+            input_tokens = max(1, PRIMING_TOKENS + rounded(self._text_tokens(prompt, 0)))
+            margin = -(-input_tokens * _FIRST_PERCENT // 100)
+        else:
+            tokens, guessed = self._between(prompt, below, above)
+            input_tokens = max(1, rounded(tokens))
+            margin = self._own.prompt_spread.margin(guessed)
+        shared, warm = self._shared_tokens(counts, input_tokens)
+        cache = self._own.cache
+        expected = min(input_tokens, max(cache.expected(shared), warm))
+        if not cache.asked:
+            cached_margin = expected
+        elif cache.reliable or not shared:
+            least, most = cache.cut(shared - margin), cache.cut(shared + margin)
+            cached_margin = max(expected - least, most - expected, 0) if shared else 0
+        else:
+            cached_margin = max(expected, cache.cut(shared) - expected)
+        return PromptEstimate(input_tokens, expected, margin, cached_margin, guessed)
+
+    def _between(self, prompt: Prompt, below: Report, above: Report | None) -> tuple[int, int]:
+        """Tokens of a prompt near to reports, in 2**-24ths, and how many had to be guessed."""
         from_below = self._growth(below.prompt, prompt)
+        guessed = self._distance(below.prompt, prompt)
         tokens = below.input_tokens * ONE + from_below
         if above is not None:
             to_above = self._growth(prompt, above.prompt)
@@ -341,11 +426,75 @@ class Estimates:
             share, whole = abs(from_below), abs(from_below) + abs(to_above)
             if whole:
                 tokens += unexplained * share // whole
-            if share > whole - share:
-                below = above  # the nearer one, for the cached share
-        input_tokens = max(1, rounded(tokens))
-        cached = round_half_even(input_tokens * below.cached_input_tokens, per=below.input_tokens)
-        return input_tokens, min(input_tokens, cached)
+            beyond = self._distance(prompt, above.prompt)
+            if guessed + beyond:  # known at both ends, it is most uncertain in between
+                guessed = guessed * beyond // (guessed + beyond)
+        return tokens, guessed // TOKEN
+
+    def _around(self, prompt: Prompt) -> tuple[Report | None, Report | None]:
+        """The nearest reports on lighter and on heavier prompts; of two as near the later.
+
+        One is the first of the two where it is alone.
+        """
+        below = above = None
+        for reports in (self._own.reports, self._process.reports):
+            below_at = above_at = 0
+            for report in reports:
+                distance = self._distance(report.prompt, prompt)
+                if report.prompt.weight <= prompt.weight:
+                    if below is None or distance <= below_at:
+                        below, below_at = report, distance
+                elif above is None or distance <= above_at:
+                    above, above_at = report, distance
+            if below is not None or above is not None:
+                break
+        return (above, None) if below is None else (below, above)
+
+    def _distance(self, one: Prompt, other: Prompt) -> int:
+        """The weight of all that only one of two prompts has and nobody has reported."""
+        start = _shared(one, other)
+        distance = abs(one.tools_weight - other.tools_weight)
+        for prompt in (one, other):
+            for item in prompt.items[start:]:
+                distance += _ITEM_WEIGHT
+                if self._own.answer(item.key) is None:
+                    distance += item.weight
+        return distance
+
+    def _shared_tokens(self, counts: Counts, input_tokens: int) -> tuple[int, int]:
+        """The longest beginning that was asked before, and the longest that others had cached."""
+        shared = warm = 0
+        prompt = counts.prompt
+        for report in self._own.reports or self._process.reports:
+            earlier = report.order < counts.order
+            if earlier or report.warm_tokens:
+                beginning = self._beginning(prompt, input_tokens, report.prompt)
+                if earlier:
+                    whole = beginning is None  # then the report tells it to the token
+                    shared = max(shared, report.input_tokens if whole else beginning or 0)
+                kept = report.input_tokens if beginning is None else beginning
+                warm = max(warm, min(report.warm_tokens, self._own.cache.cut(kept)))
+        for _, other in self._estimated:
+            if other.order < counts.order:
+                beginning = self._beginning(prompt, input_tokens, other.prompt)
+                if beginning is None:
+                    beginning = input_tokens - self._tail_tokens(prompt, len(other.prompt.items))
+                shared = max(shared, beginning)
+        return min(shared, input_tokens), warm
+
+    def _beginning(self, prompt: Prompt, input_tokens: int, other: Prompt) -> int | None:
+        """Tokens with which a prompt begins as the other does; None if that is all of the other."""
+        start = _shared(other, prompt)
+        if start == 0 or prompt.tools_weight != other.tools_weight:
+            return 0
+        if start == len(other.items):
+            return None
+        return max(0, input_tokens - PRIMING_TOKENS - self._tail_tokens(prompt, start))
+
+    def _tail_tokens(self, prompt: Prompt, start: int) -> int:
+        weight, known, count = self._unknown(prompt, start)
+        weight -= prompt.tools_weight
+        return rounded(self._text.rate * weight + self._text.constant * count + known)
 
     def _growth(self, one: Prompt, other: Prompt) -> int:
         """How many tokens the other prompt has more, in 2**-24ths."""
@@ -368,10 +517,27 @@ class Estimates:
                 known += tokens
         return weight, known, len(prompt.items) - start
 
+    def _learn_prompt(self, counts: Counts, input_tokens: int, usage: dict[str, int]) -> None:
+        """Learn from a report how prompts grow and are kept, and how far off we would have been."""
+        own, process = self._own, self._process
+        foretold = self._prompt(counts)
+        if foretold.guessed_tokens is not None:
+            missed = input_tokens - foretold.input_tokens
+            own.prompt_spread.learn(missed, foretold.guessed_tokens)
+        cached = usage["cached_input_tokens"]
+        shared, _ = self._shared_tokens(counts, input_tokens)
+        warm = cached if own.cache.learn(shared, cached) else 0
+        written = usage.get("cache_write_tokens", 0)
+        if written:
+            own.unwritten = process.unwritten = max(0, input_tokens - cached - written)
+        self._learn_growth(counts.prompt, input_tokens)
+        report = Report(counts.prompt, counts.order, input_tokens, warm)
+        for calibration in (own, process):
+            calibration.reports.append(report)
+
     def _learn_growth(self, prompt: Prompt, input_tokens: int) -> None:
         """Learn the rate of the text by which this prompt differs from the nearest reported."""
-        below, above = self._own.around(prompt)
-        nearest = below or above
+        nearest, _ = self._around(prompt)
         if nearest is None:
             if prompt.tools_weight:
                 return  # how a provider shows tools to its model is no measure of its encoder
