@@ -38,7 +38,7 @@ from ._instrument_attempts import observe_runs, probing
 from ._instrument_llm import LLMAttempt
 from ._instrument_recordings import observe_recordings
 from ._instrument_stt import RecognizeAttempt
-from ._instrument_tts import ChunkedAttempt, SynthesizeAttempt
+from ._instrument_tts import ChunkedAttempt, SynthesizeAttempt, observe_tokenizers
 from .log import logger
 
 _lock = threading.Lock()
@@ -168,6 +168,8 @@ def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
 
     observers: list[tuple[str, Callable[[], Callable[[], None]]]] = [
         ("aiohttp.ClientWebSocketResponse", _wire.observe_websockets),
+        ("aiohttp.ClientSession._request", _wire.observe_bodies),
+        ("livekit.agents.tokenize", observe_tokenizers),
         ("aiohttp.ClientWebSocketResponse", _wire_connections.observe_connections),
         ("openai.AsyncOpenAI.chat", _wire_openai.observe_openai_clients),
         ("DecisionModel._evaluate_impl", _instrument_services.observe_decisions),

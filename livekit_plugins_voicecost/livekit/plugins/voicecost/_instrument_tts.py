@@ -1,61 +1,81 @@
-"""TTS legs: one per attempt that was given text, exact where the wire protocol is known."""
+"""TTS legs: one per attempt that was given text, exact where the wire protocol is known.
+
+What a streaming provider was given is counted from the best source there is:
+
+1. the messages on the wire, of a protocol that `_wire_text` knows;
+2. the words or sentences that the plugin takes out of LiveKit's tokenizers: it sends what it takes
+   there, with a blank after each, and nothing of what still waits for the end of a sentence;
+3. the text that the plugin takes from its input.
+
+The last two are estimates, which say by how much they may be off.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from voicecost_ledger.records import Basis, Modality, Outcome
 
-from . import _faults
+from . import _faults, _speech_tokens, _wire
+from ._audio_length import AudioLength, length_of
 from ._instrument_attempts import Attempt, Tally, describe, option_text, was_refused
 from ._text_units import TextUnits
-from ._wire_text import TEXT_PROTOCOLS
+from ._wire_text import BILLED_BY_AUDIO, BODY_PROTOCOLS, TEXT_PROTOCOLS, TextProtocol, known_by
+
+_SENTENCE_ENDS: Final = ".!?\u3002\uff01\uff1f\n"
 
 
 class _AudioReceived:
-    """Milliseconds of raw PCM pushed to LiveKit's emitter; compressed audio is not counted."""
+    """How much audio was pushed to LiveKit's emitter."""
 
-    __slots__ = ("_bytes", "_bytes_per_second", "_frame_samples", "_sample_rate")
+    __slots__ = ("_frame_samples", "_length", "_sample_rate", "decoded_ms", "is_decoded")
 
     def __init__(self) -> None:
-        self._bytes = 0
-        self._bytes_per_second = 0
+        self._length: AudioLength | None = None
         self._frame_samples = 0
         self._sample_rate = 0
+        self.is_decoded = False
+        self.decoded_ms = 0  # where only LiveKit's decoder can tell
 
     def initialized(self, *, sample_rate: int, num_channels: int, mime_type: str) -> None:
-        if mime_type.lower().strip().startswith(("audio/pcm", "audio/raw")):
-            self._bytes_per_second = 2 * sample_rate * num_channels
+        self._length = length_of(mime_type, sample_rate, num_channels)
+        self.is_decoded = self._length is None
 
     def pushed(self, data: bytes) -> None:
-        self._bytes += len(data)
+        if self._length is not None:
+            self._length.push(data)
 
     def pushed_frame(self, frame: Any) -> None:
         self._sample_rate = frame.sample_rate
         self._frame_samples += frame.samples_per_channel
 
-    def add_to(self, usage: dict[str, int]) -> dict[str, int]:
-        """Add `audio_ms` to `usage`, where audio has come and its length is known."""
-        if self._bytes and self._bytes_per_second:
-            usage["audio_ms"] = self._bytes * 1000 // self._bytes_per_second
-        elif self._frame_samples:
-            usage["audio_ms"] = self._frame_samples * 1000 // self._sample_rate
-        return usage
-
     @property
-    def something(self) -> bool:
-        """Whether any audio has come."""
-        return bool(self._bytes or self._frame_samples)
+    def audio_ms(self) -> int:
+        """Milliseconds so far; of audio that only a decoder can measure, once it is through."""
+        if self._frame_samples:
+            return self._frame_samples * 1000 // self._sample_rate
+        if self._length is not None:
+            return self._length.audio_ms
+        return self.decoded_ms
 
 
 class _TTSAttempt(Attempt):
     """What streamed and whole-text TTS requests share: the audio that comes back."""
 
     modality = Modality.TTS
+    _something = False
+    _finished = False
+    _tokens_reported: dict[str, int] | None = None
 
     def begin(self, *args: Any) -> None:
         self._received = _AudioReceived()
+        stream = self.stream
+        self._voice = (str(stream._tts.provider), str(stream._tts.model))
+        self._bills_audio = known_by(stream._tts, BILLED_BY_AUDIO) is not None
+        self._observe_token_reports()
         self._emitter: Any = args[0] if args else None
         if self._emitter is not None:
             self._observe_emitter(self._emitter)
@@ -64,10 +84,37 @@ class _TTSAttempt(Attempt):
         """More audio came back from the provider."""
         raise NotImplementedError
 
+    def named(self, context_id: str) -> None:
+        """The plugin told LiveKit the id of its request or segment. Nothing by default."""
+
+    def settle(self) -> None:
+        """Something became known after the run had ended. Nothing is settled by default."""
+
+    def _observe_token_reports(self) -> None:
+        """See what this attempt reports: the stream keeps what an earlier one did."""
+        stream = self.stream
+        report: Callable[..., None] | None = getattr(stream, "_set_token_usage", None)
+        if report is None:
+            return
+
+        def observed_report(*args: Any, **kwargs: Any) -> None:
+            report(*args, **kwargs)
+            self._tokens_reported = {
+                name: max(0, int(kwargs.get(name) or 0))
+                for name in ("input_tokens", "output_tokens")
+            }
+
+        stream.__dict__["_set_token_usage"] = observed_report
+
+    def _stop_observing_token_reports(self) -> None:
+        self.stream.__dict__.pop("_set_token_usage", None)
+
     def _observe_emitter(self, emitter: Any) -> None:
         initialize: Callable[..., None] = emitter.initialize
+        start_segment: Callable[..., None] | None = getattr(emitter, "start_segment", None)
         push: Callable[[bytes], None] = emitter.push
         push_frame: Callable[[Any], None] | None = getattr(emitter, "push_frame", None)
+        aclose: Callable[[], Any] = emitter.aclose
 
         def observed_initialize(*args: Any, **kwargs: Any) -> None:
             initialize(*args, **kwargs)
@@ -77,6 +124,7 @@ class _TTSAttempt(Attempt):
                     num_channels=kwargs["num_channels"],
                     mime_type=kwargs["mime_type"],
                 )
+                self.named(str(kwargs.get("request_id") or ""))
             except Exception as error:
                 _faults.count("tts_audio", error)
 
@@ -84,18 +132,41 @@ class _TTSAttempt(Attempt):
             push(data)
             try:
                 self._received.pushed(data)
+                self._something = self._something or bool(data)
                 self.audio_received()
+            except Exception as error:
+                _faults.count("tts_audio", error)
+
+        async def observed_aclose() -> None:
+            await aclose()
+            try:
+                if self._received.is_decoded:
+                    durations_s: list[float] = getattr(emitter, "_audio_durations", [])
+                    self._received.decoded_ms = round(sum(durations_s) * 1000)
+                    self.settle()
             except Exception as error:
                 _faults.count("tts_audio", error)
 
         emitter.initialize = observed_initialize
         emitter.push = observed_push
+        emitter.aclose = observed_aclose
+        if start_segment is not None:
+
+            def observed_start_segment(*args: Any, **kwargs: Any) -> None:
+                start_segment(*args, **kwargs)
+                try:
+                    self.named(str(kwargs.get("segment_id") or (args[0] if args else "")))
+                except Exception as error:
+                    _faults.count("tts_text", error)
+
+            emitter.start_segment = observed_start_segment
         if push_frame is not None:
 
             def observed_push_frame(frame: Any) -> None:
                 push_frame(frame)
                 try:
                     self._received.pushed_frame(frame)
+                    self._something = True
                     self.audio_received()
                 except Exception as error:
                     _faults.count("tts_audio", error)
@@ -105,32 +176,56 @@ class _TTSAttempt(Attempt):
     def describe(self, *, streaming: bool) -> Tally:
         """The leg's tally, with what is known of it now."""
         stream, component = self.stream, self.stream._tts
+        voices = (option_text(stream, component, f"voice{kind}") for kind in ("", "_id", "_uuid"))
         return self.tally(
             describe(
                 stream,
                 component,
                 Modality.TTS,
                 language=option_text(stream, component, "language"),
-                voice=option_text(stream, component, "voice"),
+                voice=next(filter(None, voices), ""),
                 streaming=streaming,
             )
         )
 
     def tokens(self) -> dict[str, int]:
-        """Tokens the provider reported for this request; none by most."""
-        reported: dict[str, int] = {}
-        for unit, name in (("input_tokens", "_input_tokens"), ("output_tokens", "_output_tokens")):
-            count = getattr(self.stream, name, 0)
-            if isinstance(count, int) and count > 0:
-                reported[unit] = count
+        """Tokens the provider reported for this attempt; none by most."""
+        reported = {unit: count for unit, count in (self._tokens_reported or {}).items() if count}
+        if "output_tokens" in reported:
+            reported["output_audio_tokens"] = reported["output_tokens"]  # it only ever speaks
         return reported
+
+    def with_audio(self, usage: dict[str, int]) -> dict[str, int]:
+        """Add `audio_ms`, where audio has come and its length is known."""
+        audio_ms = self._received.audio_ms
+        if audio_ms:
+            usage["audio_ms"] = audio_ms
+        return usage
+
+    def learn(self, text: TextUnits) -> None:
+        """Take a request that was served to its end as a measure of those that are not."""
+        if self._bills_audio:
+            _speech_tokens.learn_duration(self._voice, text.characters, self._received.audio_ms)
+
+    def generates_on(self, usage: dict[str, int], characters: int) -> dict[str, int]:
+        """Nobody cancels a request that is billed by the sound it makes: estimate all of it.
+
+        LiveKit closes an interrupted socket when it needs the next one. Until then the provider
+        goes on, faster than it plays.
+
+        Returns:
+            The margins of what was added to `usage`.
+        """
+        estimate = _speech_tokens.audio_ms_of(self._voice, characters)
+        received_ms = usage.get("audio_ms", 0)
+        usage["audio_ms"] = max(received_ms, estimate.quantity)
+        return {"audio_ms": estimate.margin}
 
 
 class SynthesizeAttempt(_TTSAttempt):
     """One attempt of a stream that is given text bit by bit.
 
-    The leg opens with the first text, before that is handed over: on the wire where the protocol
-    is known, else as the plugin takes it from its input.
+    The leg opens with the first text, before that is handed over.
     """
 
     _withheld: dict[str, int] | None = None
@@ -138,11 +233,18 @@ class SynthesizeAttempt(_TTSAttempt):
     def begin(self, *args: Any) -> None:
         """Watch what is taken, sent and received. A retry has another input: read here."""
         stream = self.stream
-        self._text = TextUnits()  # what the provider was given, as well as we know
-        self._taken = TextUnits()
-        self._protocol = TEXT_PROTOCOLS.get(type(stream._tts).__module__)
-        self._basis = Basis.OBSERVED if self._protocol is not None else Basis.ESTIMATED
         self._tally_made: Tally | None = None
+        self._taken = TextUnits()
+        self._tokens = TextUnits()
+        self._sent = TextUnits()
+        self._protocol: TextProtocol | None = (
+            known_by(stream._tts, TEXT_PROTOCOLS) if _wire.websockets_observed() else None
+        )
+        # What the provider was given, as well as we know.
+        self._text = self._sent if self._protocol is not None else self._taken
+        self._tokenizes = False
+        self._token_count = 0
+        self._unsure = 0  # characters that may wait in the plugin
         super().begin(*args)
         self._input: Any = stream._input_ch
         take: Callable[[], Any] = self._input.recv_nowait
@@ -158,21 +260,41 @@ class SynthesizeAttempt(_TTSAttempt):
 
         self._input.recv_nowait = observed_take
 
+    def named(self, context_id: str) -> None:
+        """Messages that name this id are ours, also where another's task sends them."""
+        if self._protocol is not None and self._protocol.is_shared:
+            _wire.claim(context_id, self)
+
     def text_sending(self, connection: object, payload: str) -> None:
         """Count the text of a known protocol, recorded before it is sent."""
         if self._protocol is None:
             return
-        text = self._protocol(payload)
+        text = self._protocol.text_of(payload)
         if text:
-            self._given(text)
+            self._given(self._sent, text)
+
+    def tokenizing(self) -> None:
+        """The plugin asks a tokenizer for what to send next."""
+        if not self._tokenizes:
+            self._tokenizes = True
+            if self._text is self._taken:
+                self._text = self._tokens
+                self._record()
+
+    def token_taken(self, token: str) -> None:
+        """The plugin took this from its tokenizer, to send it."""
+        self._token_count += 1
+        self._unsure = len(token) + 1
+        self._given(self._tokens, f"{token} ")
 
     def audio_received(self) -> None:
         """Count audio; audio without text on the wire means that the protocol has changed."""
-        if self._text.characters == 0 and self._taken.characters > 0:
+        if self._text is self._sent and not self._sent.characters and self._taken.characters:
             self._protocol = None
-            self._basis = Basis.ESTIMATED
-            self._text, self._taken = self._taken, self._text
+            self._text = self._tokens if self._tokenizes else self._taken
             _faults.count("tts_protocol_unknown")
+        if self._something:
+            self._tally.first_answer()
         self._record()
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
@@ -180,29 +302,68 @@ class SynthesizeAttempt(_TTSAttempt):
         source: Any = getattr(self, "_input", None)
         if source is not None:
             source.__dict__.pop("recv_nowait", None)
-        if self._text.characters == 0 and not (
-            self._taken.characters > 0 and outcome is Outcome.FAILED
-        ):
+        self._stop_observing_token_reports()
+        self._finished = True
+        text = self._text
+        if not text.characters and not (self._taken.characters and outcome is Outcome.FAILED):
             return  # the provider was given nothing, and did not fail at it either
-        if self._protocol is None and outcome is Outcome.SERVED:
-            self._basis = Basis.OBSERVED  # it ran to its end: whatever it took, it sent
         tally = self._tally
-        usage, basis = self._usage(), self._basis
+        usage, basis, margins = self._usage(), self._basis, {}
+        if basis is Basis.ESTIMATED:
+            if outcome is Outcome.SERVED and not self._tokenizes:
+                basis = Basis.OBSERVED  # it ran to its end: whatever it took, it sent
+            else:
+                margins = self._text_margins(outcome)
         tokens = self.tokens()
         if tokens:
-            usage, basis = usage | tokens, Basis.REPORTED
-        elif self._protocol is None and was_refused(error) and not self._received.something:
-            usage, basis = TextUnits().usage(), Basis.OBSERVED
+            usage, basis, margins = usage | tokens, Basis.REPORTED, {}
+        elif text is not self._sent and was_refused(error) and not self._something:
+            usage, basis, margins = TextUnits().usage(), Basis.OBSERVED, {}
+        elif self._bills_audio:
+            if outcome is Outcome.SERVED:
+                self.learn(text)
+            elif outcome is not Outcome.FAILED:
+                margins |= self.generates_on(usage, text.characters)
+                basis = Basis.ESTIMATED
+        tally.margins = margins
         tally.stop(self.outcome_of(outcome, tally), usage, basis)
 
-    def _text_taken(self, text: str) -> None:
-        self._taken.add(text)
-        if self._protocol is None:
-            self._given(text)
+    def settle(self) -> None:
+        """Text left for the provider, or audio was decoded, after the run had ended."""
+        if self._finished and self._tally_made is not None:
+            tally = self._tally_made
+            tally.usage = tally.usage | self._usage()
+            if tally.leg is not None:
+                tally.leg.correct(tally.usage)
 
-    def _given(self, text: str) -> None:
-        tally = self._tally_made or self._tally
-        self._text.add(text)
+    @property
+    def _basis(self) -> Basis:
+        return Basis.OBSERVED if self._text is self._sent else Basis.ESTIMATED
+
+    def _text_margins(self, outcome: Outcome) -> dict[str, int]:
+        """By how much the text may be off that nobody saw being sent."""
+        # A blank that is not added, or one more, for each piece; and the last one may not be sent.
+        margin = self._token_count + (0 if outcome is Outcome.SERVED else self._unsure)
+        return {"characters": margin, "utf8_bytes": margin}
+
+    def _text_taken(self, text: str) -> None:
+        if not self._tokenizes:
+            end = max(map(text.rfind, _SENTENCE_ENDS))
+            self._unsure = len(text) - 1 - end if end >= 0 else self._unsure + len(text)
+        self._given(self._taken, text)
+
+    def _given(self, source: TextUnits, text: str) -> None:
+        """Count text by one source; the best one is what the leg has."""
+        if source is not self._text:
+            source.add(text)
+            return
+        if self.cut:
+            raise asyncio.CancelledError("voicecost: nothing more leaves for the provider")
+        source.add(text)
+        if self._finished:  # the plugin still had it queued for a connection that streams share
+            self.settle()
+            return
+        tally = self._tally
         if not tally.spend(self._usage(), self._basis, ahead=True):
             # It is not handed over, so it is not counted.
             self._withheld = tally.usage or TextUnits().usage()
@@ -215,50 +376,185 @@ class SynthesizeAttempt(_TTSAttempt):
         return self._tally_made
 
     def _record(self) -> None:
-        if self._text.characters:
+        if self._text.characters or self._tally_made is not None:
             self._tally.owe(self._usage(), self._basis)
 
     def _usage(self) -> dict[str, int]:
-        text = self._text.usage() if self._withheld is None else dict(self._withheld)
-        return self._received.add_to(text)
+        return self.with_audio(
+            self._text.usage() if self._withheld is None else dict(self._withheld)
+        )
 
 
-class ChunkedAttempt(_TTSAttempt):
+class ChunkedAttempt(_TTSAttempt, _wire.BodyObserver):
     """One attempt of a request that sends its whole text at once."""
 
     _began = False
     _refused_by_us = False
+    _tally_made: Tally | None = None
 
     def begin(self, *args: Any) -> None:
         """Open the leg with the whole text, before the request goes out."""
-        text = TextUnits()
-        text.add(self.stream._input_text)
-        self._usage = text.usage()
-        self._tally = self.describe(streaming=False)
-        self._began = True
-        if not self._tally.spend(self._usage, Basis.OBSERVED):
-            self._refused_by_us = True
-            self.end_for_budget()
+        self._text = TextUnits()
+        self._text.add(self.stream._input_text)
+        component = self.stream._tts
+        self._body_text: Callable[[str], str] | None = known_by(component, BODY_PROTOCOLS)
         super().begin(*args)
+        self._bills_tokens = _speech_tokens.reports_tokens(self._voice) or (
+            known_by(component, _OPENAI) is not None and self._voice[1].startswith(_TOKEN_MODELS)
+        )
+        self._tally_made = self.describe(streaming=False)
+        self._began = True
+        self._spend()
+
+    def body_sending(self, url: str, body: str) -> None:
+        """What is billed of a request that is more than its text."""
+        if self._body_text is not None:
+            self._text = TextUnits()
+            self._text.add(self._body_text(body))
+            self._spend()
 
     def audio_received(self) -> None:
         """Count audio."""
-        self._tally.owe(self._received.add_to(dict(self._usage)), Basis.OBSERVED)
+        if self._something:
+            self._tally.first_answer()
+        usage, margins = self._estimated()
+        self._tally.margins = margins
+        self._tally.owe(usage, Basis.ESTIMATED if margins else Basis.OBSERVED)
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the leg; a refused request cost nothing."""
+        self._stop_observing_token_reports()
         if not self._began:
             return
+        self._finished = True
+        tally = self._tally
         if self._refused_by_us:  # never sent, and said so
-            self._tally.stop(outcome, TextUnits().usage(), Basis.OBSERVED)
+            tally.stop(outcome, TextUnits().usage(), Basis.OBSERVED)
             return
-        usage, basis = self._received.add_to(dict(self._usage)), Basis.OBSERVED
+        usage, margins = self._estimated()
+        basis = Basis.ESTIMATED if margins else Basis.OBSERVED
         tokens = self.tokens()
         if tokens:
-            usage, basis = usage | tokens, Basis.REPORTED
-        elif outcome is Outcome.FAILED and not self._received.something:
-            if was_refused(error):
-                usage = TextUnits().usage()
+            usage, basis, margins = usage | tokens, Basis.REPORTED, {}
+            if outcome is Outcome.SERVED and "output_tokens" in tokens:
+                _speech_tokens.learn_tokens(
+                    self._voice,
+                    self.stream._input_text,
+                    self._received.audio_ms,
+                    input_tokens=tokens.get("input_tokens", 0),
+                    output_tokens=tokens["output_tokens"],
+                )
+        elif was_refused(error) and not self._something:
+            usage, basis, margins = TextUnits().usage(), Basis.OBSERVED, {}
+        elif outcome is Outcome.FAILED and not self._something:
+            basis = Basis.ESTIMATED  # nobody said whether it arrived
+            margins |= self._text.usage()
+        elif self._bills_audio:
+            if outcome is Outcome.SERVED:
+                self.learn(self._text)
             else:
-                basis = Basis.ESTIMATED  # nobody said whether it arrived
-        self._tally.stop(self.outcome_of(outcome, self._tally), usage, basis)
+                margins |= self.generates_on(usage, self._text.characters)
+                basis = Basis.ESTIMATED
+        tally.margins = margins
+        tally.stop(self.outcome_of(outcome, tally), usage, basis)
+
+    def settle(self) -> None:
+        """The audio was decoded after the run had ended."""
+        if self._finished and self._received.audio_ms and not self._refused_by_us:
+            tally = self._tally
+            tally.usage = self.with_audio(dict(tally.usage))
+            if tally.leg is not None:
+                tally.leg.correct(tally.usage)
+
+    def _spend(self) -> None:
+        usage, margins = self._estimated()
+        self._tally.margins = margins
+        if not self._tally.spend(usage, Basis.ESTIMATED if margins else Basis.OBSERVED):
+            self._refused_by_us = True
+            self.end_for_budget()
+
+    def _estimated(self) -> tuple[dict[str, int], dict[str, int]]:
+        """What was used so far, and by how much the tokens in it may be off, where it has some."""
+        usage = self.with_audio(self._text.usage())
+        if not self._bills_tokens:
+            return usage, {}
+        given = _speech_tokens.input_tokens_of(self._voice, self.stream._input_text)
+        made = _speech_tokens.output_tokens_of(self._voice, self._received.audio_ms)
+        usage["input_tokens"] = given.quantity
+        usage["output_tokens"] = usage["output_audio_tokens"] = made.quantity
+        return usage, {
+            "input_tokens": given.margin,
+            "output_tokens": made.margin,
+            "output_audio_tokens": made.margin,
+        }
+
+    @property
+    def _tally(self) -> Tally:
+        assert self._tally_made is not None, "it is made before the request is"
+        return self._tally_made
+
+
+_OPENAI: Final = frozenset({"livekit.plugins.openai.tts"})
+_TOKEN_MODELS: Final = "gpt-"
+"""OpenAI bills tts-1 and tts-1-hd by characters, and all later voices by tokens:
+https://platform.openai.com/docs/pricing. Other servers that speak its protocol report or do not."""
+
+
+def observe_tokenizers() -> Callable[[], None]:
+    """Show what a plugin takes from LiveKit's tokenizers to its attempt; returns the undo."""
+    from livekit.agents.tokenize import token_stream, tokenizer
+    from livekit.agents.tts.stream_pacer import StreamPacerWrapper
+
+    classes: tuple[Any, ...] = (
+        tokenizer.SentenceStream,
+        tokenizer.WordStream,
+        token_stream.BufferedTokenStream,
+    )
+    undos = [_observe_tokens(each) for each in classes]
+    pacer: Any = StreamPacerWrapper
+    init = pacer.__init__
+
+    @functools.wraps(init)
+    def observed_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        # What it takes from the tokenizer inside it waits there; what is taken from it is sent.
+        token = _wire.observer.set(None)
+        try:
+            init(self, *args, **kwargs)
+        finally:
+            _wire.observer.reset(token)
+
+    pacer.__init__ = observed_init
+
+    def undo() -> None:
+        pacer.__init__ = init
+        for each in undos:
+            each()
+
+    return undo
+
+
+def _observe_tokens(stream_class: Any) -> Callable[[], None]:
+    next_token = stream_class.__anext__
+
+    @functools.wraps(next_token)
+    async def observed_next(self: Any) -> Any:
+        seen_by = _wire.observer.get()
+        if not isinstance(seen_by, SynthesizeAttempt):
+            return await next_token(self)
+        try:
+            seen_by.tokenizing()
+        except Exception as error:
+            _faults.count("tts_token", error)
+        data = await next_token(self)
+        try:
+            seen_by.token_taken(data.token)
+        except Exception as error:
+            _faults.count("tts_token", error)
+        return data
+
+    stream_class.__anext__ = observed_next
+
+    def undo() -> None:
+        stream_class.__anext__ = next_token
+
+    return undo

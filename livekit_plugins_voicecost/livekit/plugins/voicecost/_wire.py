@@ -6,19 +6,23 @@ OpenAI-compatible answers, `_wire_text` and `_wire_audio` say where a plugin's m
 is billed.
 
 A connection that several streams share cannot be told apart by context: its protocol names a
-context id in every message, and is matched by that.
+context id in every message, and is matched by that (`claim`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import re
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import aiohttp
 
 from . import _faults
+from ._wire_answers import AnswerObserver
 
 
 class WireObserver(Protocol):
@@ -32,29 +36,66 @@ class WireObserver(Protocol):
         """A binary message is about to be sent; raises CancelledError to keep it from that."""
         ...
 
-    def answer_observed(self) -> None:
-        """An OpenAI-compatible answer begins; its raw chunks follow one by one."""
+    def answer_observed(self) -> AnswerObserver | None:
+        """A language model's answer begins; whoever is given is told of it. None: nobody."""
         ...
 
-    def chunk_received(self, chunk: Any) -> None:
-        """A raw chunk of its answer arrived; raises CancelledError to end the stream."""
-        ...
+
+class BodyObserver:
+    """An attempt that wants to see the bodies of its HTTP requests."""
+
+    def body_sending(self, url: str, body: str) -> None:
+        """A request is about to be made; raises CancelledError to keep it from that."""
 
 
 observer: ContextVar[WireObserver | None] = ContextVar("voicecost_attempt", default=None)
 
+_CONTEXT_ID: Final = re.compile(r'"context_?[iI]d"\s*:\s*"([^"\\]+)"')
+_claimed: weakref.WeakValueDictionary[str, WireObserver] = weakref.WeakValueDictionary()
+_observed_websockets = 0
+
+
+def claim(context_id: str, seen_by: WireObserver) -> None:
+    """Messages that name this context id are this observer's, as long as it lives.
+
+    Whoever sends them: the task that serves a shared connection belongs to nobody's request.
+    """
+    if context_id:
+        _claimed[context_id] = seen_by
+
+
+def websockets_observed() -> bool:
+    """Whether text that is sent now would be seen."""
+    return _observed_websockets > 0
+
+
+def _claimant(payload: str) -> WireObserver | None:
+    """Whose a message on a shared connection is, if it names a claimed context."""
+    named = _CONTEXT_ID.search(payload) if _claimed else None
+    return _claimed.get(named.group(1)) if named is not None else None
+
 
 def observe_websockets() -> Callable[[], None]:
     """Show what aiohttp's WebSocket clients send to the attempt that sends it; returns the undo."""
+    global _observed_websockets
     client = aiohttp.ClientWebSocketResponse
     send_str, send_bytes = client.send_str, client.send_bytes
 
     @functools.wraps(send_str)
     async def observed_send_str(self: Any, data: str, *args: Any, **kwargs: Any) -> None:
-        seen_by = observer.get()
+        try:
+            claimant = _claimant(data)
+        except Exception as error:
+            _faults.count("wire_text", error)
+            claimant = None
+        seen_by = claimant or observer.get()
         if seen_by is not None:
             try:
                 seen_by.text_sending(self, data)
+            except asyncio.CancelledError:
+                if claimant is None:
+                    raise
+                return  # only this message is not sent: others share the connection and its task
             except Exception as error:
                 _faults.count("wire_text", error)
         await send_str(self, data, *args, **kwargs)
@@ -71,9 +112,42 @@ def observe_websockets() -> Callable[[], None]:
 
     client.send_str = observed_send_str
     client.send_bytes = observed_send_bytes
+    _observed_websockets += 1
 
     def undo() -> None:
+        global _observed_websockets
         client.send_str = send_str
         client.send_bytes = send_bytes
+        _observed_websockets -= 1
+
+    return undo
+
+
+def observe_bodies() -> Callable[[], None]:
+    """Show text that aiohttp's client sends as a body to the attempt that asks; returns the undo.
+
+    A body in bytes, JSON or a form is not shown: nobody needs to read one.
+    """
+    client: Any = aiohttp.ClientSession
+    request = client._request
+
+    @functools.wraps(request)
+    async def observed_request(
+        self: Any, method: str, str_or_url: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        body = kwargs.get("data")
+        if isinstance(body, str):
+            seen_by = observer.get()
+            if isinstance(seen_by, BodyObserver):
+                try:
+                    seen_by.body_sending(str(str_or_url), body)
+                except Exception as error:
+                    _faults.count("wire_body", error)
+        return await request(self, method, str_or_url, *args, **kwargs)
+
+    client._request = observed_request
+
+    def undo() -> None:
+        client._request = request
 
     return undo
