@@ -31,6 +31,7 @@ from . import (
     _instrument_metrics,
     _instrument_services,
     _wire,
+    _wire_clients,
     _wire_connections,
     _wire_openai,
 )
@@ -172,6 +173,7 @@ def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
         ("livekit.agents.tokenize", observe_tokenizers),
         ("aiohttp.ClientWebSocketResponse", _wire_connections.observe_connections),
         ("openai.AsyncOpenAI.chat", _wire_openai.observe_openai_clients),
+        ("the clients of other models", _wire_clients.observe_clients),
         ("DecisionModel._evaluate_impl", _instrument_services.observe_decisions),
         ("TurnDetector's streams", _instrument_services.observe_turn_detectors),
         (

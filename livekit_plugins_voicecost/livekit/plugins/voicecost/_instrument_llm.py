@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -11,11 +12,13 @@ from livekit.agents.llm import ChatChunk, ToolContext
 
 from voicecost_ledger.records import Basis, Modality, Outcome
 
-from . import _faults
+from . import _faults, _wire_clients
+from ._answers import Answer, same_model
 from ._estimates import Counts, Estimates, Item, Prompt, TextKey, estimates_for, llm_usage
 from ._instrument_attempts import Attempt, describe, was_refused
 from ._text_weight import TOKEN
 from ._text_weight import weight as weight_of
+from ._wire_openai import ResponsesSocket, asks_for_response
 
 CHUNKS_AT_ONCE: Final = 4
 """Chunks of an answer that are estimated together while every limit is far: what a SIGKILL in
@@ -23,7 +26,11 @@ mid-answer can cost, less one; the answer's end is always settled with all of th
 
 
 class LLMAttempt(Attempt):
-    """One attempt of an LLM request."""
+    """One attempt of an LLM request.
+
+    Mostly it is one answer of the provider's. A plugin may ask for several in a row, each billed,
+    when one does not suffice (Gemini's long decode).
+    """
 
     modality = Modality.LLM
     _began = False
@@ -31,27 +38,33 @@ class LLMAttempt(Attempt):
 
     def begin(self, *args: Any) -> None:
         """Open the leg with the prompt, before the request goes out."""
+        _wire_clients.observe_loaded()
         stream = self.stream
-        self._counts = count_prompt(stream._chat_ctx, stream._tools)
+        # The responses API is sent what is new; what is billed is the whole conversation.
+        chat_ctx = getattr(stream, "_full_chat_ctx", None) or stream._chat_ctx
+        self._counts = count_prompt(chat_ctx, stream._tools)
         attributes = describe(
             stream,
             stream._llm,
             Modality.LLM,
             model=_text(getattr(stream, "_model", "")),
-            service_tier=_text(getattr(stream, "_extra_kwargs", {}).get("service_tier", "")),
+            service_tier=_asked_tier(stream),
         )
         self._tally = self.tally(attributes)
         self._estimates: Estimates = estimates_for(self.owner.meter(), attributes)
-        self._reported: tuple[int, int, int] | None = None
-        self._wire_seen = False
+        self._started_ns = time.monotonic_ns()
+        self._wire: list[Answer] = []
+        self._shown = Answer(self, self._counts)  # as LiveKit's own chunks show it
+        self._socket: ResponsesSocket | None = None
         usage = self._estimates.usage(self._counts)
         self._input_tokens = usage["input_tokens"]
         self._cached_input_tokens = usage["cached_input_tokens"]
+        self._hidden_tokens = 0
         self._began = True
         if not self._tally.spend(usage, Basis.ESTIMATED):
             self._refused_by_us = True
             self.end_for_budget()
-        # Answers of clients that are not OpenAI's show as LiveKit's own chunks.
+        # Answers of clients that nobody observes show as LiveKit's own chunks.
         send_nowait: Callable[[ChatChunk], None] = stream._event_ch.send_nowait
 
         def observed_send_nowait(chunk: ChatChunk) -> None:
@@ -63,98 +76,175 @@ class LLMAttempt(Attempt):
 
         stream._event_ch.send_nowait = observed_send_nowait
 
-    def answer_observed(self) -> None:
-        """Raw chunks come from the wire: LiveKit's own, made of them, count nothing."""
-        self._wire_seen = True
-        self.requests_itself()
+    # What the wire shows
 
-    def chunk_received(self, chunk: Any) -> None:
-        """Count a raw OpenAI chunk; tool arguments come in many, LiveKit shows one."""
-        counts, received = self._counts, False
-        for choice in chunk.choices:
-            delta = choice.delta
-            if delta is None:  # Azure's content filter sends such
-                continue
-            if delta.content:
-                counts.prose(delta.content)
-                received = True
-            for call in delta.tool_calls or ():
-                function = call.function
-                if function is not None and (function.name or function.arguments):
-                    counts.call(function.name or "", function.arguments or "")
-                    received = True
-        usage = chunk.usage
-        if usage is not None:
-            details = usage.prompt_tokens_details
-            self._report(
-                usage.prompt_tokens or 0,
-                (details.cached_tokens or 0) if details is not None else 0,
-                usage.completion_tokens or 0,
-            )
-        if received:
-            self._received()
+    def answer_observed(self) -> Answer | None:
+        """An answer is received from now on: LiveKit's own chunks, made of it, count nothing."""
+        self.requests_itself()
+        if not self._began:
+            return None
+        # One that follows another answers the same prompt, or a longer one that it will report.
+        answer = Answer(self, Counts(self._counts.prompt) if self._wire else self._counts)
+        self._wire.append(answer)
+        return answer
+
+    def text_sending(self, connection: Any, payload: str) -> None:
+        """Read along where a response is asked for over a WebSocket."""
+        if asks_for_response(payload) and self._began:
+            if self._socket is not None:  # that one was stale, and nothing came of it
+                self._socket.close()
+                answer = self._wire[-1]
+            else:
+                answer = self.answer_observed()
+                assert answer is not None, "it has begun"
+            self._socket = ResponsesSocket(connection, answer)
+
+    # What an answer tells
+
+    def answer_received(self, answer: Answer) -> None:
+        """More of it came: count it, and end it when it may not be paid.
+
+        Raises:
+            CancelledError: The money is gone.
+        """
+        counts, tally = answer.counts, self._tally
+        chunks = counts.completion_chunks
+        if chunks <= 1:
+            self._first_of(counts)
+        if chunks % CHUNKS_AT_ONCE:
+            # An estimate is 3 µs of the agent's time; with the money far away a few chunks wait.
+            leg = tally.leg
+            if leg is not None and leg.may_lag():
+                return
+        if counts.reported or len(self._wire) > 1:
+            usage = self._usage(self._estimates)
+        else:
+            output_tokens = self._estimates.output_tokens(counts, self._hidden_tokens)
+            usage = llm_usage(counts, self._input_tokens, self._cached_input_tokens, output_tokens)
+        if not tally.spend(usage, Basis.ESTIMATED):
+            # What has arrived is owed; what may still come is what the budget can refuse.
+            tally.owe(usage, Basis.ESTIMATED)
+            self.end_for_budget()
+
+    def answer_reported(self, answer: Answer) -> None:
+        """The provider said what it has used so far: that is owed.
+
+        Raises:
+            CancelledError: The money is gone, and the answer goes on.
+        """
+        tally = self._tally
+        if 0 < answer.counts.completion_chunks <= 1:
+            self._first_of(answer.counts)
+        all_told = all(each.final for each in self._answers())
+        basis = Basis.REPORTED if all_told else Basis.ESTIMATED
+        tally.owe(self._usage(self._estimates), basis)
+        if not answer.final and tally.leg is not None and not tally.leg.allow(tally.usage):
+            self.end_for_budget()
+
+    def _first_of(self, counts: Counts) -> None:
+        """The first of an answer, or thoughts before it."""
+        self._tally.first_answer()
+        if counts.completion_chunks:
+            counts.waited_ms = self._elapsed_ms()
+        self._hidden_tokens = self._estimates.hidden_tokens(counts)[0]
+
+    def answer_served_by(self, model: str) -> None:
+        """The provider said which model serves it."""
+        if not same_model(self._tally.attributes.model, model):
+            self._tally.served_by(model)
+
+    # The end
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the leg: as reported, as nothing when it was refused, else as estimated."""
         if not self._began:
             return
         self.stream._event_ch.__dict__.pop("send_nowait", None)
+        if self._socket is not None:
+            self._socket.close()
         counts, tally = self._counts, self._tally
         if self._refused_by_us:  # never sent, and said so
             tally.stop(outcome, llm_usage(counts, 0, 0, 0), Basis.OBSERVED)
             return
+        answers = self._answers()
+        if outcome is Outcome.SERVED and not self._wire and self._shown.counts.reported:
+            self._shown.final = True  # whatever else it may have been: there is no more to come
         outcome = self.outcome_of(outcome, tally)
-        if self._reported is not None:
-            usage = llm_usage(counts, *self._reported)
+        for answer in answers:
+            if answer.counts.completion_chunks == 0:
+                answer.counts.waited_ms = self._elapsed_ms()
+        # Now the meter is known if it ever will be, also where it was attached meanwhile.
+        estimates = estimates_for(self.owner.meter(), tally.attributes)
+        usage = self._usage(estimates)
+        if all(answer.final for answer in answers):
             tally.stop(outcome, usage, Basis.REPORTED)
-            # Now the meter is known if it ever will be, also where it was attached meanwhile.
-            estimates_for(self.owner.meter(), tally.attributes).learn(counts, usage)
-        elif counts.completion_chunks == 0 and was_refused(error):
+        elif self._costs_nothing(answers, error):
             tally.stop(outcome, llm_usage(counts, 0, 0, 0), Basis.OBSERVED)
         else:
-            estimates = estimates_for(self.owner.meter(), tally.attributes)
-            tally.stop(outcome, estimates.usage(counts), Basis.ESTIMATED)
-            if tally.leg is not None:
+            tally.margins = self._margins(estimates)
+            tally.stop(outcome, usage, Basis.ESTIMATED)
+            if tally.leg is not None and len(answers) == 1:
                 estimates.settle_later(tally.leg, counts)
+        for answer in answers:
+            if answer.final or "input_tokens" in answer.counts.reported:
+                estimates.learn(answer.counts, answer.learned())
+
+    def _answers(self) -> list[Answer]:
+        return self._wire or [self._shown]
+
+    def _costs_nothing(self, answers: list[Answer], error: BaseException | None) -> bool:
+        """Whether nothing was ever generated: refused, or never sent."""
+        if any(answer.counts.completion_chunks or answer.counts.reported for answer in answers):
+            return False
+        return was_refused(error) or any(answer.refused for answer in answers)
+
+    def _usage(self, estimates: Estimates) -> dict[str, int]:
+        """The totals of all answers, as far as reported, else as estimated."""
+        answers = self._answers()
+        if len(answers) == 1:
+            return answers[0].usage(estimates)
+        total: dict[str, int] = {}
+        for answer in answers:
+            for unit, quantity in answer.usage(estimates).items():
+                total[unit] = total.get(unit, 0) + quantity
+        total["prompt_characters"] = self._counts.prompt.characters
+        return total
+
+    def _margins(self, estimates: Estimates) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for answer in self._answers():
+            if not answer.final:
+                for unit, margin in estimates.margins(answer.counts).items():
+                    total[unit] = total.get(unit, 0) + margin
+        return total
+
+    def _elapsed_ms(self) -> int:
+        return (time.monotonic_ns() - self._started_ns) // 1_000_000
 
     def _livekit_chunk(self, chunk: ChatChunk) -> None:
-        usage = chunk.usage
+        if self._wire:
+            return
+        answer, usage, delta = self._shown, chunk.usage, chunk.delta
+        if delta is not None:
+            if delta.content:
+                answer.prose(delta.content)
+            for call in delta.tool_calls:
+                answer.call(call.name, call.arguments)
         if usage is not None:
-            self._report(usage.prompt_tokens, usage.prompt_cached_tokens, usage.completion_tokens)
-        delta = chunk.delta
-        if delta is None or self._wire_seen:
-            return
-        if delta.content:
-            self._counts.prose(delta.content)
-        for call in delta.tool_calls:
-            self._counts.call(call.name, call.arguments)
-        if delta.content or delta.tool_calls:
-            self._received()
-
-    def _report(self, input_tokens: int, cached: int, output_tokens: int) -> None:
-        if input_tokens <= 0 and output_tokens <= 0:
-            return  # LiveKit's 0/0 is no report
-        self._reported = (input_tokens, cached, output_tokens)
-        self._tally.owe(llm_usage(self._counts, *self._reported), Basis.REPORTED)
-
-    def _received(self) -> None:
-        counts = self._counts
-        counts.completion_chunks += 1
-        if self._reported is not None:  # some providers report with every chunk
-            if self._tally.leg is not None and not self._tally.leg.allow(self._tally.usage):
-                self.end_for_budget()
-            return
-        if counts.completion_chunks % CHUNKS_AT_ONCE:
-            # An estimate is 3 µs of the agent's time; with the money far away a few chunks wait.
-            leg = self._tally.leg
-            if leg is not None and leg.may_lag():
-                return
-        output_tokens = self._estimates.output_tokens(counts)
-        usage = llm_usage(counts, self._input_tokens, self._cached_input_tokens, output_tokens)
-        if not self._tally.spend(usage, Basis.ESTIMATED):
-            # What has arrived is owed; what may still come is what the budget can refuse.
-            self._tally.owe(usage, Basis.ESTIMATED)
-            self.end_for_budget()
+            # Gemini's plugin leaves the thoughts out of all but the total.
+            output_tokens = max(usage.completion_tokens, usage.total_tokens - usage.prompt_tokens)
+            answer.report(
+                {
+                    "input_tokens": usage.prompt_tokens,
+                    "cached_input_tokens": usage.prompt_cached_tokens,
+                    "output_tokens": output_tokens,
+                    "cache_write_tokens": usage.cache_creation_tokens,
+                    "reasoning_tokens": usage.reasoning_tokens
+                    or output_tokens - usage.completion_tokens,
+                },
+                final=False,
+            )
+        answer.read()
 
 
 def count_prompt(chat_ctx: Any, tools: list[Any]) -> Counts:
@@ -248,3 +338,10 @@ def _declaration_weight(schema: Any) -> int:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _asked_tier(stream: Any) -> str:
+    """The service tier that was asked for; with LiveKit Inference, the inference class."""
+    asked = getattr(stream, "_extra_kwargs", {}).get("service_tier")
+    asked = getattr(asked, "value", asked)  # Google's is an enum
+    return _text(asked) or _text(getattr(stream, "_inference_class", None))

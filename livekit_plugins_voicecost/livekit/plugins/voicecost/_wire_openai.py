@@ -1,95 +1,259 @@
-"""OpenAI-compatible answers, chunk by chunk as the client receives them."""
+"""OpenAI's client and its two protocols: chat completions, which many hosts speak, and responses.
+
+https://platform.openai.com/docs/api-reference/chat-streaming
+https://platform.openai.com/docs/api-reference/responses-streaming
+https://platform.openai.com/docs/guides/websocket-mode
+"""
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
+import aiohttp
+import msgspec
 from openai import AsyncOpenAI
 
 from . import _faults
-from ._wire import WireObserver, observer
+from ._wire import observer
+from ._wire_answers import (
+    AnswerObserver,
+    LazyProperty,
+    ObservedEvents,
+    Reader,
+    Undo,
+    count,
+    field,
+    replace_method,
+    show,
+)
 
 _COMPLETIONS: Final = "openai.resources.chat.completions.completions"
+_RESPONSES: Final = "openai.resources.responses.responses"
 
 
-class _ObservedChunks:
-    """An OpenAI stream's iterator, each chunk shown to the observer before the plugin gets it."""
-
-    __slots__ = ("_chunks", "_observer")
-
-    def __init__(self, chunks: AsyncIterator[Any], observer: WireObserver) -> None:
-        self._chunks = chunks
-        self._observer = observer
-
-    def __aiter__(self) -> _ObservedChunks:
-        return self
-
-    async def __anext__(self) -> Any:
-        chunk = await self._chunks.__anext__()
-        try:
-            self._observer.chunk_received(chunk)
-        except Exception as error:
-            _faults.count("llm_chunk", error)
-        return chunk
-
-
-def observe_openai_clients() -> Callable[[], None]:
-    """Show the raw chunks of OpenAI-compatible answers to their attempt; returns the undo.
-
-    The client loads its chat API, which takes 30 ms, when a program first asks for it. So it is
-    loaded for us no earlier, and observed before anything can be requested through it.
-    """
-    undos: list[Callable[[], None]] = []
-    chat: functools.cached_property[Any] = AsyncOpenAI.__dict__["chat"]
-    make_chat = chat.func
-
-    def observe_once() -> None:
-        if not undos:
-            undos.append(_observe_completions())
-
-    def observed_chat(client: AsyncOpenAI) -> Any:
-        try:
-            observe_once()
-        except Exception as error:
-            _faults.count("observe_openai_clients", error)
-        return make_chat(client)
+def observe_openai_clients() -> Undo:
+    """Show the answers that OpenAI's client receives to their attempt; returns the undo."""
+    apis = [
+        LazyProperty(AsyncOpenAI, "chat", _COMPLETIONS, _observe_completions),
+        LazyProperty(AsyncOpenAI, "responses", _RESPONSES, _observe_responses),
+    ]
 
     def undo() -> None:
-        chat.func = make_chat
-        for each in undos:
-            each()
+        for api in apis:
+            api.undo()
 
-    chat.func = observed_chat
-    if _COMPLETIONS in sys.modules:  # some client may have its chat API already
-        observe_once()
     return undo
 
 
-def _observe_completions() -> Callable[[], None]:
+def _observe_completions() -> Undo:
     from openai.resources.chat.completions import AsyncCompletions
 
-    create: Any = AsyncCompletions.create
+    return replace_method(
+        AsyncCompletions,
+        "create",
+        lambda create: observed_create(create, lambda: read_chunk, read_completion),
+    )
 
-    @functools.wraps(create)
-    async def observed_create(self: Any, *args: Any, **kwargs: Any) -> Any:
+
+def _observe_responses() -> Undo:
+    from openai.resources.responses import AsyncResponses
+
+    return replace_method(
+        AsyncResponses,
+        "create",
+        lambda create: observed_create(create, lambda: read_response_event, _read_response),
+    )
+
+
+def observed_create(
+    create: Callable[..., Any], make_reader: Callable[[], Reader], read_whole: Reader
+) -> Callable[..., Any]:
+    """A client's `create`, its answers shown to the attempt that asks for them.
+
+    Args:
+        create: The client's own.
+        make_reader: Makes what reads one answer's events.
+        read_whole: Reads an answer that did not stream.
+    """
+
+    async def create_observed(self: Any, *args: Any, **kwargs: Any) -> Any:
         seen_by = observer.get()
-        if seen_by is None or not kwargs.get("stream"):
-            return await create(self, *args, **kwargs)
-        stream = await create(self, *args, **kwargs)
+        answer = await create(self, *args, **kwargs)
+        if seen_by is None:
+            return answer
         try:
-            # The client's own iterator: also what `async for` over the stream reads from.
-            stream._iterator = _ObservedChunks(stream._iterator, seen_by)
-            seen_by.answer_observed()
+            if kwargs.get("stream"):
+                # The client's own iterator: also what `async for` over the stream reads from.
+                events = getattr(answer, "_iterator", None)
+                if events is None:  # a raw response, which the caller reads as it likes
+                    return answer
+                told = seen_by.answer_observed()
+                if told is not None:
+                    answer._iterator = ObservedEvents(events, make_reader(), told)
+            elif hasattr(answer, "usage"):
+                told = seen_by.answer_observed()
+                if told is not None:
+                    show(answer, read_whole, told)
         except Exception as error:
             _faults.count("llm_stream", error)
-        return stream
+        return answer
 
-    AsyncCompletions.create = observed_create
+    return create_observed
 
-    def undo() -> None:
-        AsyncCompletions.create = create
 
-    return undo
+# Chat completions
+
+
+def read_chunk(chunk: Any, answer: AnswerObserver) -> None:
+    """A chunk of a chat completion that streams."""
+    ended = not chunk.choices
+    for choice in chunk.choices:
+        delta = choice.delta
+        if choice.finish_reason is not None:
+            ended = True
+        if delta is not None:  # Azure's content filter sends such
+            _read_message(delta, answer)
+    answer.served_by(chunk.model or "", field(chunk, "service_tier") or "")
+    usage = chunk.usage
+    if usage is not None:
+        answer.report(_completion_usage(usage), final=ended)
+
+
+def read_completion(completion: Any, answer: AnswerObserver) -> None:
+    """A chat completion that did not stream."""
+    for choice in completion.choices:
+        _read_message(choice.message, answer)
+    answer.served_by(completion.model or "", field(completion, "service_tier") or "")
+    if completion.usage is not None:
+        answer.report(_completion_usage(completion.usage), final=True)
+
+
+def _read_message(message: Any, answer: AnswerObserver) -> None:
+    if message.content:
+        answer.prose(message.content)
+    refusal = field(message, "refusal")
+    if refusal:
+        answer.prose(refusal)
+    # Not of OpenAI's: DeepSeek, Moonshot and vLLM show thoughts as the first, Groq as the other.
+    thought = field(message, "reasoning_content") or field(message, "reasoning")
+    if thought and isinstance(thought, str):
+        answer.thought(thought)
+    for call in message.tool_calls or ():
+        function = call.function
+        if function is not None and (function.name or function.arguments):
+            answer.call(function.name or "", function.arguments or "")
+
+
+def _completion_usage(usage: Any) -> dict[str, int]:
+    read, written = field(usage, "prompt_tokens_details"), field(usage, "completion_tokens_details")
+    input_tokens = count(usage.prompt_tokens)
+    cached = count(field(read, "cached_tokens"))
+    # DeepSeek and Moonshot have had it here.
+    cached = cached or count(field(usage, "prompt_cache_hit_tokens"))
+    cached = cached or count(field(usage, "cached_tokens"))
+    # With xAI, and Gemini's compatible host, thoughts are only in the total.
+    output_tokens = max(
+        count(usage.completion_tokens), count(field(usage, "total_tokens")) - input_tokens
+    )
+    return {
+        "input_tokens": input_tokens,
+        "cached_input_tokens": min(cached, input_tokens),
+        "output_tokens": output_tokens,
+        "cache_write_tokens": count(field(read, "cache_write_tokens")),
+        "input_audio_tokens": count(field(read, "audio_tokens")),
+        "input_image_tokens": count(field(read, "image_tokens")),
+        "reasoning_tokens": min(count(field(written, "reasoning_tokens")), output_tokens),
+        "output_audio_tokens": count(field(written, "audio_tokens")),
+    }
+
+
+# Responses
+
+_TOOLS_BILLED_BY_CALL: Final = frozenset({"web_search_call", "file_search_call"})
+"""https://platform.openai.com/docs/pricing#built-in-tools"""
+
+
+def read_response_event(event: Any, answer: AnswerObserver) -> None:
+    """An event of a response that streams, as the client's object or as plain JSON."""
+    match field(event, "type"):
+        case "response.output_text.delta" | "response.refusal.delta":
+            answer.prose(field(event, "delta") or "")
+        case "response.function_call_arguments.delta" | "response.custom_tool_call_input.delta":
+            answer.call("", field(event, "delta") or "")
+        case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
+            answer.thought(field(event, "delta") or "")
+        case "response.output_item.added":
+            item = field(event, "item")
+            if field(item, "type") in ("function_call", "custom_tool_call"):
+                answer.call(field(item, "name") or "", "")
+            elif field(item, "type") == "reasoning":
+                answer.thought("")
+        case "response.created":
+            response = field(event, "response")
+            answer.served_by(field(response, "model") or "", _tier(response))
+        case "response.completed" | "response.incomplete" | "response.failed":
+            _read_response(field(event, "response"), answer)
+        case "error":
+            answer.refuse()
+        case _:
+            pass
+
+
+def _read_response(response: Any, answer: AnswerObserver) -> None:
+    answer.served_by(field(response, "model") or "", _tier(response))
+    usage = field(response, "usage")
+    if usage is not None:
+        answer.report(_response_usage(usage, field(response, "output") or ()), final=True)
+
+
+def _response_usage(usage: Any, output: Any) -> dict[str, int]:
+    read, written = field(usage, "input_tokens_details"), field(usage, "output_tokens_details")
+    return {
+        "input_tokens": count(field(usage, "input_tokens")),
+        "cached_input_tokens": count(field(read, "cached_tokens")),
+        "output_tokens": count(field(usage, "output_tokens")),
+        "cache_write_tokens": count(field(read, "cache_write_tokens")),
+        "input_audio_tokens": count(field(read, "audio_tokens")),
+        "input_image_tokens": count(field(read, "image_tokens")),
+        "reasoning_tokens": count(field(written, "reasoning_tokens")),
+        "requests": sum(field(item, "type") in _TOOLS_BILLED_BY_CALL for item in output),
+    }
+
+
+def _tier(response: Any) -> str:
+    return field(response, "service_tier") or ""
+
+
+class ResponsesSocket:
+    """Reads along on a WebSocket on which a response was asked for, to that response's end.
+
+    Args:
+        connection: The WebSocket; for as long as this lasts it carries this one response.
+        answer: Told what is received.
+    """
+
+    def __init__(self, connection: aiohttp.ClientWebSocketResponse, answer: AnswerObserver) -> None:
+        self._connection: Any = connection
+        receive: Callable[..., Any] = connection.receive
+
+        async def observed_receive(*args: Any, **kwargs: Any) -> Any:
+            message = await receive(*args, **kwargs)
+            if message.type is aiohttp.WSMsgType.TEXT:
+                show(message.data, _read_message_text, answer)
+            return message
+
+        self._connection.receive = observed_receive
+
+    def close(self) -> None:
+        """Read no further; the connection goes back to its pool as it was."""
+        self._connection.__dict__.pop("receive", None)
+
+
+def asks_for_response(payload: str) -> bool:
+    """Whether a WebSocket message asks for a response."""
+    return '"response.create"' in payload[:64]
+
+
+def _read_message_text(text: str, answer: AnswerObserver) -> None:
+    read_response_event(msgspec.json.decode(text), answer)

@@ -1,0 +1,143 @@
+"""One answer of a language model, as it is seen while it comes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ._estimates import Counts, llm_usage
+
+if TYPE_CHECKING:
+    from ._estimates import Estimates
+
+
+class AnswerOwner(Protocol):
+    """The attempt that an answer belongs to."""
+
+    def answer_received(self, answer: Answer) -> None:
+        """More of it came, or of its thoughts; raises CancelledError to end the stream."""
+        ...
+
+    def answer_reported(self, answer: Answer) -> None:
+        """The provider said what it has used so far; raises CancelledError to end the stream."""
+        ...
+
+    def answer_served_by(self, model: str) -> None:
+        """The provider said which model serves it."""
+        ...
+
+
+class Answer:
+    """Takes what a client's events or LiveKit's chunks tell; see `_wire_answers.AnswerObserver`.
+
+    Args:
+        owner: Told once per event.
+        counts: What is seen of the request; filled here.
+
+    Attributes:
+        final: Whether `counts.reported` is what is billed: nothing more is generated.
+        refused: Whether the provider said no after all, before it began.
+    """
+
+    __slots__ = ("_came", "_model", "_owner", "_thought", "_told", "counts", "final", "refused")
+
+    def __init__(self, owner: AnswerOwner, counts: Counts) -> None:
+        self.counts = counts
+        self.final = False
+        self.refused = False
+        self._owner = owner
+        self._model: str | None = None
+        # What the event that is being read has brought.
+        self._came = False
+        self._thought = False
+        self._told: dict[str, int] | None = None
+
+    def prose(self, text: str) -> None:
+        """More of what the model says."""
+        if text:
+            self.counts.prose(text)
+            self._came = True
+
+    def call(self, name: str, arguments: str) -> None:
+        """More of a tool call; one with a name begins another call."""
+        if name or arguments:
+            self.counts.call(name, arguments)
+            self._came = True
+
+    def thought(self, text: str) -> None:
+        """More of the model's thoughts, or that there are some."""
+        self.counts.thought(text)
+        self._thought = True
+
+    def report(self, usage: dict[str, int], *, final: bool) -> None:
+        """Units as the provider counts them, of all that came so far."""
+        if usage.get("input_tokens", 0) > 0 or usage.get("output_tokens", 0) > 0:
+            # 0/0 is no report; that there were no thoughts is one.
+            self._told = {
+                unit: quantity for unit, quantity in usage.items() if quantity or unit in _ALWAYS
+            }
+            self.final = self.final or final
+
+    def served_by(self, model: str, service_tier: str) -> None:
+        """What the answer says of who serves it."""
+        if model != self._model:
+            self._model = model
+            if model:
+                self._owner.answer_served_by(model)
+
+    def refuse(self) -> None:
+        """The provider would not serve it after all, unless it had begun."""
+        self.refused = self._model is None
+
+    def read(self) -> None:
+        """An event was told; raises CancelledError to end the stream."""
+        came, thought, told = self._came, self._thought, self._told
+        counts = self.counts
+        if came or thought:
+            self._came = self._thought = False
+            if came:
+                counts.completion_chunks += 1
+            if told is None:
+                self._owner.answer_received(self)
+                return
+        if told is not None:
+            self._told = None
+            counts.report(told)  # the report counts the text that it came with
+            self._owner.answer_reported(self)
+
+    def usage(self, estimates: Estimates) -> dict[str, int]:
+        """Its totals: as reported, as far as they were, else as estimated."""
+        if not self.final:
+            return estimates.usage(self.counts)
+        told = self.counts.reported
+        usage = llm_usage(
+            self.counts,
+            told.get("input_tokens", 0),
+            told.get("cached_input_tokens", 0),
+            told.get("output_tokens", 0),
+        )
+        return {unit: quantity for unit, quantity in told.items() if quantity} | usage
+
+    def learned(self) -> dict[str, int]:
+        """What the provider's report says of its encoder: of the prompt alone while it goes on."""
+        told = self.counts.reported
+        return told if self.final else told | {"output_tokens": 0, "reasoning_tokens": 0}
+
+
+_ALWAYS: Final = frozenset(
+    {"input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"}
+)
+_SNAPSHOT: Final = re.compile(r"[-@.:](?:20\d{2}-?[01]\d-?[0-3]\d|v?\d{3,4}|latest|preview)$")
+
+
+def same_model(asked: str, served: str) -> bool:
+    """Whether both name one model: one may name the host's path to it, or its dated snapshot.
+
+    "gpt-4o-mini" is served as "gpt-4o-mini-2024-07-18", "openai/gpt-4o" as "gpt-4o".
+    """
+    one, other = _bare(asked), _bare(served)
+    return one == other or not one or not other
+
+
+def _bare(model: str) -> str:
+    return _SNAPSHOT.sub("", model.lower().rpartition("/")[2])
