@@ -450,6 +450,7 @@ _BEFORE_SENDING: Final = frozenset(
         ("httpcore2", "wait_for_connection"), ("httpcore2", "_connect"),
         ("httpcore2", "_send_request_headers"),
         ("aiohttp", "connect"),
+        ("openai", "to_thread"),  # it looks what computer this is, before its first request
     }
 )  # fmt: skip
 
