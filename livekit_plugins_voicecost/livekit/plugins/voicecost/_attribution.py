@@ -115,6 +115,11 @@ class Owner:
         self._scope = scope
         self._job = weakref.ref(job) if job is not None else None
 
+    @property
+    def session(self) -> AgentSession[Any] | None:
+        """Its session, where one was found and is still there."""
+        return self._session() if self._session is not None else None
+
     def meter(self) -> LegMeter | None:
         """The meter for it now; None where no VoiceCost is attached (yet)."""
         if self._session is not None:

@@ -28,6 +28,7 @@ from voicecost_ledger.records import Coverage
 
 from . import (
     _attribution,
+    _instrument_avatar,
     _instrument_metrics,
     _instrument_services,
     _wire,
@@ -37,6 +38,7 @@ from . import (
 )
 from ._instrument_attempts import observe_runs, probing
 from ._instrument_llm import LLMAttempt
+from ._instrument_realtime import observe_realtime
 from ._instrument_recordings import observe_recordings
 from ._instrument_stt import RecognizeAttempt
 from ._instrument_tts import ChunkedAttempt, SynthesizeAttempt, observe_tokenizers
@@ -173,7 +175,9 @@ def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
         ("livekit.agents.tokenize", observe_tokenizers),
         ("aiohttp.ClientWebSocketResponse", _wire_connections.observe_connections),
         ("openai.AsyncOpenAI.chat", _wire_openai.observe_openai_clients),
+        ("llm.RealtimeSession", observe_realtime),
         ("the clients of other models", _wire_clients.observe_clients),
+        ("AvatarSession", _instrument_avatar.observe_avatars),
         ("DecisionModel._evaluate_impl", _instrument_services.observe_decisions),
         ("TurnDetector's streams", _instrument_services.observe_turn_detectors),
         (

@@ -1,0 +1,262 @@
+"""Puts the meter under LiveKit's realtime and duplex sessions.
+
+`RealtimeSession` and `DuplexSession` are the base classes of every such plugin. A session is
+watched from its `__init__`, where it is known whose it is, through what it emits: the provider's
+raw events where the plugin passes them on, LiveKit's own otherwise. On the instance are shadowed:
+`push_audio` and `generate_reply`, so that nothing is asked for when the money is gone; `aclose`,
+which ends the legs; and, where a plugin has them, the methods that hold the connection.
+
+Sessions that only pass on to another one (of `RealtimeModelFallbackAdapter`, and of
+`DuplexRealtimeAdapter`) are left alone: the inner ones are observed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from aiohttp import WSMsgType
+from livekit.agents import llm
+
+from voicecost_ledger.records import Outcome
+
+from . import _attribution, _faults
+from ._faults import contained
+from ._realtime_events import LiveKitEvents
+from ._realtime_openai import OpenAIRealtime
+from ._realtime_session import SessionLegs
+
+_WATCHED: Final = "_voicecost_watched"
+_DELEGATING: Final = frozenset({"_FallbackRealtimeSession", "_DuplexRealtimeSession"})
+_RAW_SENT: Final = "openai_client_event_queued"
+_RAW_RECEIVED: Final = "openai_server_event_received"
+
+
+def observe_realtime() -> Callable[[], None]:
+    """Observe every realtime and duplex session that is made from now on; returns the undo."""
+    undos = [_observe_sessions(llm.RealtimeSession, duplex=False)]
+    duplex: Any = getattr(llm, "DuplexSession", None)  # not in older versions
+    if duplex is not None:
+        undos.append(_observe_sessions(duplex, duplex=True))
+
+    def undo() -> None:
+        for each in undos:
+            each()
+
+    return undo
+
+
+def _observe_sessions(session_class: Any, *, duplex: bool) -> Callable[[], None]:
+    init, emit = session_class.__init__, session_class.emit
+    own_emit = "emit" in session_class.__dict__
+
+    @functools.wraps(init)
+    def observed_init(self: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, model, *args, **kwargs)
+        if type(self).__name__ not in _DELEGATING:
+            with contained("realtime_session"):
+                watched = _Watched(self, model, duplex=duplex)
+                watched.shadow(self)
+                self.__dict__[_WATCHED] = watched
+
+    @functools.wraps(emit)
+    def observed_emit(self: Any, event: Any, *args: Any) -> None:
+        watched: _Watched | None = self.__dict__.get(_WATCHED)
+        if watched is None:
+            emit(self, event, *args)
+        elif event == "generation_created":
+            speeches: list[Any] = []
+            stop_listening = watched.speeches_to(speeches)
+            try:
+                emit(self, event, *args)
+            finally:
+                with contained("realtime_event"):
+                    stop_listening()
+                    watched.generation_created(args[0], speeches)
+        else:
+            try:
+                watched.emitted(event, args)
+            except Exception as error:
+                _faults.count("realtime_event", error)
+            emit(self, event, *args)
+
+    session_class.__init__ = observed_init
+    session_class.emit = observed_emit
+
+    def undo() -> None:
+        session_class.__init__ = init
+        if own_emit:
+            session_class.emit = emit
+        else:
+            del session_class.emit
+
+    return undo
+
+
+class _Watched:
+    """One session, its legs, and who follows its events."""
+
+    def __init__(self, session: Any, model: Any, *, duplex: bool) -> None:
+        self.legs = SessionLegs(session, model, duplex=duplex)
+        self.events = LiveKitEvents(self.legs)
+        self.raw: OpenAIRealtime | None = None
+        self.legs.protocol = self.events
+        self._asked: Any = None  # the SpeechHandle for which a response was asked last
+
+    # ---- what it emits ---------------------------------------------------------------------------
+
+    def emitted(self, event: Any, args: tuple[Any, ...]) -> None:
+        """Any event but `generation_created`, before others hear of it."""
+        if event == _RAW_RECEIVED:
+            self._protocol().received(args[0])
+        elif event == _RAW_SENT:
+            self._protocol().sent(args[0])
+        elif event == "metrics_collected":
+            if getattr(args[0], "acquire_time", 0.0) and not getattr(args[0], "total_tokens", 0):
+                self.legs.connected()
+            elif self.raw is None:
+                self.events.reported(args[0])
+
+    def generation_created(self, event: Any, speeches: list[Any]) -> None:
+        """LiveKit has passed a response on, and made a speech of it or given it to one."""
+        speech = speeches[0] if speeches else (self._asked if event.user_initiated else None)
+        if self.legs.protocol is not None:
+            self.legs.protocol.response_created(event.response_id or "", speech)
+
+    def speeches_to(self, speeches: list[Any]) -> Callable[[], None]:
+        """Collect the speeches that the session makes until the returned function is called."""
+        session: Any = self.legs.owner.session
+        if session is None:
+            return _nothing
+
+        def made(event: Any) -> None:
+            speeches.append(event.speech_handle)
+
+        with contained("realtime_event"):
+            session.on("speech_created", made)
+            return functools.partial(session.off, "speech_created", made)
+        return _nothing
+
+    def _protocol(self) -> OpenAIRealtime:
+        if self.raw is None:
+            self.raw = OpenAIRealtime(self.legs)
+            self.legs.protocol = self.raw
+        return self.raw
+
+    # ---- what is asked of it ---------------------------------------------------------------------
+
+    def shadow(self, session: Any) -> None:
+        """Stand before the session's own methods."""
+        push_audio, aclose = session.push_audio, session.aclose
+
+        @functools.wraps(push_audio)
+        def observed_push_audio(frame: Any) -> None:
+            try:
+                if self.legs.must_end():
+                    return  # what is not heard is neither transcribed nor answered
+                self.legs.heard(frame)
+            except Exception as error:
+                _faults.count("realtime_audio", error)
+            push_audio(frame)
+
+        @functools.wraps(aclose)
+        async def observed_aclose(*args: Any, **kwargs: Any) -> Any:
+            self.legs.closing = True
+            try:
+                return await aclose(*args, **kwargs)
+            finally:
+                with contained("realtime_close"):
+                    self._closed()
+
+        session.push_audio = observed_push_audio
+        session.aclose = observed_aclose
+        for name in ("generate_reply", "say"):
+            if hasattr(session, name):
+                setattr(session, name, self._asking(getattr(session, name)))
+        for name, observe in (("_create_ws_conn", self._connecting), ("_run_ws", self._running)):
+            if inspect.iscoroutinefunction(getattr(session, name, None)):
+                setattr(session, name, observe(getattr(session, name)))
+
+    def _asking(self, ask: Callable[..., asyncio.Future[Any]]) -> Callable[..., Any]:
+        @functools.wraps(ask)
+        def observed_ask(*args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+            refusal = None
+            with contained("realtime_reply"):
+                refusal = self.legs.refusal()
+            if refusal is not None:
+                return refusal
+            future = ask(*args, **kwargs)
+            with contained("realtime_reply"):
+                self._asked = _attribution.current_speech()
+                if self.legs.protocol is not None:
+                    self.legs.protocol.reply_asked(future, self._asked)
+            return future
+
+        return observed_ask
+
+    def _connecting(self, connect: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(connect)
+        async def observed_connect(*args: Any, **kwargs: Any) -> Any:
+            websocket = await connect(*args, **kwargs)
+            with contained("realtime_connection"):
+                websocket._reader = _Reader(websocket._reader, self._unheard)
+            return websocket
+
+        return observed_connect
+
+    def _running(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(run)
+        async def observed_run(*args: Any, **kwargs: Any) -> Any:
+            outcome = Outcome.INTERRUPTED
+            try:
+                return await run(*args, **kwargs)
+            except Exception:
+                outcome = Outcome.INTERRUPTED if self.legs.closing else Outcome.FAILED
+                raise
+            finally:
+                with contained("realtime_connection"):
+                    if self.raw is not None:
+                        self.raw.disconnected(outcome)
+                    served = outcome is Outcome.INTERRUPTED  # the connection did what it was for
+                    self.legs.disconnected(Outcome.SERVED if served else outcome)
+
+        return observed_run
+
+    def _unheard(self, text: str) -> None:
+        """A message arrived while the session closes: the plugin drops it without a word."""
+        if self.legs.closing and self.raw is not None:
+            self.raw.received(json.loads(text))
+
+    def _closed(self) -> None:
+        if self.raw is not None:
+            self.raw.closed()
+        self.events.closed()
+        self.legs.disconnected(Outcome.SERVED)
+
+
+class _Reader:
+    """A WebSocket's queue of messages, each shown before it is taken, also by `close`."""
+
+    def __init__(self, reader: Any, show: Callable[[str], None]) -> None:
+        self._reader = reader
+        self._show = show
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    async def read(self) -> Any:
+        message = await self._reader.read()
+        if message.type is WSMsgType.TEXT:
+            try:
+                self._show(message.data)
+            except Exception as error:
+                _faults.count("realtime_message", error)
+        return message
+
+
+def _nothing() -> None:
+    pass
