@@ -182,9 +182,9 @@ class Postings:
         targets: dict[LegAttributes, dict[str, int]] = {}
         for total in seen.totals if missing else ():
             known = recorded.get(total.attributes, {})
-            more = {unit: q - known.get(unit, 0) for unit, q in total.usage.items()}
-            more = {unit: quantity for unit, quantity in more.items() if quantity > 0}
-            targets[total.attributes] = quantities.clipped(more)
+            more = {unit: max(0, q - known.get(unit, 0)) for unit, q in total.usage.items()}
+            more = quantities.clipped(more)
+            targets[total.attributes] = {unit: q for unit, q in more.items() if q}
         for attributes, usage in targets.items():
             if usage and attributes not in standing:
                 number = min((leg.number for leg in standing.values()), default=0) - 1

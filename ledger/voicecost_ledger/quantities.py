@@ -67,7 +67,7 @@ def clipped(usage: Mapping[str, int]) -> dict[str, int]:
     found = dict(usage)
     for part, wholes in WHOLES.items():
         if part in found:
-            found[part] = min(found[part], *(found[whole] for whole in wholes if whole in found))
+            found[part] = min([found[part], *(found[w] for w in wholes if w in found)])
     return found
 
 

@@ -1,7 +1,8 @@
 """A ledger with a clock that the test turns, and prices a reader can sum in the head.
 
-One character, one ms of audio or one token costs 1,000 nano-USD; model "?" has no price; audio is
-billed per started second, so that rounding has something to telescope over.
+One character, one ms of audio or one token costs 1,000 nano-USD, a cached token nothing; model "?"
+has no price, "gpt-dear" costs five times as much; audio is billed per started second, so that
+rounding has something to telescope over.
 """
 
 from __future__ import annotations
@@ -47,28 +48,34 @@ UNKNOWN = LegAttributes(modality=Modality.TTS, provider="New", model="?")
 
 
 class SumPrice:
-    price_id = "sum-1"
     pricing_source = "test@2026-11-22"
+
+    def __init__(self, times: int = 1) -> None:
+        self.times = times
+        self.price_id = f"sum-{times}"
 
     def rate(self, usage: Mapping[str, int]) -> int | None:
         audio_ms = -(-usage.get("audio_ms", 0) // 1000) * 1000
         tokens = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
-        return (usage.get("characters", 0) + audio_ms + tokens) * UNIT_NANO_USD
+        tokens -= usage.get("cached_input_tokens", 0)
+        return (usage.get("characters", 0) + audio_ms + tokens) * UNIT_NANO_USD * self.times
 
     def document(self) -> bytes:
-        return b'{"sum": 1}'
+        return json.dumps({"sum": self.times}).encode()
 
 
 class SumBook:
     def __init__(self) -> None:
-        self.known = {"aura-2", "nova-3", "gpt-4o-mini"}
+        # What it costs, in times of the plain price; a dated name costs what the plain one does.
+        self.known = {"aura-2": 1, "nova-3": 1, "gpt-4o-mini": 1, "gpt-4o-mini-2024-07-18": 1}
+        self.known["gpt-dear"] = 5
 
     def price_for(self, leg: LegAttributes, at_unix_ms: int) -> Price | None:
-        return SumPrice() if leg.model in self.known else None
+        times = self.known.get(leg.model)
+        return None if times is None else SumPrice(times)
 
     def restore(self, document: bytes) -> Price:
-        assert document == b'{"sum": 1}'
-        return SumPrice()
+        return SumPrice(json.loads(document)["sum"])
 
 
 class Desk:
@@ -152,22 +159,31 @@ class TestMeter:
         self.pending.append(record)
         return record
 
-    def start(self, attributes: LegAttributes = TTS, **usage: int) -> int:
+    def start(
+        self, attributes: LegAttributes = TTS, speech_id: str | None = None, **usage: int
+    ) -> int:
         self.legs += 1
-        self.write(LegStart, leg=self.legs, attributes=attributes, usage=usage)
+        self.write(LegStart, leg=self.legs, attributes=attributes, usage=usage, speech_id=speech_id)
         return self.legs
 
-    def interim(self, leg: int, basis: Basis = Basis.OBSERVED, **usage: int) -> None:
-        self.write(LegInterim, leg=leg, usage=usage, basis=basis)
+    def interim(
+        self,
+        leg: int,
+        basis: Basis = Basis.OBSERVED,
+        margins: dict[str, int] | None = None,
+        **usage: int,
+    ) -> None:
+        self.write(LegInterim, leg=leg, usage=usage, basis=basis, margins=margins or {})
 
     def stop(
         self,
         leg: int,
         outcome: Outcome = Outcome.SERVED,
         basis: Basis = Basis.REPORTED,
+        told: dict[str, Any] | None = None,  # more fields of the record
         **usage: int,
     ) -> None:
-        self.write(LegStop, leg=leg, usage=usage, basis=basis, outcome=outcome)
+        self.write(LegStop, leg=leg, usage=usage, basis=basis, outcome=outcome, **(told or {}))
 
     def close(self) -> None:
         self.write(MeterClose, coverage=Coverage.COMPLETE, reason="user_initiated")
