@@ -292,7 +292,8 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
                 else:
                     basis = Basis.ESTIMATED
                     tally.margins = {"audio_ms": _UNSENT_MS_MAX}
-            if not self._samples_taken and self._reported_ms:
+            silent = protocol is not None and self._connection is not None  # seen, and no audio
+            if not self._samples_taken and self._reported_ms and not silent:
                 audio_ms, basis = self._reported_ms, Basis.REPORTED  # frames went another way
         connected_ms = 0
         if self._opened_ns is not None:
