@@ -7,7 +7,7 @@ request with an id; `audio` frames in base64, then `audio_end` with that id).
 
 Billing rules
 - By the second of sound that was generated (https://www.resemble.ai/pricing), here by the
-  millisecond of the file; rounding is not documented.
+  millisecond of the file that holds it; rounding is not documented.
 - Cancelled work is not documented: a request goes on until its socket is closed, for nothing in
   the protocol cancels it, and all that was generated until then is billed; `POST` generates the
   whole text before it answers. The second bill adds what half a second more generates.
@@ -167,9 +167,9 @@ class _Connection:
         whole_ms = len(str(body["data"])) * resemble.pace.character_ms
 
         async def send_audio(audio: bytes, audio_ms: int) -> None:
-            row.units["audio_ms"] += audio_ms
+            row.units["audio_ms"] = utterance.encoded_ms
             left_ms = whole_ms - row.units["audio_ms"]
-            row.generated_ahead = {"audio_ms": resemble.pace.ahead_ms(left_ms)}
+            row.generated_ahead = {"audio_ms": resemble.pace.ahead_ms(max(0, left_ms))}
             if audio:
                 content = base64.b64encode(audio).decode()
                 await self._send(
@@ -193,7 +193,7 @@ class _Connection:
                 resemble.bill.close(each, "died")
             abort(self._request)
 
-        return Utterance(
+        utterance = Utterance(
             resemble.pace,
             sample_rate=sample_rate,
             audio_format=str(body.get("output_format", "wav")),
@@ -202,6 +202,7 @@ class _Connection:
             die=die,
             fault=resemble.faults.of_text(),
         )
+        return utterance
 
     async def _send(self, body: dict[str, Any]) -> None:
         with contextlib.suppress(ConnectionError):  # the reader sees it too, and closes the rows

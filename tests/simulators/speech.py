@@ -12,6 +12,7 @@ import math
 from array import array
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import cycle
 from typing import Any
@@ -139,20 +140,28 @@ class Encoder:
 
     def __init__(self, audio_format: str, sample_rate: int) -> None:
         self._sink: _Sink | None = None
+        self._rate = sample_rate
+        self._encoded_s = Fraction(0)
         if audio_format == "pcm":
             return
         container, codec = _CODECS[audio_format]
-        self._rate = sample_rate
         self._sink = _Sink()
-        options = {"write_xing": "0"} if container == "mp3" else {}
+        # As a live encoder streams it: no tags, and no index that says how long it will be.
+        options = {"write_xing": "0", "id3v2_version": "0"} if container == "mp3" else {}
         self._output: Any = av.open(self._sink, "w", format=container, container_options=options)
         self._stream: Any = self._output.add_stream(codec, rate=sample_rate, layout="mono")
         self._resampler: Any = None
         self._samples = 0
 
+    @property
+    def encoded_ms(self) -> int:
+        """How long the stream is so far: some codecs begin and end with a little silence."""
+        return int(self._encoded_s * 1000)
+
     def encode(self, pcm: bytes) -> bytes:
         """What of the stream is complete with this sound."""
         if self._sink is None:
+            self._encoded_s += Fraction(len(pcm), 2 * self._rate)
             return pcm
         frame = av.AudioFrame(format="s16", layout="mono", samples=len(pcm) // 2)
         frame.sample_rate = self._rate
@@ -174,15 +183,21 @@ class Encoder:
             return b""
         if self._resampler is not None:
             self._mux(None)
-            for packet in self._stream.encode(None):
-                self._output.mux(packet)
+            self._write(self._stream.encode(None))
         self._output.close()
         return self._sink.take()
 
     def _mux(self, frame: Any) -> None:
         for part in self._resampler.resample(frame):
-            for packet in self._stream.encode(part):
-                self._output.mux(packet)
+            self._write(self._stream.encode(part))
+
+    def _write(self, packets: list[Any]) -> None:
+        frame_size = self._stream.codec_context.frame_size
+        for packet in packets:
+            # A file has whole frames: what the last one is too long nobody is told in a stream.
+            samples = frame_size or round(packet.duration * packet.time_base * self._rate)
+            self._encoded_s += Fraction(samples, self._rate)
+            self._output.mux(packet)
 
 
 class Utterance:
@@ -220,6 +235,11 @@ class Utterance:
         self._work: asyncio.Queue[int | None] = asyncio.Queue()
         self._task = asyncio.create_task(self._speak())
         self.sent_ms = 0
+
+    @property
+    def encoded_ms(self) -> int:
+        """How long the file is that was sent so far."""
+        return self._encoder.encoded_ms
 
     def receive(self, text: str) -> None:
         """Take more text; whole sentences are spoken at once."""

@@ -305,7 +305,8 @@ class SynthesizeAttempt(_TTSAttempt):
         self._stop_observing_token_reports()
         self._finished = True
         text = self._text
-        if not text.characters and not (self._taken.characters and outcome is Outcome.FAILED):
+        had_text = self._taken.characters or getattr(self.stream, "_pushed_text", "")
+        if not text.characters and not (had_text and outcome is Outcome.FAILED):
             return  # the provider was given nothing, and did not fail at it either
         tally = self._tally
         usage, basis, margins = self._usage(), self._basis, {}
