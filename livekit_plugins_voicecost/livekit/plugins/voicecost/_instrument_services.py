@@ -124,7 +124,7 @@ def observe_decisions() -> Callable[[], None]:
     try:
         from livekit.agents.llm.decisions import DecisionModel
     except ImportError:  # older than decisions
-        return _nothing_to_undo
+        return nothing_to_undo
     model_class: Any = DecisionModel
     evaluate = model_class.evaluate
     if not hasattr(model_class, "_evaluate_impl"):
@@ -221,14 +221,17 @@ class TurnDetectionAttempt(_DetectionAttempt):
         stream = self.stream
         predict: Callable[[], Any] = stream.predict
 
+        def ask_locally() -> None:
+            if isinstance(stream._transport, _LocalTransport) and not stream._audio_ch.closed:
+                self.asks(self._attributes(host=""))
+
         def observed_predict() -> Any:
-            try:
-                if isinstance(stream._transport, _LocalTransport) and not stream._audio_ch.closed:
-                    self.asks(self._attributes(host=""))
-            except Exception as error:
-                _faults.count("turn_detection", error)
+            with _faults.contained("turn_detection"):
+                ask_locally()
             return predict()
 
+        if stream._request_id is not None:  # it was asked before its task began to run
+            ask_locally()
         stream.predict = observed_predict
 
     def bytes_sending(self, connection: object, payload: bytes | bytearray | memoryview) -> None:
@@ -270,7 +273,7 @@ def observe_turn_detectors() -> Callable[[], None]:
     try:
         from livekit.agents.inference.eot import base
     except ImportError:  # older than the turn detector that hears
-        return _nothing_to_undo
+        return nothing_to_undo
     return _observe_streams(base, "_BaseStreamingTurnDetectorStream", TurnDetectionAttempt)
 
 
@@ -279,7 +282,7 @@ def observe_interruption_detectors() -> Callable[[], None]:
     try:
         from livekit.agents.inference import interruption
     except ImportError:
-        return _nothing_to_undo
+        return nothing_to_undo
     return _observe_streams(interruption, "InterruptionStreamBase", InterruptionDetectionAttempt)
 
 
@@ -292,5 +295,5 @@ def _observe_streams(
     return observe_runs(stream_class, attempt_class, delegating=(), span_name="")
 
 
-def _nothing_to_undo() -> None:
-    return None
+def nothing_to_undo() -> None:
+    """The undo where this LiveKit has nothing to observe."""
