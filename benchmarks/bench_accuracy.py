@@ -103,8 +103,8 @@ def _signed(value: Percent) -> str:
     return "      -" if value is None else f"{value:+7.2f}"
 
 
-def print_cases(results: Sequence[Result]) -> None:
-    """A row for each case, and what is wrong with it."""
+def print_cases(results: Sequence[Result], *, details: bool) -> None:
+    """A row for each case, and what is wrong with it; with `details` its estimated legs too."""
     heading = "billed $    ours $     usage $   ours %  usage %  estimated %"
     print(f"{'':<52}{heading}")
     for result in results:
@@ -112,6 +112,12 @@ def print_cases(results: Sequence[Result]) -> None:
         for what in ("wrong", "missing", "invented"):
             for line in getattr(result, what):
                 print(f"    {what}: {line}")
+        for miss in result.estimates if details else ():
+            units = [
+                f"{unit} {miss.ours[unit]} ± {miss.margins.get(unit, 0)}, billed {billed}"
+                for unit, billed in miss.billed.items()
+            ]
+            print(f"    estimated, {miss.outcome}: {'; '.join(units)}")
         if result.unpriced:
             print(f"    {result.unpriced} legs have no price")
         if result.error:
@@ -225,6 +231,7 @@ async def main() -> int:
     command.add_argument("--no-endings", action="store_true", help="leave the endings out")
     command.add_argument("--no-blind", action="store_true", help="leave the second part out")
     command.add_argument("--at-once", type=int, default=8, help="calls side by side in a process")
+    command.add_argument("--details", action="store_true", help="show each estimated leg")
     command.add_argument("--verbose", action="store_true", help="show the agents' logs")
     arguments = command.parse_args()
     began_at = time.monotonic()
@@ -239,7 +246,7 @@ async def main() -> int:
         )
 
     results = await run([*endings, *calls])
-    print_cases(results)
+    print_cases(results, details=arguments.details)
     if calls:
         print_sums("seeded calls", [result for result in results if result.kind == "call"])
     if endings:

@@ -29,7 +29,7 @@ class Miss(msgspec.Struct):
     billed: dict[str, int]
     ours: dict[str, int]
     margins: dict[str, int]
-    nano_usd: int
+    outcome: str
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -135,7 +135,7 @@ def _match(result: Result, modality: str, rows: Sequence[BillRow], legs: Sequenc
                 billed={unit: row.units.get(unit, 0) for unit in units},
                 ours={unit: leg.usage.get(unit, 0) for unit in units},
                 margins=dict(getattr(leg, "margins", {})),
-                nano_usd=leg.amount_nano_usd or 0,
+                outcome="open" if leg.outcome is None else leg.outcome.value,
             )
         )
     for row in open_rows[len(rest) :]:

@@ -204,8 +204,11 @@ async def _half_written(stage: Stage) -> None:
 
 @ending("hand-off to an agent with its own models, and back")
 async def _hand_off(stage: Stage) -> None:
-    def back() -> Clerk:
-        return _clerk(stage)
+    class Back(Clerk):
+        async def on_enter(self) -> None:
+            returned.set()
+
+    returned = asyncio.Event()
 
     @function_tool
     async def transfer(context: RunContext[None]) -> Any:
@@ -226,7 +229,8 @@ async def _hand_off(stage: Stage) -> None:
         await call.answered("May I talk to a specialist?")
         await call.until(lambda: call.session.current_agent is not agent)
         await call.answered(_ENGLISH.questions[2])
-        call.session.update_agent(back())
+        call.session.update_agent(Back(_ENGLISH.manual(stage.chance, 12)))
+        await asyncio.wait_for(returned.wait(), 10)
         await _last_turn(call)
 
 

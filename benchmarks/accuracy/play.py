@@ -48,9 +48,10 @@ async def killed(stage: Stage) -> None:
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(60):
-            while sum(row.units["output_tokens"] for row in stage.llm_rows()) < 60:  # noqa: ASYNC110 (a bill tells nobody)
+        async with asyncio.timeout(90):
+            while sum(row.units["output_tokens"] for row in stage.llm_rows()) < 160:  # noqa: ASYNC110 (a bill tells nobody)
                 await asyncio.sleep(0.02)
+            await asyncio.sleep(stage.chance.uniform(0.1, 1.0))
     finally:
         child.send_signal(signal.SIGKILL)
         await child.wait()
