@@ -40,7 +40,7 @@ from voicecost_ledger.records import (
 from voicecost_ledger.rooms import RoomListing
 from voicecost_ledger.stores import CostQuery
 
-IN_ROOM = {"room_sid": "RM_1", "room_name": "x", "job_id": "AJ_1"}
+IN_ROOM: dict[str, Any] = {"room_sid": "RM_1", "room_name": "x", "job_id": "AJ_1"}
 
 
 def checkpoint(meter: TestMeter, *totals: tuple[LegAttributes, dict[str, int]]) -> CheckpointSeen:

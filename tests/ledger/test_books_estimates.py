@@ -10,7 +10,7 @@ from tests.ledger.desk import LLM, NOON, STT, TTS, UNKNOWN, Desk, TestMeter
 from voicecost_ledger.records import Basis, ControlTotal, Coverage, Modality, Outcome
 from voicecost_ledger.stores import CostQuery, LatencyQuery
 
-A_DAY = {"from_unix_ms": NOON - 86_400_000, "until_unix_ms": NOON + 86_400_000}
+FROM, UNTIL = NOON - 86_400_000, NOON + 86_400_000
 
 
 def estimate(
@@ -160,7 +160,9 @@ def test_a_leg_is_charged_what_the_model_costs_that_served_it() -> None:
         "gpt-dear",
     )
     assert (shown.amount_nano_usd, shown.price_id) == (50_000, "sum-5")
-    (row,) = desk.store.costs(CostQuery(**A_DAY, group_by=("model",)))
+    (row,) = desk.store.costs(
+        CostQuery(from_unix_ms=FROM, until_unix_ms=UNTIL, group_by=("model",))
+    )
     assert (row.group, row.amount_nano_usd) == ({"model": "gpt-dear"}, 50_000)
     desk.check()
 
@@ -179,7 +181,9 @@ def test_what_was_posted_before_moves_to_the_model_that_served() -> None:
         (10_000, "sum-1"),
         (40_000, "sum-5"),
     ]
-    (row,) = desk.store.costs(CostQuery(**A_DAY, group_by=("model", "outcome")))
+    (row,) = desk.store.costs(
+        CostQuery(from_unix_ms=FROM, until_unix_ms=UNTIL, group_by=("model", "outcome"))
+    )
     assert (row.group, row.leg_count) == ({"model": "gpt-dear", "outcome": "served"}, 1)
     desk.check()
 
@@ -259,7 +263,9 @@ def test_percentiles_are_exact_and_of_answers_only() -> None:
     meter.interim(meter.start(LLM), output_tokens=1)  # lost below: how long it took nobody knows
     meter.adopt()
     (of_call,) = desk.call().latency
-    (of_project,) = desk.store.latency(LatencyQuery(**A_DAY, group_by=("project", "agent")))
+    (of_project,) = desk.store.latency(
+        LatencyQuery(from_unix_ms=FROM, until_unix_ms=UNTIL, group_by=("project", "agent"))
+    )
     assert of_call.group == {"modality": "llm", "provider": LLM.provider, "model": LLM.model}
     assert of_project.group == {"project": "shop", "agent": "greeter"}
     for row in (of_call, of_project):
@@ -273,13 +279,17 @@ def test_latency_is_of_the_span_and_the_project_that_were_asked_for() -> None:
     meter = desk.meter(project="shop")
     meter.stop(meter.start(LLM), told={"time_to_first_ms": 9}, output_tokens=1)
     meter.send()
-    other = LatencyQuery(**A_DAY, project="lab")
+    other = LatencyQuery(from_unix_ms=FROM, until_unix_ms=UNTIL, project="lab")
     tomorrow = LatencyQuery(from_unix_ms=NOON + 1, until_unix_ms=NOON + 86_400_000)
     assert desk.store.latency(other) == desk.store.latency(tomorrow) == []
-    (row,) = desk.store.latency(LatencyQuery(**A_DAY, project="shop"))
+    (row,) = desk.store.latency(
+        LatencyQuery(from_unix_ms=FROM, until_unix_ms=UNTIL, project="shop")
+    )
     assert list(row.group) == ["project", "modality", "provider", "model"]
     with pytest.raises(ValueError, match="cannot group latency by 'colour'"):
-        desk.store.latency(LatencyQuery(**A_DAY, group_by=("colour",)))
+        desk.store.latency(
+            LatencyQuery(from_unix_ms=FROM, until_unix_ms=UNTIL, group_by=("colour",))
+        )
 
 
 # ---- turns and waste ---------------------------------------------------------------------------
@@ -324,7 +334,7 @@ def test_waste_is_what_did_not_end_served_in_the_call_and_in_its_project() -> No
         "open": 10_000,
     }
     assert (call.waste_nano_usd, call.waste_per_mille) == (60_000, 750)
-    (row,) = desk.store.costs(CostQuery(**A_DAY))
+    (row,) = desk.store.costs(CostQuery(from_unix_ms=FROM, until_unix_ms=UNTIL))
     assert (row.amount_nano_usd, row.waste_nano_usd, row.waste_per_mille) == (70_000, 60_000, 857)
 
 
