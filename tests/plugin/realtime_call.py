@@ -54,6 +54,11 @@ class Caller(io.AudioInput):
         for frame in (*spoken(duration_ms), *spoken(silence_ms, loud=False)):
             self._frames.put_nowait(frame)
 
+    @property
+    def empty(self) -> bool:
+        """Whether all of it was taken."""
+        return self._frames.empty()
+
     async def __anext__(self) -> rtc.AudioFrame:
         frame = await self._frames.get()
         await asyncio.sleep(0)

@@ -573,8 +573,14 @@ class _Connection:
         endings: dict[str, Ending] = {"failed": "refused", "cancelled": "cancelled"}
         self._simulator.bill.close(response.row, endings.get(status, "completed"))
         done = response.as_json(status, usage=usage, status_details=details)
+        if self._simulator.done_delay_ms:  # the connection goes on meanwhile, or closes
+            self._spawn(self._send_late("response.done", response=done))
+        else:
+            await self._send("response.done", response=done)
+
+    async def _send_late(self, event: str, **fields: Any) -> None:
         await asyncio.sleep(self._simulator.done_delay_ms / 1000)
-        await self._send("response.done", response=done)
+        await self._send(event, **fields)
 
     # ---- the wire --------------------------------------------------------------------------------
 
