@@ -69,6 +69,9 @@ class SeenLeg:
     speech_id: str | None
     outcome: Outcome | None = None
     stop_count: int = 0
+    margins: dict[str, int] = field(default_factory=dict[str, int])
+    served_model: str = ""
+    time_to_first_ms: int | None = None
 
 
 @dataclass(eq=False)
@@ -109,8 +112,11 @@ class RecordingMeter:
             )
         leg = self.legs[fields["leg"]]
         leg.usage, leg.basis = dict(fields["usage"]), fields["basis"]
+        leg.margins = dict(fields.get("margins", {}))
         if make is LegStop:
             leg.outcome = fields["outcome"]
+            leg.served_model = fields["served_model"]
+            leg.time_to_first_ms = fields["time_to_first_ms"]
             leg.stop_count += 1
         assert make in (LegStart, LegInterim, LegStop)
         self._moved.set()
