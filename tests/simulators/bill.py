@@ -88,6 +88,7 @@ class Bill:
             attributes=attributes or {},
         )
         self.rows.append(row)
+        self._wake.set()
         return row
 
     def close(self, row: BillRow, ended: Ending) -> None:
@@ -96,6 +97,12 @@ class Bill:
             row.ended = ended
             row.ended_at_unix_ms = now_unix_ms()
             self._wake.set()
+
+    async def accepted(self, count: int = 1) -> None:
+        """Wait until so many requests were accepted."""
+        while len(self.rows) < count:
+            self._wake.clear()
+            await self._wake.wait()
 
     async def settled(self) -> None:
         """Wait until no request is open: a disconnect is noticed a moment after it happened."""

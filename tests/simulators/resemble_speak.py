@@ -91,7 +91,8 @@ class ResembleSimulator(Simulator):
         body: dict[str, Any] = await request.json()
         row = self.open(body)
         sample_rate = int(body.get("sample_rate", 48_000))
-        audio_ms = len(str(body["data"])) * self.pace.character_ms
+        sound = hum(len(str(body["data"])) * self.pace.character_ms, sample_rate)
+        audio_ms = len(sound) * 1000 // (2 * sample_rate)
         row.units["audio_ms"] = audio_ms  # the text is spoken to its end, whoever waits for it
         fault = self.faults.of_text()
         try:
@@ -103,7 +104,7 @@ class ResembleSimulator(Simulator):
                 abort(request)
                 return web.Response()
             encoder = Encoder("wav", sample_rate)
-            file = encoder.encode(hum(audio_ms, sample_rate)) + encoder.end()
+            file = encoder.encode(sound) + encoder.end()
             content = base64.b64encode(file).decode()
             answer = {"success": True, "audio_content": content, "duration": audio_ms / 1000}
             response = web.json_response(answer | {"issues": [], "sample_rate": sample_rate})

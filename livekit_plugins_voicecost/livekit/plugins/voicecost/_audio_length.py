@@ -47,13 +47,13 @@ class WAVLength:
     http://soundfile.sapp.org/doc/WaveFormat/
     """
 
-    __slots__ = ("_bytes_per_second", "_head", "_in_data", "_microseconds")
+    __slots__ = ("_bytes", "_bytes_per_second", "_head", "_in_data")
 
     def __init__(self) -> None:
         self._head = b""
         self._in_data = False
-        self._bytes_per_second = 0
-        self._microseconds = 0
+        self._bytes_per_second = 0  # the same for all files of a stream
+        self._bytes = 0
 
     def push(self, data: bytes) -> None:
         """More bytes of a file."""
@@ -62,8 +62,8 @@ class WAVLength:
         if not self._in_data:
             self._head += data
             data = self._parse()
-        if self._in_data and self._bytes_per_second:
-            self._microseconds += len(data) * 1_000_000 // self._bytes_per_second
+        if self._in_data:
+            self._bytes += len(data)
 
     def _parse(self) -> bytes:
         """Go through the chunks up to the samples; returns those that are there."""
@@ -81,7 +81,7 @@ class WAVLength:
     @property
     def audio_ms(self) -> int:
         """The length of all of it."""
-        return self._microseconds // 1000
+        return self._bytes * 1000 // self._bytes_per_second if self._bytes_per_second else 0
 
 
 _MP3_BITRATES: Final = (

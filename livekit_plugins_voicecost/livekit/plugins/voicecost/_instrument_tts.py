@@ -399,6 +399,9 @@ class ChunkedAttempt(_TTSAttempt, _wire.BodyObserver):
         self._text.add(self.stream._input_text)
         component = self.stream._tts
         self._body_text: Callable[[str], str] | None = known_by(component, BODY_PROTOCOLS)
+        # A voice that is billed by tokens reads how it shall speak, too.
+        manner = option_text(self.stream, component, "instructions")
+        self._prompt = f"{manner}\n{self.stream._input_text}" if manner else self.stream._input_text
         super().begin(*args)
         self._bills_tokens = _speech_tokens.reports_tokens(self._voice) or (
             known_by(component, _OPENAI) is not None and self._voice[1].startswith(_TOKEN_MODELS)
@@ -440,7 +443,7 @@ class ChunkedAttempt(_TTSAttempt, _wire.BodyObserver):
             if outcome is Outcome.SERVED and "output_tokens" in tokens:
                 _speech_tokens.learn_tokens(
                     self._voice,
-                    self.stream._input_text,
+                    self._prompt,
                     self._received.audio_ms,
                     input_tokens=tokens.get("input_tokens", 0),
                     output_tokens=tokens["output_tokens"],
@@ -479,7 +482,7 @@ class ChunkedAttempt(_TTSAttempt, _wire.BodyObserver):
         usage = self.with_audio(self._text.usage())
         if not self._bills_tokens:
             return usage, {}
-        given = _speech_tokens.input_tokens_of(self._voice, self.stream._input_text)
+        given = _speech_tokens.input_tokens_of(self._voice, self._prompt)
         made = _speech_tokens.output_tokens_of(self._voice, self._received.audio_ms)
         usage["input_tokens"] = given.quantity
         usage["output_tokens"] = usage["output_audio_tokens"] = made.quantity
