@@ -184,7 +184,8 @@ class Postings:
             known = recorded.get(total.attributes, {})
             more = {unit: max(0, q - known.get(unit, 0)) for unit, q in total.usage.items()}
             more = quantities.clipped(more)
-            targets[total.attributes] = {unit: q for unit, q in more.items() if q}
+            # Zeros too: a price that weighs a part of the text must know that there is none.
+            targets[total.attributes] = more if any(more.values()) else {}
         for attributes, usage in targets.items():
             if usage and attributes not in standing:
                 number = min((leg.number for leg in standing.values()), default=0) - 1

@@ -147,7 +147,7 @@ def _sealed_size(plain: bytes) -> int:
 
 
 def _priceable(usage: dict[str, int]) -> dict[str, int]:
-    return {unit: count for unit, count in usage.items() if unit not in _NEVER_PRICED and count}
+    return {unit: count for unit, count in usage.items() if unit not in _NEVER_PRICED}
 
 
 def _bound(header: bytes, room_name: str, job_id: str) -> bytes:

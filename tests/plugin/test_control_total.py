@@ -1,0 +1,238 @@
+"""Our account beside LiveKit's own: every difference has a cause, and only what is wrong has none.
+
+LiveKit's side is its real `ModelUsageCollector`, fed with the metrics that its components emit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from livekit.agents import AgentSession
+from livekit.agents.metrics import AgentSessionUsage, LLMMetrics, STTMetrics, TTSMetrics
+from livekit.agents.metrics.base import Metadata
+from livekit.agents.metrics.usage import ModelUsageCollector
+
+from livekit.plugins.voicecost import VoiceCost, _faults
+from livekit.plugins.voicecost._control import ControlTotals, Difference
+from livekit.plugins.voicecost.legs import Leg
+from tests.plugin.metered_session import RecordingMeter
+from tests.plugin.voicecost_sessions import Host, ledger, providers, say_hello
+from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
+
+LLM = LegAttributes(Modality.LLM, "openai", "gpt-4o-mini")
+TTS = LegAttributes(Modality.TTS, "Deepgram", "aura-2")
+STT = LegAttributes(Modality.STT, "Deepgram", "nova-3")
+
+
+class Account:
+    """A meter's legs and LiveKit's collector, told of the same requests or not."""
+
+    def __init__(self) -> None:
+        self.legs: list[Leg] = []
+        self.control = ControlTotals(lambda: self.legs)
+        self._meter = RecordingMeter()
+        self._collector = ModelUsageCollector()
+
+    def leg(
+        self, attributes: LegAttributes, outcome: Outcome, *, heard: bool = True, **usage: int
+    ) -> Leg:
+        leg = Leg(self._meter, self._meter, attributes, usage)
+        leg.heard_by_livekit = heard
+        leg.stop(outcome, usage, Basis.OBSERVED)
+        self.legs.append(leg)
+        return leg
+
+    def livekit(self, metrics: LLMMetrics | TTSMetrics | STTMetrics) -> None:
+        self._collector.collect(metrics)
+        self.control.updated(AgentSessionUsage(model_usage=self._collector.flatten()))
+
+    def causes(self, unit: str) -> dict[str, int]:
+        (found,) = [each for each in self.control.differences() if each.unit == unit]
+        return found.causes
+
+
+def answered(prompt_tokens: int, completion_tokens: int) -> LLMMetrics:
+    return LLMMetrics(
+        label="", request_id="", timestamp=0, duration=0, ttft=0, cancelled=False,
+        prompt_tokens=prompt_tokens, prompt_cached_tokens=0, completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens, tokens_per_second=0,
+        metadata=Metadata(model_provider=LLM.provider, model_name=LLM.model),
+    )  # fmt: skip
+
+
+def spoke(characters: int) -> TTSMetrics:
+    return TTSMetrics(
+        label="", request_id="", timestamp=0, ttfb=0, duration=0, audio_duration=0,
+        cancelled=False, characters_count=characters, streamed=True,
+        metadata=Metadata(model_provider=TTS.provider, model_name=TTS.model),
+    )  # fmt: skip
+
+
+def heard(seconds: float) -> STTMetrics:
+    return STTMetrics(
+        label="", request_id="", timestamp=0, duration=0, audio_duration=seconds, streamed=True,
+        metadata=Metadata(model_provider=STT.provider, model_name=STT.model),
+    )  # fmt: skip
+
+
+def test_what_both_counted_has_no_difference() -> None:
+    account = Account()
+    account.leg(LLM, Outcome.SERVED, input_tokens=900, output_tokens=40)
+    account.livekit(answered(900, 40))
+    assert account.control.differences() == [
+        Difference(Modality.LLM, "openai", "gpt-4o-mini", "input_tokens", 900, 900, {}),
+        Difference(Modality.LLM, "openai", "gpt-4o-mini", "output_tokens", 40, 40, {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cause"),
+    [
+        (Outcome.INTERRUPTED, "interrupted"),
+        (Outcome.CUT, "interrupted"),
+        (Outcome.LOST, "interrupted"),
+        (Outcome.FAILED, "failed_attempt"),
+        (Outcome.DISCARDED, "discarded"),
+        (Outcome.PROBE, "probe"),
+    ],
+)
+def test_what_livekit_reports_as_nothing_is_explained_by_its_end(
+    outcome: Outcome, cause: str
+) -> None:
+    account = Account()
+    account.leg(LLM, Outcome.SERVED, input_tokens=900, output_tokens=40)
+    account.livekit(answered(900, 40))
+    account.leg(LLM, outcome, input_tokens=950, output_tokens=11)
+    account.livekit(answered(0, 0))
+    assert account.causes("input_tokens") == {cause: 950}
+    assert account.causes("output_tokens") == {cause: 11}
+
+
+def test_an_interrupted_request_that_livekit_did_count_makes_no_difference() -> None:
+    """Some plugins report what was interrupted, in full."""
+    account = Account()
+    account.leg(TTS, Outcome.INTERRUPTED, characters=400)
+    account.livekit(spoke(400))
+    assert account.causes("characters") == {}
+
+
+def test_the_spaces_a_plugin_adds_are_a_part_that_livekit_does_not_count() -> None:
+    account = Account()
+    account.leg(TTS, Outcome.SERVED, characters=27)
+    account.livekit(spoke(26))
+    assert account.causes("characters") == {"not_in_usage": 1}
+
+
+def test_speech_that_livekit_counts_by_segment_is_one_leg_of_ours() -> None:
+    account = Account()
+    account.leg(TTS, Outcome.SERVED, characters=101)
+    for segment in (60, 40):
+        account.livekit(spoke(segment))
+    assert account.causes("characters") == {"not_in_usage": 1}
+
+
+def test_a_model_that_nobody_listens_to_is_outside_the_session() -> None:
+    account = Account()
+    account.leg(LLM, Outcome.SERVED, input_tokens=900, output_tokens=40)
+    account.livekit(answered(900, 40))
+    account.leg(LLM, Outcome.SERVED, heard=False, input_tokens=5_000, output_tokens=9)
+    assert account.causes("input_tokens") == {"outside_session": 5_000}
+
+
+def test_audio_after_livekits_last_report_is_the_tail() -> None:
+    account = Account()
+    usage = {"audio_ms": 10_000, "connected_ms": 10_050}
+    leg = account.leg(STT, Outcome.SERVED, **usage)
+    account.livekit(heard(9.95))  # one frame was on its way
+    leg.correct({"audio_ms": 16_000, "connected_ms": 16_080}, Basis.OBSERVED)
+    assert account.causes("audio_ms") == {"stt_tail": 6_050}
+
+
+def test_a_recogniser_that_reports_nothing_is_not_in_usage() -> None:
+    account = Account()
+    account.leg(STT, Outcome.SERVED, audio_ms=16_000, connected_ms=16_000)
+    assert account.causes("audio_ms") == {"not_in_usage": 16_000}
+
+
+def test_an_open_socket_that_a_plugin_counts_as_audio_is_known() -> None:
+    """Deepgram's plugin adds at the close what the socket was silent for."""
+    account = Account()
+    account.leg(STT, Outcome.SERVED, audio_ms=20_000, connected_ms=60_000)
+    account.livekit(heard(60.0))
+    assert account.causes("audio_ms") == {"not_in_usage": -40_000}
+
+
+def test_what_livekit_counted_and_we_did_not_see_is_a_counted_fault() -> None:
+    account = Account()
+    account.leg(LLM, Outcome.SERVED, input_tokens=900, output_tokens=40)
+    account.livekit(answered(900, 40))
+    account.livekit(answered(700, 30))
+    before = _faults.counts().get("control_total", 0)
+    assert account.causes("input_tokens") == {"unexplained": -700}
+    assert _faults.counts()["control_total"] > before
+
+
+def test_a_leg_that_livekit_should_have_counted_is_a_counted_fault() -> None:
+    account = Account()
+    account.leg(LLM, Outcome.SERVED, input_tokens=900, output_tokens=40)
+    assert account.causes("input_tokens") == {"unexplained": 900}
+
+
+_LEGS = st.lists(
+    st.tuples(
+        st.sampled_from([LLM, TTS]),
+        st.sampled_from(list(Outcome)),
+        st.booleans(),  # LiveKit listens
+        st.integers(1, 3_000),
+        st.booleans(),  # LiveKit counted it
+    ),
+    max_size=12,
+)
+
+
+@given(_LEGS)
+def test_the_causes_always_add_up_and_what_is_right_is_explained(
+    legs: list[tuple[LegAttributes, Outcome, bool, int, bool]],
+) -> None:
+    account = Account()
+    wrong = False
+    for attributes, outcome, listening, count, counted in legs:
+        unit = "input_tokens" if attributes is LLM else "characters"
+        account.leg(attributes, outcome, heard=listening, **{unit: count})
+        if counted:
+            account.livekit(answered(count, 0) if attributes is LLM else spoke(count))
+        else:
+            wrong = wrong or (outcome is Outcome.SERVED and listening)
+    found = account.control.differences()
+    for each in found:
+        assert each.metered - each.livekit == sum(each.causes.values())
+    if not wrong:
+        assert not any("unexplained" in each.causes for each in found)
+
+
+async def test_a_calls_control_total_is_in_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole turn, and one interrupted while the voice still reads."""
+    async with providers(monkeypatch) as simulated:
+        session: AgentSession[None] = simulated.session()
+        meter = VoiceCost().attach(session)
+        await session.start(Host())
+        await say_hello(session)
+        speech = session.say("This goes on for longer than anybody would listen to. " * 40)
+        async with asyncio.timeout(20):
+            while simulated.deepgram.bill.total("characters") < 1_500:  # noqa: ASYNC110 (a bill tells nobody)
+                await asyncio.sleep(0.005)
+        speech.interrupt()
+        await speech
+        await session.aclose()
+        await meter.wait_closed()
+        (call,) = await ledger()
+
+    totals = {(each.modality, each.unit): each for each in call.control}
+    tokens, spoken = totals["llm", "input_tokens"], totals["tts", "characters"]
+    assert (tokens.metered, tokens.causes) == (tokens.livekit, {})
+    assert set(spoken.causes) == {"interrupted", "not_in_usage"}
+    assert spoken.metered - spoken.livekit == sum(spoken.causes.values())
+    assert spoken.causes["interrupted"] > 1_000
