@@ -11,7 +11,7 @@ from examples.demo.bills import Sum, difference_percent
 from voicecost_ledger.money import format_usd
 from voicecost_ledger.records import Modality
 from voicecost_ledger.stores import CallDetail
-from voicecost_sidecar.tables import units_text
+from voicecost_sidecar.call_tables import units_text
 
 _PLACES = 6  # of a dollar: a demo call costs cents
 

@@ -32,6 +32,11 @@ def round_half_even(numerator: int, *, per: int) -> int:
     return quotient
 
 
+def per_mille(part_nano_usd: int, total_nano_usd: int) -> int:
+    """A share of an amount in thousandths, rounded half-even; 0 where there is no amount."""
+    return round_half_even(part_nano_usd * 1000, per=total_nano_usd) if total_nano_usd > 0 else 0
+
+
 def parse_usd(amount: str | Decimal | int, *, name: str = "amount") -> int:
     """Read an amount of US dollars as whole nano-USD.
 

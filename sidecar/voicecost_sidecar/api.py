@@ -15,7 +15,17 @@ from voicecost_ledger.stores import CallDetail
 from voicecost_sidecar.metrics import METRICS_CONTENT_TYPE
 from voicecost_sidecar.parts import PartsDependency
 from voicecost_sidecar.periods import PERIODS, PeriodError
-from voicecost_sidecar.queries import GROUPS, CallList, Costs, CursorError, read_calls, read_costs
+from voicecost_sidecar.queries import (
+    GROUPS,
+    LATENCY_GROUPS,
+    CallList,
+    Costs,
+    CursorError,
+    Latency,
+    read_calls,
+    read_costs,
+    read_latency,
+)
 
 CALLS_MAX: Final = 500
 
@@ -37,6 +47,9 @@ From = Annotated[
 ]
 To = Annotated[
     str | None, QueryParameter(name="to", description="The same, exclusive; a date means its end.")
+]
+GroupBy = Annotated[
+    str, QueryParameter(description=f"Some of {', '.join(GROUPS)}, separated by commas.")
 ]
 
 
@@ -79,7 +92,7 @@ def list_calls(
 
 @get("/v1/calls/{call_id:str}", sync_to_thread=True)
 def get_call(parts: PartsDependency, call_id: FromPath[str]) -> CallDetail:
-    """One call: its legs, entries, meters, gaps and the steps of its enforcement."""
+    """One call: its turns, legs, entries, meters, gaps and the steps of its enforcement."""
     detail = parts.store.call(call_id)
     if detail is None:
         raise NotFoundException(f"no call {call_id!r} in this ledger")
@@ -93,13 +106,35 @@ def get_costs(
     from_: From = None,
     to: To = None,
     project: FromQuery[str | None] = None,
-    group_by: Annotated[
-        str, QueryParameter(description=f"Some of {', '.join(GROUPS)}, separated by commas.")
-    ] = "project",
+    group_by: GroupBy = "project",
 ) -> Costs:
     """What was spent in a span, grouped."""
     try:
         return read_costs(
+            parts.store,
+            time_zone=parts.config.time_zone,
+            name=name,
+            from_=from_,
+            to=to,
+            project=project,
+            group_by=group_by,
+        )
+    except ValueError as error:
+        raise ClientException(str(error)) from None
+
+
+@get("/v1/latency", sync_to_thread=True)
+def get_latency(
+    parts: PartsDependency,
+    name: Name = None,
+    from_: From = None,
+    to: To = None,
+    project: FromQuery[str | None] = None,
+    group_by: GroupBy = LATENCY_GROUPS,
+) -> Latency:
+    """How long answers took in a span, grouped: time to the first token or byte, and duration."""
+    try:
+        return read_latency(
             parts.store,
             time_zone=parts.config.time_zone,
             name=name,

@@ -17,7 +17,14 @@ from litestar.logging import LoggingConfig
 from litestar.types import Serializer
 
 from voicecost_ledger.stores import StoreUnavailable
-from voicecost_sidecar.api import get_call, get_costs, get_metrics, health, list_calls
+from voicecost_sidecar.api import (
+    get_call,
+    get_costs,
+    get_latency,
+    get_metrics,
+    health,
+    list_calls,
+)
 from voicecost_sidecar.auth import AuthError
 from voicecost_sidecar.ingest import MESSAGE_BYTES_MAX, RETRY_AFTER_S, ingest, post_records
 from voicecost_sidecar.money_json import encode_json
@@ -78,6 +85,7 @@ def create_app(
             list_calls,
             get_call,
             get_costs,
+            get_latency,
             get_metrics,
             ingest,
             post_records,

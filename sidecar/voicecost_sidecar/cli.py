@@ -19,12 +19,20 @@ from voicecost_ledger._version import __version__
 from voicecost_ledger.calls import CallState
 from voicecost_ledger.stores import Store, StoreRefused, StoreUnavailable
 from voicecost_ledger.stores.sqlite import SqliteStore
+from voicecost_sidecar.call_tables import Part, call_table
 from voicecost_sidecar.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load_config
 from voicecost_sidecar.money_json import encode_json
 from voicecost_sidecar.periods import PERIODS, PeriodError
 from voicecost_sidecar.prices import missing_table, prices_table, read_missing, read_prices
-from voicecost_sidecar.queries import GROUPS, now_unix_ms, read_calls, read_costs
-from voicecost_sidecar.tables import call_table, calls_table, costs_table
+from voicecost_sidecar.queries import (
+    GROUPS,
+    LATENCY_GROUPS,
+    now_unix_ms,
+    read_calls,
+    read_costs,
+    read_latency,
+)
+from voicecost_sidecar.tables import calls_table, costs_table, latency_table
 
 USAGE_ERROR: Final = 2
 _SERVING: Final = ("litestar", "uvicorn", "websockets", "aiohttp", "jwt", "ruamel.yaml")
@@ -53,6 +61,7 @@ To = Annotated[
     str | None,
     typer.Option("--to", help="The same, exclusive; a date means its end.", show_default=False),
 ]
+GroupBy = Annotated[str, typer.Option(help=f"Some of {', '.join(GROUPS)}, separated by commas.")]
 Project = Annotated[str | None, typer.Option(help="Only this project.", show_default=False)]
 
 
@@ -98,13 +107,20 @@ def calls(
 
 
 @app.command()
-def call(call_id: str, config: ConfigFile = None, as_json: AsJson = False) -> None:
+def call(
+    call_id: str,
+    show: Annotated[
+        Part, typer.Option(help="Its legs, turns, latency, or LiveKit's account beside ours.")
+    ] = Part.LEGS,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
     """Show one call: its legs, what each cost and where the price is from."""
     with _ledger(config) as (store, settings):
         detail = store.call(call_id)
         if detail is None:
             _fail(f"no call {call_id!r} in {settings.database_path}: `voicecost calls` lists them")
-        _show(detail, as_json, lambda: call_table(detail, settings.time_zone))
+        _show(detail, as_json, lambda: call_table(detail, settings.time_zone, show))
 
 
 @app.command()
@@ -113,9 +129,7 @@ def costs(
     from_: From = None,
     to: To = None,
     project: Project = None,
-    group_by: Annotated[
-        str, typer.Option(help=f"Some of {', '.join(GROUPS)}, separated by commas.")
-    ] = "project",
+    group_by: GroupBy = "project",
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -131,6 +145,30 @@ def costs(
             group_by=group_by,
         )
         _show(found, as_json, lambda: costs_table(found))
+
+
+@app.command()
+def latency(
+    period: PeriodName = None,
+    from_: From = None,
+    to: To = None,
+    project: Project = None,
+    group_by: GroupBy = LATENCY_GROUPS,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how soon answers began and how long they took; today, unless a period is given."""
+    with _ledger(config) as (store, settings):
+        found = read_latency(
+            store,
+            time_zone=settings.time_zone,
+            name=period,
+            from_=from_,
+            to=to,
+            project=project,
+            group_by=group_by,
+        )
+        _show(found, as_json, lambda: latency_table(found))
 
 
 @app.command()

@@ -20,10 +20,18 @@ from voicecost_ledger.protocol import ClientMessage, ServerMessage
 from voicecost_ledger.stores import CallDetail
 from voicecost_sidecar.api import Health
 from voicecost_sidecar.money_json import money_schema
-from voicecost_sidecar.queries import CallList, Costs
+from voicecost_sidecar.queries import CallList, Costs, Latency
 
 _REF: Final = "#/components/schemas/{name}"
-_BODIES: Final = (CallDetail, CallList, Costs, Health, list[ClientMessage], list[ServerMessage])
+_BODIES: Final = (
+    CallDetail,
+    CallList,
+    Costs,
+    Latency,
+    Health,
+    list[ClientMessage],
+    list[ServerMessage],
+)
 
 
 class _Document(JsonRenderPlugin):

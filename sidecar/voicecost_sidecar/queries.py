@@ -9,10 +9,20 @@ from typing import Final
 import msgspec
 
 from voicecost_ledger.calls import CallState
-from voicecost_ledger.stores import CallQuery, CallSummary, CostQuery, CostRow, Store
+from voicecost_ledger.money import per_mille
+from voicecost_ledger.stores import (
+    CallQuery,
+    CallSummary,
+    CostQuery,
+    CostRow,
+    LatencyQuery,
+    LatencyRow,
+    Store,
+)
 from voicecost_sidecar.periods import period
 
 GROUPS: Final = ("project", "agent", "tenant", "provider", "model", "modality", "outcome")
+LATENCY_GROUPS: Final = "project,modality,provider,model"
 
 
 class CursorError(ValueError):
@@ -35,7 +45,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Cost accrued in a span. Unpriced legs are in no amount: their cost is not known.
 
     Rows are of what is posted. `total_nano_usd` has `accruing_nano_usd` in it: what open legs have
-    cost since they were last posted, where the span includes the present.
+    cost since they were last posted, where the span includes the present. Waste is what legs cost
+    that did not end `served`; its share is of the total, in thousandths.
     """
 
     from_unix_ms: int
@@ -45,8 +56,20 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[CostRow]
     total_nano_usd: int
     accruing_nano_usd: int
+    waste_nano_usd: int
+    waste_per_mille: int
     leg_count: int
     unpriced_leg_count: int
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the legs took that started in a span and have ended, lost ones aside."""
+
+    from_unix_ms: int
+    until_unix_ms: int
+    time_zone: str
+    group_by: tuple[str, ...]
+    rows: list[LatencyRow]
 
 
 def read_costs(
@@ -75,10 +98,7 @@ def read_costs(
         ValueError: A group is unknown.
         StoreUnavailable: The ledger cannot be read.
     """
-    groups = tuple(group.strip() for group in group_by.split(",") if group.strip())
-    for group in groups:
-        if group not in GROUPS:
-            raise ValueError(f"cannot group by {group!r}: expected some of {', '.join(GROUPS)}")
+    groups = _groups(group_by)
     now = now_unix_ms()
     span = period(now_unix_ms=now, time_zone=time_zone, name=name, from_=from_, to=to)
     rows = store.costs(
@@ -90,17 +110,74 @@ def read_costs(
         )
     )
     accruing = store.accruing(project) if span.from_unix_ms <= now < span.until_unix_ms else 0
+    total = sum(row.amount_nano_usd for row in rows) + accruing
+    waste = sum(row.waste_nano_usd for row in rows)
     return Costs(
         from_unix_ms=span.from_unix_ms,
         until_unix_ms=span.until_unix_ms,
         time_zone=time_zone,
         group_by=groups,
         rows=rows,
-        total_nano_usd=sum(row.amount_nano_usd for row in rows) + accruing,
+        total_nano_usd=total,
         accruing_nano_usd=accruing,
+        waste_nano_usd=waste,
+        waste_per_mille=per_mille(waste, total),
         leg_count=sum(row.leg_count for row in rows),
         unpriced_leg_count=sum(row.unpriced_leg_count for row in rows),
     )
+
+
+def read_latency(
+    store: Store,
+    *,
+    time_zone: str,
+    name: str | None = None,
+    from_: str | None = None,
+    to: str | None = None,
+    project: str | None = None,
+    group_by: str = LATENCY_GROUPS,
+) -> Latency:
+    """How long the legs of a span took; see `read_costs`.
+
+    Args:
+        store: The ledger.
+        time_zone: Where a day begins.
+        name: One of `PERIODS`.
+        from_: ISO 8601, instead of `name`.
+        to: The same, exclusive.
+        project: Only this one.
+        group_by: Some of `GROUPS`, separated by commas.
+
+    Raises:
+        PeriodError: The span is not understood.
+        ValueError: A group is unknown.
+        StoreUnavailable: The ledger cannot be read.
+    """
+    groups = _groups(group_by)
+    span = period(now_unix_ms=now_unix_ms(), time_zone=time_zone, name=name, from_=from_, to=to)
+    rows = store.latency(
+        LatencyQuery(
+            from_unix_ms=span.from_unix_ms,
+            until_unix_ms=span.until_unix_ms,
+            project=project,
+            group_by=groups,
+        )
+    )
+    return Latency(
+        from_unix_ms=span.from_unix_ms,
+        until_unix_ms=span.until_unix_ms,
+        time_zone=time_zone,
+        group_by=groups,
+        rows=rows,
+    )
+
+
+def _groups(group_by: str) -> tuple[str, ...]:
+    groups = tuple(group.strip() for group in group_by.split(",") if group.strip())
+    for group in groups:
+        if group not in GROUPS:
+            raise ValueError(f"cannot group by {group!r}: expected some of {', '.join(GROUPS)}")
+    return groups
 
 
 def read_calls(

@@ -1,4 +1,4 @@
-"""Calls and costs as tables that people like to read. What is not known is shown, never hidden.
+"""Lists of calls, costs and latency as tables. What is not known is shown, never hidden.
 
 Most words in them are an agent's: they are shown as they are, and do nothing to a terminal.
 """
@@ -19,14 +19,14 @@ from rich.text import Text
 
 from voicecost_ledger.calls import CallState
 from voicecost_ledger.money import format_usd, round_half_even
-from voicecost_ledger.records import Modality
-from voicecost_ledger.stores import CallDetail, CallSummary, LegView
-from voicecost_sidecar.queries import CallList, Costs
+from voicecost_ledger.stores import CallSummary, LatencyRow
+from voicecost_sidecar.queries import CallList, Costs, Latency
 
 Found = TypeVar("Found", bound=msgspec.Struct)
 
 WIDE_COLUMNS: Final = 110
 _FOLDED: Final = {
+    "causes",
     "provider",
     "service",
     "project/agent",
@@ -77,38 +77,6 @@ def calls_table(found: CallList, time_zone: str) -> RenderableType:
     return Group(table, Text(again, style="dim", overflow="ignore", no_wrap=True))
 
 
-def call_table(detail: CallDetail, time_zone: str) -> RenderableType:
-    """One call: what it is, and each leg with where its price is from."""
-    detail = harmless(detail)
-    call = detail.summary
-    facts = _PlainTable.grid(padding=(0, 2))
-    for name, value in (
-        ("call", call.call_id),
-        ("state", _state(call)),
-        ("project", call.project),
-        ("agent", call.agent or ""),
-        ("room", call.room_name or ""),
-        ("opened", _moment(call.opened_at_unix_ms, time_zone)),
-        ("length", _length(call)),
-        ("cost", cost_text(call.total_nano_usd, call.unpriced_leg_count)),
-        ("of it accruing", format_usd(call.accruing_nano_usd) if call.accruing_nano_usd else ""),
-        ("waste", format_usd(call.waste_nano_usd) if call.waste_nano_usd else ""),
-        ("limit", "" if call.limit_nano_usd is None else format_usd(call.limit_nano_usd)),
-        ("coverage", call.coverage.value),
-        ("gaps", ", ".join(sorted({gap.reason for gap in detail.gaps}))),
-        ("quarantined", str(len(detail.quarantined)) if detail.quarantined else ""),
-    ):
-        if value:
-            facts.add_row(Text(name, style="dim"), value)
-    parts: list[RenderableType] = [facts, Text(), LegsTable(detail.legs)]
-    if detail.audit:
-        steps = plain_table("when", "step", "detail")
-        for step in detail.audit:
-            steps.add_row(_moment(step.at_unix_ms, time_zone), step.step, step.detail)
-        parts += [Text(), steps]
-    return Group(*parts)
-
-
 class _CallsTable:
     """One line per call; a narrow terminal goes without length and limit."""
 
@@ -126,10 +94,10 @@ class _CallsTable:
             limit = call.limit_nano_usd
             table.add_row(
                 call.call_id,
-                _moment(call.opened_at_unix_ms, self._time_zone, short=True),
-                _state(call),
+                moment_text(call.opened_at_unix_ms, self._time_zone, short=True),
+                state_text(call),
                 f"{call.project}/{call.agent}" if call.agent else call.project,
-                *([_length(call)] if wide else []),
+                *([length_text(call)] if wide else []),
                 cost_text(call.total_nano_usd, call.unpriced_leg_count),
                 format_usd(call.waste_nano_usd) if call.waste_nano_usd else "",
                 *(["" if limit is None else format_usd(limit)] if wide else []),
@@ -137,41 +105,10 @@ class _CallsTable:
         yield table
 
 
-class LegsTable:
-    """The legs of a call in the order they started; on a narrow terminal two lines for each."""
-
-    def __init__(self, legs: Sequence[LegView]) -> None:
-        self._legs = sorted(legs, key=lambda leg: leg.started_at_unix_ms)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the table that fits."""
-        wide = options.max_width >= WIDE_COLUMNS
-        names = ("provider", "service", "units", "basis", "outcome")
-        table = plain_table(*names) if wide else plain_table("service", "units", "basis")
-        table.add_column("cost", justify="right", no_wrap=True)
-        table.add_column("price from", overflow="fold")
-        for leg in self._legs:
-            # The provider as LiveKit's plugin names it; OpenAI's gives the host.
-            provider, service = leg.provider, f"{leg.modality.upper()} {leg.model}"
-            basis, outcome = leg.basis.value, leg.outcome.value if leg.outcome else "open"
-            cost = format_usd(leg.amount_nano_usd, places=6)
-            source = leg.pricing_source or "no price known"
-            if wide:
-                table.add_row(provider, service, units_text(leg), basis, outcome, cost, source)
-            else:
-                name = f"{leg.modality.upper()} {provider}\n{leg.model}"
-                lines = source.replace("@", "\n@")
-                table.add_row(name, units_text(leg), f"{basis}\n{outcome}", cost, lines)
-        yield table
-
-
 def costs_table(costs: Costs) -> RenderableType:
     """One line per group, dearest first, and the total."""
     costs = harmless(costs)
-    span = (
-        f"{_moment(costs.from_unix_ms, costs.time_zone)} to "
-        f"{_moment(costs.until_unix_ms, costs.time_zone)} ({costs.time_zone})"
-    )
+    span = _span_text(costs)
     if not costs.rows and not costs.accruing_nano_usd:
         return Text(f"No cost from {span}.")
     names = costs.group_by or ("",)
@@ -180,37 +117,66 @@ def costs_table(costs: Costs) -> RenderableType:
     table.add_column("legs", justify="right", footer=str(costs.leg_count))
     total = cost_text(costs.total_nano_usd, costs.unpriced_leg_count)
     table.add_column("cost", justify="right", footer=total)
+    waste = share_text(costs.waste_nano_usd, costs.waste_per_mille)
+    table.add_column("waste", justify="right", footer=waste)
     for row in sorted(costs.rows, key=lambda row: -row.amount_nano_usd):
         table.add_row(
             *(row.group.get(name, "") or "-" for name in names),
             str(row.leg_count),
             cost_text(row.amount_nano_usd, row.unpriced_leg_count),
+            share_text(row.waste_nano_usd, row.waste_per_mille),
         )
     if costs.accruing_nano_usd:
         table.add_row("accruing", *[""] * len(names), format_usd(costs.accruing_nano_usd))
     return Group(Text(span, style="dim"), table)
 
 
-def cost_text(amount_nano_usd: int, unpriced_leg_count: int) -> str:
+def latency_table(latency: Latency) -> RenderableType:
+    """One line per group: half of the answers came within P50, 95 of 100 within P95."""
+    latency = harmless(latency)
+    span = _span_text(latency)
+    if not latency.rows:
+        return Text(f"No leg has ended that started from {span}.")
+    return Group(Text(span, style="dim"), latency_rows(latency.rows, latency.group_by))
+
+
+def latency_rows(rows: Sequence[LatencyRow], group_by: Sequence[str]) -> RenderableType:
+    """The same without its span; for one call too."""
+    names = tuple(group_by) or ("",)
+    table = plain_table(*names)
+    for name in ("legs", "first P50", "first P95", "took P50", "took P95"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            *(row.group.get(name, "") or "-" for name in names),
+            str(row.leg_count),
+            seconds_text(row.time_to_first_p50_ms),
+            seconds_text(row.time_to_first_p95_ms),
+            seconds_text(row.duration_p50_ms),
+            seconds_text(row.duration_p95_ms),
+        )
+    return table
+
+
+def share_text(amount_nano_usd: int, per_mille: int) -> str:
+    """An amount and its share of another; nothing where there is none."""
+    if not amount_nano_usd:
+        return ""
+    return f"{format_usd(amount_nano_usd)} ({per_mille // 10}.{per_mille % 10} %)"
+
+
+def seconds_text(ms: int | None) -> str:
+    """Milliseconds as seconds to the hundredth; nothing where nobody measured."""
+    if ms is None:
+        return ""
+    centiseconds = round_half_even(ms, per=10)
+    return f"{centiseconds // 100:,}.{centiseconds % 100:02} s"
+
+
+def cost_text(amount_nano_usd: int, unpriced_leg_count: int, *, places: int = 4) -> str:
     """An amount, and how many legs it does not hold."""
     unpriced = f" + {unpriced_leg_count} unpriced" if unpriced_leg_count else ""
-    return format_usd(amount_nano_usd) + unpriced
-
-
-def units_text(leg: LegView) -> str:
-    """What a leg used, in the units that people think in; `--json` has every count."""
-    usage = leg.usage
-    match leg.modality:
-        case Modality.LLM:
-            cached = usage.get("cached_input_tokens", 0)
-            of_which = f" ({cached:,} cached)" if cached else ""
-            sent, received = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
-            return f"{sent:,} in{of_which}, {received:,} out"
-        case Modality.TTS:
-            return f"{usage.get('characters', 0):,} characters"
-        case Modality.STT:
-            centiseconds = round_half_even(usage.get("audio_ms", 0), per=10)
-            return f"{centiseconds // 100:,}.{centiseconds % 100:02} s audio"
+    return format_usd(amount_nano_usd, places=places) + unpriced
 
 
 def plain_table(*columns: str, show_footer: bool = False) -> _PlainTable:
@@ -223,7 +189,18 @@ def plain_table(*columns: str, show_footer: bool = False) -> _PlainTable:
     return table
 
 
-def _state(call: CallSummary) -> Text:
+def plain_grid() -> Table:
+    """A table without headings, for names and what they are."""
+    return _PlainTable.grid(padding=(0, 2))
+
+
+def _span_text(found: Costs | Latency) -> str:
+    since = moment_text(found.from_unix_ms, found.time_zone)
+    return f"{since} to {moment_text(found.until_unix_ms, found.time_zone)} ({found.time_zone})"
+
+
+def state_text(call: CallSummary) -> Text:
+    """What became of a call, or where it is."""
     # A settled call's reason says it all.
     words = [call.reason.value if call.reason else call.state.value]
     if call.reason and call.state is not CallState.SETTLED:
@@ -233,14 +210,16 @@ def _state(call: CallSummary) -> Text:
     return Text(" ".join(words), style=_STATE_STYLES.get(call.state.value, ""))
 
 
-def _length(call: CallSummary) -> str:
+def length_text(call: CallSummary) -> str:
+    """How long a call took; nothing while it goes on."""
     if call.ended_at_unix_ms is None:
         return ""
     seconds = max(0, call.ended_at_unix_ms - call.opened_at_unix_ms) // 1000
     return f"{seconds // 60}:{seconds % 60:02}"
 
 
-def _moment(unix_ms: int, time_zone: str, *, short: bool = False) -> str:
+def moment_text(unix_ms: int, time_zone: str, *, short: bool = False) -> str:
+    """An instant in a time zone, without the year and the seconds where it is to be short."""
     moment = datetime.fromtimestamp(unix_ms / 1000, ZoneInfo(time_zone))
     if short:
         return moment.strftime("%m-%d %H:%M")

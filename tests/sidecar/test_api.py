@@ -13,7 +13,9 @@ import pytest
 from tests.sidecar.running import NOVA, RunningSidecar, a_call, batch, nothing_is_posted_for_a_while
 from voicecost_ledger.protocol import Ack
 from voicecost_ledger.records import (
+    UNITS,
     Basis,
+    ControlTotal,
     Coverage,
     LegAttributes,
     LegInterim,
@@ -79,6 +81,94 @@ def test_what_open_legs_accrue_is_in_the_total_and_marked(told: RunningSidecar) 
     assert (costs["accruing_nano_usd"], costs["total_nano_usd"]) == ("0", "14400000")
 
 
+def test_waste_is_an_amount_and_a_share_of_call_and_project(told: RunningSidecar) -> None:
+    _, started, stopped, _ = a_call("M_2")
+    again = msgspec.structs.replace(started, seq=7, leg=3)
+    cut = msgspec.structs.replace(stopped, seq=8, leg=3, outcome=Outcome.INTERRUPTED)
+    with told.agent() as agent:
+        agent.send(batch([again, cut]))
+        agent.hear_a(Ack)
+    costs = told.get("/v1/costs")
+    rows = {row["group"]["project"]: row for row in costs["rows"]}
+    assert (rows["shop"]["waste_nano_usd"], rows["shop"]["waste_per_mille"]) == ("0", 0)
+    assert (rows["lab"]["waste_nano_usd"], rows["lab"]["waste_per_mille"]) == ("4800000", 500)
+    assert (costs["waste_nano_usd"], costs["waste_per_mille"]) == ("4800000", 333)
+    (call,) = told.get("/v1/calls", project="lab")["calls"]
+    assert (call["waste_nano_usd"], call["waste_per_mille"]) == ("4800000", 500)
+    assert call["nano_usd_by_outcome"] == {"served": "4800000", "interrupted": "4800000"}
+
+
+def test_a_call_has_its_turns_its_latency_and_livekits_account(sidecar: RunningSidecar) -> None:
+    opened, started, stopped, closed = a_call("M_1")
+    at = opened.at_unix_ms
+    said = [
+        opened,
+        msgspec.structs.replace(started, speech_id="SP_1"),
+        msgspec.structs.replace(
+            stopped,
+            basis=Basis.ESTIMATED,
+            margins={"audio_ms": 600},
+            served_model="nova-3-2025",
+            time_to_first_ms=180,
+            duration_ms=900,
+        ),
+        ControlTotal(
+            "M_1",
+            4,
+            at,
+            Modality.STT,
+            "Deepgram",
+            "nova-3",
+            "audio_ms",
+            60_000,
+            55_000,
+            {"stt_tail": 4_000},
+        ),
+        msgspec.structs.replace(closed, seq=5),
+    ]
+    with sidecar.agent() as agent:
+        agent.send(batch(said))
+        agent.hear_a(Ack)
+    detail = sidecar.get("/v1/calls/CA_1")
+    (turn,), (leg,), (control,) = detail["turns"], detail["legs"], detail["control"]
+    assert (turn["speech_id"], turn["nano_usd_by_modality"]) == ("SP_1", {"stt": "4800000"})
+    assert (leg["served_model"], leg["billed_model"]) == ("nova-3-2025", "nova-3")
+    assert (leg["uncertainty_nano_usd"], leg["margins"]) == ("48000", {"audio_ms": 600})
+    assert detail["summary"]["uncertainty_nano_usd"] == "48000"
+    assert detail["entries"][0]["uncertainty_nano_usd"] == "48000"
+    assert control["causes"] == {"stt_tail": 4_000, "unexplained": 1_000}
+    (of_call,), (of_shop,) = detail["latency"], sidecar.get("/v1/latency")["rows"]
+    assert of_shop["group"] == {"project": "shop", **of_call["group"]}
+    for row in (of_call, of_shop):
+        assert (row["time_to_first_p95_ms"], row["duration_p50_ms"]) == (180, 900)
+    assert sidecar.get("/v1/latency", project="lab")["rows"] == []
+    metrics = sidecar.http.get("/v1/metrics").text
+    assert "voicecost_ledger_unexplained_control_totals_total 1.0" in metrics
+
+
+def test_every_kind_of_service_and_every_unit_is_taken_and_shown(sidecar: RunningSidecar) -> None:
+    opened, _, _, closed = a_call("M_1")
+    at, legs = opened.at_unix_ms, list[Any]()
+    for number, modality in enumerate(Modality, start=1):
+        attributes = LegAttributes(modality=modality, provider="Nobody", model="?")
+        usage = dict.fromkeys(sorted(UNITS), number)
+        legs.append(LegStart("M_1", 2 * number, at, number, attributes, {}))
+        legs.append(
+            LegStop("M_1", 2 * number + 1, at, number, usage, Basis.REPORTED, Outcome.SERVED)
+        )
+    last = msgspec.structs.replace(closed, seq=2 * len(Modality) + 2)
+    with sidecar.agent() as agent:
+        agent.send(batch([opened, *legs, last]))
+        agent.hear_a(Ack)
+    detail = sidecar.get("/v1/calls/CA_1")
+    assert [leg["modality"] for leg in detail["legs"]] == [kind.value for kind in Modality]
+    assert all(set(leg["usage"]) == UNITS for leg in detail["legs"])
+    assert all(set(entry["usage"]) == UNITS for entry in detail["entries"])
+    assert detail["quarantined"] == []
+    rows = sidecar.get("/v1/costs", group_by="modality")["rows"]
+    assert {row["group"]["modality"] for row in rows} == {kind.value for kind in Modality}
+
+
 def test_costs_of_yesterday_are_none(told: RunningSidecar) -> None:
     assert told.get("/v1/costs", period="yesterday")["rows"] == []
 
@@ -129,6 +219,8 @@ def test_pages_hold_every_call_once_even_of_one_moment(
         ("/v1/costs", {"from": "22.11.2026"}, "ISO 8601"),
         ("/v1/costs", {"from": "2026-11-22", "to": "2026-11-21"}, "empty"),
         ("/v1/costs", {"group_by": "phone"}, "project, agent"),
+        ("/v1/latency", {"group_by": "phone"}, "project, agent"),
+        ("/v1/latency", {"period": "someday"}, "today, yesterday"),
         ("/v1/calls", {"limit": "0"}, "limit"),
         ("/v1/calls", {"before": "CA_1"}, "next_before"),
         ("/v1/calls", {"before": "1795334400000-"}, "next_before"),
@@ -172,6 +264,7 @@ def test_the_document_names_every_route_and_no_other(document: dict[str, Any]) -
         "/v1/calls",
         "/v1/calls/{call_id}",
         "/v1/costs",
+        "/v1/latency",
         "/v1/metrics",
         "/v1/records",
     }
@@ -203,6 +296,10 @@ def test_what_is_answered_has_exactly_the_documents_fields(told: RunningSidecar)
         ("CallDetail", detail),
         ("LegView", detail["legs"][0]),
         ("EntryView", detail["entries"][0]),
+        ("TurnView", detail["turns"][0]),
+        ("LatencyRow", detail["latency"][0]),
         ("Costs", told.get("/v1/costs")),
+        ("CostRow", told.get("/v1/costs")["rows"][0]),
+        ("Latency", told.get("/v1/latency")),
     ):
         assert set(answered) == set(schemas[name]["properties"])

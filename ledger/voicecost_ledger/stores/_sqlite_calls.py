@@ -9,6 +9,7 @@ import apsw
 import msgspec
 
 from voicecost_ledger.checkpoints import Checkpoint
+from voicecost_ledger.money import per_mille
 from voicecost_ledger.records import Basis, LegAttributes, MeterOpen, Outcome
 from voicecost_ledger.stores import (
     AuditView,
@@ -24,7 +25,7 @@ from voicecost_ledger.stores import (
 )
 from voicecost_ledger.stores._schema import UNIT_COLUMNS
 from voicecost_ledger.stores._sqlite_query import query
-from voicecost_ledger.stores._views import latency_of, per_mille, turns_of
+from voicecost_ledger.stores._views import latency_of, turns_of
 
 _SUMMARY = """
 SELECT c.call_id, c.state, c.reason, c.project, c.agent, c.tenant, c.environment,

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import apsw
 
+from voicecost_ledger.money import per_mille
 from voicecost_ledger.stores import CostQuery, CostRow, LatencyQuery, LatencyRow
 from voicecost_ledger.stores._sqlite_query import query
-from voicecost_ledger.stores._views import latency_row, per_mille
+from voicecost_ledger.stores._views import latency_row
 
 GROUPS: Final = ("project", "agent", "tenant", "provider", "model", "modality", "outcome")
 

@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from voicecost_ledger.money import round_half_even
 from voicecost_ledger.records import Outcome
 from voicecost_ledger.stores import LatencyRow, LegView, TurnView
-
-
-def per_mille(part_nano_usd: int, total_nano_usd: int) -> int:
-    """A share in thousandths, rounded half-even; 0 of nothing."""
-    return round_half_even(part_nano_usd * 1000, per=total_nano_usd) if total_nano_usd > 0 else 0
 
 
 def nearest_rank(values: Sequence[int], percent: int) -> int | None:
