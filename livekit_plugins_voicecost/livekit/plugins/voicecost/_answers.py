@@ -70,13 +70,28 @@ class Answer:
         self._thought = True
 
     def report(self, usage: dict[str, int], *, final: bool) -> None:
-        """Units as the provider counts them, of all that came so far."""
-        if usage.get("input_tokens", 0) > 0 or usage.get("output_tokens", 0) > 0:
-            # 0/0 is no report; that there were no thoughts is one.
-            self._told = {
-                unit: quantity for unit, quantity in usage.items() if quantity or unit in _ALWAYS
-            }
-            self.final = self.final or final
+        """Units as the provider counts them, of all that came so far.
+
+        Some hosts report nonsense. Less than nothing is not believed at all; no prompt, or no
+        answer after one was seen, is not believed of that unit, which stays an estimate.
+        """
+        if any(quantity < 0 for quantity in usage.values()):
+            return
+        answered = self._came or self.counts.completion_chunks > 0
+        unbelievable: set[str] = set()
+        if not usage.get("input_tokens"):
+            unbelievable |= {"input_tokens", "cached_input_tokens"}
+        if answered and not usage.get("output_tokens"):
+            unbelievable |= {"output_tokens", "reasoning_tokens"}
+        # That there were no thoughts is a report; 0/0 is none.
+        told = {
+            unit: quantity
+            for unit, quantity in usage.items()
+            if unit not in unbelievable and (quantity or unit in _ALWAYS)
+        }
+        if any(told.values()):
+            self._told = told
+            self.final = self.final or (final and not unbelievable)
 
     def served_by(self, model: str, service_tier: str) -> None:
         """What the answer says of who serves it."""

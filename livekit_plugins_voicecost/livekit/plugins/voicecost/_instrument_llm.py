@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, cast
 
 from livekit.agents.llm import ChatChunk, ToolContext
@@ -108,6 +109,8 @@ class LLMAttempt(Attempt):
             CancelledError: The money is gone.
         """
         counts, tally = answer.counts, self._tally
+        if tally.outcome is not None:
+            return  # it was left; see `_follow`
         chunks = counts.completion_chunks
         if chunks <= 1:
             self._first_of(counts)
@@ -133,6 +136,8 @@ class LLMAttempt(Attempt):
             CancelledError: The money is gone, and the answer goes on.
         """
         tally = self._tally
+        if tally.outcome is not None:
+            return  # it was left; see `_follow`
         if 0 < answer.counts.completion_chunks <= 1:
             self._first_of(answer.counts)
         all_told = all(each.final for each in self._answers())
@@ -160,15 +165,22 @@ class LLMAttempt(Attempt):
         if not self._began:
             return
         self.stream._event_ch.__dict__.pop("send_nowait", None)
-        if self._socket is not None:
-            self._socket.close()
         counts, tally = self._counts, self._tally
         if self._refused_by_us:  # never sent, and said so
             tally.stop(outcome, llm_usage(counts, 0, 0, 0), Basis.OBSERVED)
             return
+        if self._socket is not None:
+            if self.cut:
+                _in_background(self._socket.hang_up())
+            elif isinstance(error, asyncio.CancelledError) and not self._wire[-1].final:
+                _in_background(self._follow(self._socket))
+            else:
+                self._socket.close()
         answers = self._answers()
-        if outcome is Outcome.SERVED and not self._wire and self._shown.counts.reported:
-            self._shown.final = True  # whatever else it may have been: there is no more to come
+        if outcome is Outcome.SERVED and not self._wire:
+            # Whatever else it may have been: there is no more to come.
+            told = self._shown.counts.reported
+            self._shown.final = "input_tokens" in told and "output_tokens" in told
         outcome = self.outcome_of(outcome, tally)
         for answer in answers:
             if answer.counts.completion_chunks == 0:
@@ -188,6 +200,20 @@ class LLMAttempt(Attempt):
         for answer in answers:
             if answer.final or "input_tokens" in answer.counts.reported:
                 estimates.learn(answer.counts, answer.learned())
+
+    async def _follow(self, socket: ResponsesSocket) -> None:
+        """Settle the leg with what the provider generates after the plugin has left."""
+        answer = self._wire[-1]
+        await socket.follow(lambda: answer.final)
+        leg = self._tally.leg
+        if leg is None:
+            return
+        estimates = estimates_for(self.owner.meter(), self._tally.attributes)
+        basis = Basis.REPORTED if answer.final else Basis.ESTIMATED
+        leg.margins = {} if answer.final else self._margins(estimates)
+        leg.correct(self._usage(estimates), basis)
+        if answer.final:
+            estimates.learn(answer.counts, answer.learned())
 
     def _answers(self) -> list[Answer]:
         return self._wire or [self._shown]
@@ -245,6 +271,23 @@ class LLMAttempt(Attempt):
                 final=False,
             )
         answer.read()
+
+
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def _in_background(work: Coroutine[Any, Any, None]) -> None:
+    """Do it beside the agent's own work; a fault of it is counted."""
+
+    async def contained() -> None:
+        try:
+            await work
+        except Exception as error:
+            _faults.count("llm_socket", error)
+
+    task = asyncio.get_running_loop().create_task(contained(), name="voicecost-llm-socket")
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
 
 
 def count_prompt(chat_ctx: Any, tools: list[Any]) -> Counts:

@@ -1,0 +1,263 @@
+"""What providers and plugins report may be zero, negative, doubled or late: none is believed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from livekit import rtc
+from livekit.agents import Agent, APIConnectOptions, APIStatusError, stt, tts
+from livekit.agents.llm import LLM, ChatChunk, ChatContext, ChoiceDelta, CompletionUsage, LLMStream
+
+from livekit.plugins.voicecost import _attribution, _instrument
+from tests.plugin.metered_session import (
+    Providers,
+    RecordingMeter,
+    metered_call,
+    simulated_providers,
+)
+from tests.simulators import Reply, openai_chat
+from voicecost_ledger.records import Basis, Modality, Outcome
+
+ONE_TRY = APIConnectOptions(max_retry=0, timeout=5)
+
+
+@pytest.fixture
+def meter() -> Iterator[RecordingMeter]:
+    meter = RecordingMeter()
+    with _attribution.scoped(meter):
+        yield meter
+
+
+@pytest.fixture
+async def providers() -> AsyncIterator[Providers]:
+    async with simulated_providers(Reply(text="It is sunny in Paris today.")) as providers:
+        yield providers
+
+
+def question() -> ChatContext:
+    context = ChatContext.empty()
+    context.add_message(role="user", content="How is the weather?")
+    return context
+
+
+class ReportingLLM(LLM[Any]):
+    """Somebody's own LLM: says a sentence of five tokens, and reports what it is told to."""
+
+    def __init__(self, *reports: tuple[int, int]) -> None:
+        super().__init__()
+        self.reports = reports
+
+    @property
+    def model(self) -> str:
+        return "homemade"
+
+    @property
+    def provider(self) -> str:
+        return "us"
+
+    def chat(self, *, chat_ctx: ChatContext, **_: Any) -> LLMStream:
+        return ReportingStream(self, chat_ctx=chat_ctx, tools=[], conn_options=ONE_TRY)
+
+
+class ReportingStream(LLMStream):
+    async def _run(self) -> None:
+        llm: Any = self._llm
+        for word in ("It ", "is ", "sunny ", "today."):
+            self._event_ch.send_nowait(ChatChunk(id="1", delta=ChoiceDelta(content=word)))
+        for input_tokens, output_tokens in llm.reports:
+            usage = CompletionUsage(
+                prompt_tokens=input_tokens,
+                completion_tokens=output_tokens,
+                total_tokens=input_tokens + output_tokens,
+            )
+            self._event_ch.send_nowait(ChatChunk(id="1", usage=usage))
+
+
+ONE_REPORT: list[Any] = [
+    pytest.param([(11, 5)], Basis.REPORTED, 11, 5, id="true"),
+    pytest.param([(0, 0)], Basis.ESTIMATED, None, None, id="zero"),
+    pytest.param([(-11, -5)], Basis.ESTIMATED, None, None, id="negative"),
+    pytest.param([(11, -5)], Basis.ESTIMATED, None, None, id="half negative"),
+    pytest.param([(0, 5)], Basis.ESTIMATED, None, 5, id="no prompt"),
+    pytest.param([(11, 0)], Basis.ESTIMATED, 11, None, id="no answer"),
+]
+SEVERAL_REPORTS: list[Any] = [
+    pytest.param([(11, 5), (11, 5)], Basis.REPORTED, 11, 5, id="doubled"),
+    pytest.param([(11, 3), (11, 5)], Basis.REPORTED, 11, 5, id="growing"),
+    pytest.param([(11, 5), (0, 0)], Basis.REPORTED, 11, 5, id="taken back"),
+]
+
+
+async def ask(model: LLM[Any]) -> None:
+    async with model.chat(chat_ctx=question()) as stream:
+        async for _ in stream:
+            pass
+
+
+def is_believed(
+    meter: RecordingMeter, basis: Basis, input_tokens: int | None, output_tokens: int | None
+) -> None:
+    """What is None here was not believed, and estimated as if nothing had been said of it."""
+    (leg,) = meter.of(Modality.LLM)
+    assert (leg.outcome, leg.basis) == (Outcome.SERVED, basis)
+    for unit, told in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
+        if told is None:
+            assert 3 <= leg.usage[unit] <= 20
+        else:
+            assert leg.usage[unit] == told
+
+
+@pytest.mark.parametrize(
+    ("reports", "basis", "input_tokens", "output_tokens"), ONE_REPORT + SEVERAL_REPORTS
+)
+async def test_somebodys_own_llm_is_believed_only_what_can_be(
+    reports: list[tuple[int, int]],
+    basis: Basis,
+    input_tokens: int | None,
+    output_tokens: int | None,
+    meter: RecordingMeter,
+) -> None:
+    _instrument.instrument()
+    try:
+        await ask(ReportingLLM(*reports))
+    finally:
+        _instrument.uninstrument()
+    is_believed(meter, basis, input_tokens, output_tokens)
+
+
+@pytest.mark.parametrize(("reports", "basis", "input_tokens", "output_tokens"), ONE_REPORT)
+async def test_a_host_is_believed_only_what_can_be(
+    reports: list[tuple[int, int]],
+    basis: Basis,
+    input_tokens: int | None,
+    output_tokens: int | None,
+    meter: RecordingMeter,
+    providers: Providers,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that speaks OpenAI's protocol, and counts badly."""
+    ((told_input, told_output),) = reports
+    told = {"prompt_tokens": told_input, "completion_tokens": told_output}
+    told["total_tokens"] = told_input + told_output
+    monkeypatch.setattr(openai_chat, "_usage", lambda *_: told)
+    await ask(providers.llm())
+    is_believed(meter, basis, input_tokens, output_tokens)
+
+
+class ReportingVoice(tts.TTS[Any]):
+    """Somebody's own TTS, of a protocol nobody knows."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(
+            capabilities=tts.TTSCapabilities(streaming=True), sample_rate=24_000, num_channels=1
+        )
+        self.error = error
+
+    def synthesize(self, text: str, *, conn_options: APIConnectOptions = ONE_TRY) -> Any:
+        return ReportingSpeech(tts=self, input_text=text, conn_options=conn_options)
+
+    def stream(self, *, conn_options: APIConnectOptions = ONE_TRY) -> tts.SynthesizeStream:
+        raise NotImplementedError
+
+
+class ReportingSpeech(tts.ChunkedStream):
+    async def _run(self, output_emitter: tts.AudioEmitter) -> None:
+        voice: Any = self._tts
+        if voice.error is not None:
+            raise voice.error
+        output_emitter.initialize(
+            request_id="1", sample_rate=24_000, num_channels=1, mime_type="audio/pcm"
+        )
+        output_emitter.push(bytes(4_800))
+
+
+@pytest.mark.parametrize(
+    ("status_code", "characters"),
+    [(429, 0), (500, 0), (404, 0), (1006, 6), (1011, 6), (1000, 6), (-1, 6), (0, 6), (200, 6)],
+)
+async def test_only_an_http_error_is_a_refusal(
+    status_code: int, characters: int, meter: RecordingMeter
+) -> None:
+    """LiveKit's plugins put the close codes of their WebSockets into `status_code` too."""
+    _instrument.instrument()
+    try:
+        error = APIStatusError("closed", status_code=status_code, retryable=False)
+        stream = ReportingVoice(error).synthesize("Hello.")
+        with pytest.raises(APIStatusError):
+            async for _ in stream:
+                pass
+        await stream.aclose()
+    finally:
+        _instrument.uninstrument()
+    (leg,) = meter.of(Modality.TTS)
+    assert leg.outcome is Outcome.FAILED
+    assert leg.usage["characters"] == characters
+    assert leg.basis is (Basis.ESTIMATED if characters else Basis.OBSERVED)
+
+
+class ReportingEar(stt.STT):
+    """Somebody's own STT, of a protocol nobody knows."""
+
+    def __init__(self, reports: list[stt.RecognitionUsage]) -> None:
+        super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
+        self.reports = reports
+
+    async def _recognize_impl(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    def stream(self, **_: Any) -> stt.RecognizeStream:
+        return ReportingHearing(stt=self, conn_options=ONE_TRY)
+
+
+class ReportingHearing(stt.RecognizeStream):
+    async def _run(self) -> None:
+        ear: Any = self._stt
+        async for _ in self._input_ch:
+            pass
+        for report in ear.reports:
+            self._event_ch.send_nowait(
+                stt.SpeechEvent(
+                    type=stt.SpeechEventType.RECOGNITION_USAGE, recognition_usage=report
+                )
+            )
+
+
+@pytest.mark.parametrize(
+    "reported_s", [[], [0.0], [-3.0], [1.0, 1.0], [7_200.0]],
+    ids=["none", "zero", "negative", "doubled", "two hours"],
+)  # fmt: skip
+async def test_audio_is_what_was_taken_whatever_is_reported(
+    reported_s: list[float], meter: RecordingMeter
+) -> None:
+    _instrument.instrument()
+    try:
+        reports = [stt.RecognitionUsage(audio_duration=each) for each in reported_s]
+        async with ReportingEar(reports).stream() as stream:
+            stream.push_frame(rtc.AudioFrame(bytes(32_000), 16_000, 1, 16_000))
+            stream.end_input()
+            async for _ in stream:
+                pass
+    finally:
+        _instrument.uninstrument()
+    (leg,) = meter.of(Modality.STT)
+    assert leg.usage["audio_ms"] == 1_000
+
+
+async def test_a_report_that_comes_after_the_session_is_a_correction(
+    providers: Providers,
+) -> None:
+    """The session is closed while a tool's request is answered: the report settles its leg."""
+    providers.openai.first_token_delay_ms = 150
+    async with metered_call(providers, agent=Agent(instructions="You talk.")) as call:
+        stream = providers.llm().chat(chat_ctx=question())
+        await call.meter.until(lambda: call.meter.of(Modality.LLM))
+        await call.session.aclose()
+        async for _ in stream:
+            pass
+        await stream.aclose()
+    (leg,) = call.meter.of(Modality.LLM)
+    (row,) = (row for row in providers.bill.rows if row.service == "llm")
+    assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.REPORTED)
+    assert leg.usage["output_tokens"] == row.units["output_tokens"]
