@@ -15,7 +15,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -118,6 +118,13 @@ class ModelSimulator(Simulator):
         self.first_token_delay_ms = first_token_delay_ms
         self.token_delay_ms = token_delay_ms
         self.request_count = 0
+        self._moved = asyncio.Event()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until the condition holds; looked at with every request and every piece."""
+        while not condition():
+            self._moved.clear()
+            await self._moved.wait()
 
     def open_row(
         self, model: str, request_id: str, attributes: dict[str, str | int]
@@ -131,6 +138,7 @@ class ModelSimulator(Simulator):
             units={"input_tokens": 0, "cached_input_tokens": 0, "output_tokens": 0},
             attributes=attributes,
         )
+        self._moved.set()
         return row, self.faults.take()
 
     @asynccontextmanager
@@ -202,6 +210,7 @@ class ModelSimulator(Simulator):
         thoughts = generation.thought_token_count
         if thoughts:
             row.units["reasoning_tokens"] = min(thoughts, output_tokens)
+        self._moved.set()
 
 
 class PrefixCache:

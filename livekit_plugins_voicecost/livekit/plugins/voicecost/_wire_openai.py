@@ -7,6 +7,7 @@ https://platform.openai.com/docs/guides/websocket-mode
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -225,6 +226,10 @@ def _tier(response: Any) -> str:
     return field(response, "service_tier") or ""
 
 
+FOLLOWED_MAX_S: Final = 60.0
+"""How long a response is read that the plugin has left: it keeps the socket to its next request."""
+
+
 class ResponsesSocket:
     """Reads along on a WebSocket on which a response was asked for, to that response's end.
 
@@ -248,6 +253,28 @@ class ResponsesSocket:
     def close(self) -> None:
         """Read no further; the connection goes back to its pool as it was."""
         self._connection.__dict__.pop("receive", None)
+
+    async def follow(self, ended: Callable[[], bool]) -> None:
+        """Read on where the plugin has left, until `ended`, or the socket or the time is over.
+
+        A pool closes the socket of an interrupted response only with its next request. Until then
+        the provider generates into it, and bills that.
+        """
+        try:
+            async with asyncio.timeout(FOLLOWED_MAX_S):
+                while not ended():
+                    message = await self._connection.receive()
+                    if message.type is not aiohttp.WSMsgType.TEXT:
+                        return  # closed
+        except TimeoutError:
+            pass
+        finally:
+            self.close()
+
+    async def hang_up(self) -> None:
+        """Close the socket: what is generated into it may not be paid any more."""
+        self.close()
+        await self._connection.close()
 
 
 def asks_for_response(payload: str) -> bool:
