@@ -8,17 +8,21 @@ All is exact in integers: the same reports give the same estimate anywhere.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from ._margins import Spread
 from ._text_weight import TOKEN, RunningWeight
 
 SHIFT: Final = 24
 ONE: Final = 1 << SHIFT
 """One token: estimates are computed in 2**-24ths of it and rounded once."""
 
-END_TOKENS: Final = 1
-"""The end of an answer, which an interrupted one never gets to."""
+_END: Final = ONE // 2
+"""The end of an answer, which an interrupted one never gets to: some providers count it."""
+_READ_MAX: Final = 16
+_DEVIATION_PERCENT: Final = 60
 _CALL_TOKENS: Final = 6  # around the name and the arguments of a tool call
 TEMPLATE_TOKENS: Final = 4
 PRIMING_TOKENS: Final = 3
@@ -48,7 +52,7 @@ class Line:
     The variance of a text's tokens grows with its length, so a report counts by its weight.
 
     Args:
-        constant_tokens: The constant before anything was learned.
+        constant: The constant before anything was learned, in 2**-24ths of a token.
         rate_tokens: The prior of the rate counts as a text of so many tokens.
         constant_per: The prior of the constant counts as one of so many tokens' text: the higher,
             the sooner reports move it.
@@ -56,8 +60,8 @@ class Line:
 
     __slots__ = ("_c", "_cc", "_ct", "_prior", "_rate_weight", "_t", "_w", "nominal")
 
-    def __init__(self, *, constant_tokens: int, rate_tokens: int, constant_per: int) -> None:
-        self.nominal = Coefficients(ONE // TOKEN, constant_tokens * ONE)
+    def __init__(self, *, constant: int, rate_tokens: int, constant_per: int) -> None:
+        self.nominal = Coefficients(ONE // TOKEN, constant)
         self._rate_weight = rate_tokens * TOKEN
         self._prior = ONE // (constant_per * TOKEN)
         # Sums over the reports: weight, count, count²/weight, tokens, count*tokens/weight.
@@ -155,11 +159,9 @@ class Ruler:
     __slots__ = ("_call", "_prose", "missed")
 
     def __init__(self, *, rate_tokens: int) -> None:
-        self._prose = Line(
-            constant_tokens=END_TOKENS, rate_tokens=rate_tokens, constant_per=_END_PER
-        )
+        self._prose = Line(constant=_END, rate_tokens=rate_tokens, constant_per=_END_PER)
         self._call = Line(
-            constant_tokens=_CALL_TOKENS, rate_tokens=2 * rate_tokens, constant_per=_CALL_PER
+            constant=_CALL_TOKENS * ONE, rate_tokens=2 * rate_tokens, constant_per=_CALL_PER
         )
         self.missed = 0
 
@@ -200,10 +202,15 @@ def _rulers() -> dict[Read, Ruler]:
 class Rulers:
     """The rulers of one model, of one meter; of the whole process where `process` is None."""
 
-    __slots__ = ("_process", "_rulers", "_scales", "best")
+    __slots__ = ("_process", "_read", "_rulers", "_scales", "best", "spread", "whole_chunks")
 
     def __init__(self, process: Rulers | None = None) -> None:
         self._process = process
+        self._read: deque[tuple[dict[Read, Reading], int]] = deque(maxlen=_READ_MAX)
+        self.spread = Spread(_DEVIATION_PERCENT, None if process is None else process.spread)
+        """How far the tokens of an answer are from what is foretold of them."""
+        self.whole_chunks = process is None or process.whole_chunks
+        """Whether every chunk brings a token at least, as far as reports have shown."""
         self._rulers = _rulers()
         self._scales: dict[Read, Scale] = {}
         self.solve(ONE // TOKEN)
@@ -229,20 +236,44 @@ class Rulers:
         seen = self._rulers if self._process is None else self._process._rulers
         read = min(seen, key=lambda read: seen[read].missed + _HANDICAP * (read is not by_weight))
         self.best: tuple[Read, Scale] = read, self._scales[read]
+        self._judge()
+
+    def _judge(self) -> None:
+        """Tell the spread how far `best`, as it is now, is from every report."""
+        read, scale = self.best
+        misses: list[tuple[int, int]] = []
+        for readings, tokens in self._read:
+            reading = readings[read]
+            missed = tokens - rounded(scale.whole(reading))
+            misses.append((missed, tokens + _CALL_TOKENS * reading[2]))
+        self.spread.judge(misses)
+
+    def margin(self, answer: Answer) -> int:
+        """By how many tokens `tokens` may be off, 19 times of 20."""
+        guessed = max(1, rounded(self.tokens(answer))) + _CALL_TOKENS * answer.calls
+        return self.spread.margin(guessed)
 
     def tokens(self, answer: Answer) -> int:
         """Tokens of what was received so far, in 2**-24ths."""
         read, scale = self.best
-        return scale.tokens(read(answer))
+        tokens = scale.tokens(read(answer))
+        if self.whole_chunks:
+            return max(tokens, (answer.prose_chunks + answer.call_chunks) << SHIFT)
+        return tokens
 
-    def whole(self, answer: Answer) -> int:
-        """The same of an answer that came to its end."""
-        read, scale = self.best
-        return scale.whole(read(answer))
+    @property
+    def end(self) -> int:
+        """Tokens that the end of an answer counts as, in 2**-24ths: they are in no later prompt."""
+        return self.best[1].prose.constant
 
     def learn(self, answer: Answer, output_tokens: int) -> None:
         """Take the provider's report on a whole answer."""
         for rulers in (self, self._process):
             if rulers is not None:
+                if answer.prose_chunks + answer.call_chunks > output_tokens:
+                    rulers.whole_chunks = False
+                rulers._read.append(
+                    ({each: each(answer) for each in rulers._rulers}, output_tokens)
+                )
                 for read, ruler in rulers._rulers.items():
                     ruler.learn(read(answer), output_tokens, self._scales[read])

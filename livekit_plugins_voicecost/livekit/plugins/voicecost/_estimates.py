@@ -32,7 +32,6 @@ from voicecost_ledger.records import Basis, LegAttributes
 
 from . import _faults
 from ._calibration import (
-    END_TOKENS,
     ONE,
     PRIMING_TOKENS,
     TEMPLATE_TOKENS,
@@ -51,13 +50,13 @@ if TYPE_CHECKING:
 
 _REPORTS_MAX: Final = 32
 _ANSWERS_MAX: Final = 256
+_TOOLS_RATIO: Final = 4
+"""How much heavier than its tools a prompt's text has to be, to tell of its encoder."""
 _ITEM_WEIGHT: Final = TEMPLATE_TOKENS * TOKEN
-_CALL_GUESSED: Final = 8  # tokens of a tool call's frame, which nobody is shown
 _UNREAD_TOKENS: Final = 2
 """Tokens that were delivered and not read when a request was cut off: about a chunk's."""
 _FIRST_PERCENT: Final = 30  # of the very first estimate, of a model that nobody has heard of
-_PROMPT_PERCENT: Final = 60
-_ANSWER_PERCENT: Final = 70
+_PROMPT_PERCENT: Final = 75
 
 
 class Item(NamedTuple):
@@ -227,7 +226,6 @@ class Calibration:
 
     __slots__ = (
         "_answers",
-        "answer_spread",
         "cache",
         "prompt_spread",
         "reports",
@@ -244,14 +242,11 @@ class Calibration:
         self.prompt_spread = Spread(
             _PROMPT_PERCENT, None if process is None else process.prompt_spread
         )
-        self.answer_spread = Spread(
-            _ANSWER_PERCENT, None if process is None else process.answer_spread
-        )
         # What a provider keeps is a matter of the model, not of a call.
         self.cache: PromptCache = PromptCache() if process is None else process.cache
         self.unwritten: int | None = None
         """Tokens of the latest prompt that were neither cached nor written; None: none are."""
-        self.text = Line(constant_tokens=TEMPLATE_TOKENS, rate_tokens=60, constant_per=15)
+        self.text = Line(constant=TEMPLATE_TOKENS * ONE, rate_tokens=60, constant_per=15)
         self._answers: OrderedDict[int, int] = OrderedDict()
 
     def answered(self, key: int, tokens: int) -> None:
@@ -322,10 +317,7 @@ class Estimates:
         seen = max(1, rounded(self._own.rulers.tokens(counts.answer)))
         if reported is not None:
             return seen * counts.unreported_chunks // chunks
-        return self._own.answer_spread.margin(self._guessed(counts, seen)) + _UNREAD_TOKENS
-
-    def _guessed(self, counts: Counts, seen_tokens: int) -> int:
-        return seen_tokens + _CALL_GUESSED * counts.answer.calls
+        return self._own.rulers.margin(counts.answer) + _UNREAD_TOKENS
 
     def output_tokens(self, counts: Counts, hidden_tokens: int = 0) -> int:
         """The best count of the output tokens so far, `hidden_tokens` included."""
@@ -358,13 +350,10 @@ class Estimates:
             if usage["output_tokens"] > 0:
                 self._own.thoughts.learn(hidden_tokens, counts.thinking())
             if counts.completion_chunks > 0 and output_tokens > 0:
-                foretold = max(1, rounded(self._own.rulers.whole(counts.answer)))
-                guessed = self._guessed(counts, foretold)
-                self._own.answer_spread.learn(output_tokens - foretold, guessed)
                 self._own.rulers.learn(counts.answer, output_tokens)
                 key = counts.only_key()
                 if key is not None:
-                    self._own.answered(key, (output_tokens - END_TOKENS) * ONE)
+                    self._own.answered(key, output_tokens * ONE - self._own.rulers.end)
             if input_tokens > 0:
                 self._learn_prompt(counts, input_tokens, usage)
         self._solve()
@@ -398,7 +387,10 @@ class Estimates:
         if below is None:
             guessed = None
             input_tokens = max(1, PRIMING_TOKENS + rounded(self._text_tokens(prompt, 0)))
-            margin = -(-input_tokens * _FIRST_PERCENT // 100)
+            # Of other scripts encoders differ more.
+            latin = prompt.weight * 3 < prompt.characters * TOKEN
+            percent = _FIRST_PERCENT if latin else 2 * _FIRST_PERCENT
+            margin = -(-input_tokens * percent // 100)
         else:
             tokens, guessed = self._between(prompt, below, above)
             input_tokens = max(1, rounded(tokens))
@@ -539,10 +531,13 @@ class Estimates:
         """Learn the rate of the text by which this prompt differs from the nearest reported."""
         nearest, _ = self._around(prompt)
         if nearest is None:
-            if prompt.tools_weight:
-                return  # how a provider shows tools to its model is no measure of its encoder
-            start, other = 0, (0, 0, 0)
+            # How a provider shows tools to its model is no measure of its encoder.
+            text_weight = prompt.weight - prompt.tools_weight
+            if text_weight < _TOOLS_RATIO * prompt.tools_weight:
+                return
+            start, other = 0, (prompt.tools_weight, 0, 0)
             tokens = (input_tokens - PRIMING_TOKENS) * ONE
+            tokens -= prompt.tools_weight * ONE // TOKEN
         else:
             start = _shared(nearest.prompt, prompt)
             other = self._unknown(nearest.prompt, start)
