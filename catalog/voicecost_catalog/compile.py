@@ -34,6 +34,7 @@ _PER: Final[dict[str, dict[str, int]]] = {
     "characters": {"character": 1, "thousand": 1_000, "million": 1_000_000},
     "bytes": {"byte": 1, "thousand": 1_000, "million": 1_000_000},
     "tokens": {"thousand": 1_000, "million": 1_000_000},
+    "requests": {"request": 1, "thousand": 1_000, "million": 1_000_000},
 }
 _RATED: Final = (Kind.BASE, Kind.SUPERSEDED, Kind.SELF_HOSTED)
 _T = TypeVar("_T")
@@ -201,7 +202,8 @@ class _File:
             self._fail(node, "match", where, f"kind {row.kind.value!r} rates no leg: leave it []")
         if row.kind is Kind.SELF_HOSTED and any(rate.nano_usd for rate in row.rates.values()):
             self._fail(node, "rates", where, "what nobody bills for costs 0")
-        for text in (*row.match, *row.languages, *row.except_languages, *row.voices):
+        texts = (*row.match, *row.except_models, *row.languages, *row.except_languages, *row.voices)
+        for text in texts:
             if text != text.lower():
                 self._fail(
                     node, "match", where, f"{text!r} can never match: write it in lower case"

@@ -2,8 +2,9 @@
 
 Many services speak OpenAI's protocol, and every provider plugin can be pointed at a gateway, a
 self-hosted server or a simulator. So a request is priced as a provider's only when it went to a
-host of that provider (or when the plugin states no host). A request to any other host, loopback
-and private addresses included, is *unpriced* until the operator says who bills for it:
+host of that provider (or when the plugin states no host). A request to any other host, private
+addresses included, is *unpriced* until the operator says who bills for it; on loopback only what
+is known to run there (`data/ollama.yaml`, `data/loopback.yaml`) is known to cost nothing:
 
     open_price_book(host_aliases={"127.0.0.1:4010": "openai", "llm.internal": "groq"})
 

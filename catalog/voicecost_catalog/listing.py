@@ -22,6 +22,7 @@ _SCALES: Final[dict[str, tuple[tuple[int, str], ...]]] = {
     "characters": ((1_000_000, "million"), (1_000, "thousand"), (1, "character")),
     "bytes": ((1_000_000, "million"), (1_000, "thousand"), (1, "byte")),
     "tokens": ((1_000_000, "million"), (1_000, "thousand"), (1, "token")),
+    "requests": ((1_000_000, "million"), (1_000, "thousand"), (1, "request")),
 }
 
 

@@ -36,6 +36,7 @@ class Rule(StrEnum):
     CHARACTERS = "characters"  # Unicode code points submitted, heard or not
     BYTES = "bytes"  # the same text as UTF-8
     TOKENS = "tokens"  # tokens of one request; cached and audio tokens are parts of the others
+    REQUESTS = "requests"  # each request alike, whatever was in it
 
 
 class Kind(StrEnum):
@@ -68,6 +69,7 @@ BILLED_UNITS: Final[dict[Rule, tuple[tuple[str, ...], ...]]] = {
         ("input_tokens", "input_audio_tokens"),
         ("output_tokens", "output_audio_tokens"),
     ),
+    Rule.REQUESTS: (("requests",),),
 }
 OPTIONAL_UNITS: Final[dict[Rule, tuple[str, ...]]] = {
     # Without its own rate cached input costs what any text input costs. `audio_ms` is the

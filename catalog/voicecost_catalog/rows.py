@@ -41,6 +41,7 @@ class Row(
     double_width_weight: int = 1
     free_markup: bool = False
     per_channel: bool = True  # False: two channels cost what one does
+    except_models: tuple[str, ...] = ()  # of those that match, not these
     voices: tuple[str, ...] = ()  # only these, as in `match`; empty means any
     languages: tuple[str, ...] = ()  # only these; empty means any
     except_languages: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Row(
             and language not in self.except_languages
             and (not self.voices or _any_matches(self.voices, leg.voice))
             and _any_matches(self.match, leg.model)
+            and not _any_matches(self.except_models, leg.model)
         )
 
 
@@ -65,7 +67,7 @@ class ProviderRows(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     provider: str
     plugin_names: tuple[str, ...]  # what LiveKit's plugins report as `provider`
-    hosts: tuple[str, ...]  # whose bill this is; any other host needs an alias
+    hosts: tuple[str, ...]  # whose bill this is, perhaps at one port; others need an alias
     plan: str  # the one in force unless another is chosen
     prices: tuple[Row, ...]
     labels: tuple[str, ...] = ()  # classes of plugins that report no provider
@@ -74,7 +76,7 @@ class ProviderRows(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """Whether this provider bills for the leg, going by its host, or its name without one."""
         host = request_host(leg)
         if host:
-            return hostname(host) in self.hosts
+            return host in self.hosts or hostname(host) in self.hosts
         name = leg.provider.strip().lower()
         if name in _NO_PROVIDER:
             return leg.label in self.labels

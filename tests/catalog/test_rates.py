@@ -334,6 +334,8 @@ def prices(draw: st.DrawFn) -> ModelPrice:
             minimum_ms=draw(st.sampled_from([0, 1, 10_000])),
             step_ms=draw(st.sampled_from([1, 1_000, 6_000, 60_000])),
         )
+    if rule is Rule.REQUESTS:
+        return price(rule, {"requests": draw(ratios)}, modality=Modality.OTHER)
     if rule is Rule.BYTES:
         return price(rule, {"utf8_bytes": draw(ratios)})
     if rule is Rule.CHARACTERS:
@@ -357,6 +359,7 @@ usages = st.fixed_dictionaries(
         "utf8_bytes": quantities,
         "input_tokens": quantities,
         "output_tokens": quantities,
+        "requests": quantities,
     }
 )
 

@@ -211,6 +211,14 @@ THOUSAND = {"characters": 1_000, "utf8_bytes": 1_010, "audio_ms": 55_000}
         pytest.param(
             stt("whisper-turbo", provider="local"), MINUTE, 0, id="local: nobody bills for it"
         ),
+        pytest.param(stt("my-own", provider="local"), MINUTE, 0, id="declared to be one's own"),
+        pytest.param(
+            stt("Systran/faster-whisper-small", host="localhost:8000"),
+            MINUTE,
+            0,
+            id="open model beside the agent",
+        ),
+        pytest.param(tts("kokoro", host="127.0.0.1:8880"), THOUSAND, 0, id="voice beside us"),
         pytest.param(tts("kokoro", provider="local"), THOUSAND, 0, id="local voice"),
     ],
 )  # fmt: skip
@@ -236,6 +244,8 @@ def test_worked_examples_from_the_price_lists(
         pytest.param(stt("whisper-large", streaming=True), id="pre-recorded only"),
         pytest.param(tts("aura-3-andromeda-en"), id="the next generation is not the first"),
         pytest.param(stt("aura-2-andromeda-en"), id="speech synthesis asked to listen"),
+        pytest.param(stt("whisper-1", host="localhost:8000"), id="a gateway beside the agent"),
+        pytest.param(tts("kokoro", host="kokoro.example.com"), id="an open model elsewhere"),
         pytest.param(stt("nova-3", provider="Gladia"), id="another provider's model of that name"),
         pytest.param(stt("nova-3", channel_count=0), id="no channel"),
         pytest.param(stt("nova-3", channel_count=10**9), id="a billion channels"),

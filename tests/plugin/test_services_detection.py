@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,13 @@ from livekit.agents.inference.interruption import (
     _OverlapSpeechEndedSentinel,
     _OverlapSpeechStartedSentinel,
 )
+from livekit.plugins.silero import VAD as Silero
 
 from livekit.plugins.voicecost import _attribution, _instrument
 from tests.plugin.metered_session import RecordingMeter, SeenLeg
 from tests.simulators import Fault
 from tests.simulators.inference_services import InferenceServicesSimulator
+from voicecost_catalog import open_price_book
 from voicecost_ledger.records import Basis, LegInterim, Modality, Outcome
 
 FRAME = rtc.AudioFrame(bytes(2 * 1600), 16_000, 1, 1600)  # 100 ms
@@ -138,7 +140,7 @@ async def test_the_local_model_it_falls_back_to_is_a_leg_of_its_own(world: World
     hosted, local = world.legs(Modality.TURN_DETECTION)
     assert hosted.attributes.model == "turn-detector-v1"
     assert hosted.usage["requests"] == world.gateway.bill.total("requests") + 1  # sent, not served
-    assert (local.attributes.model, local.attributes.host) == ("turn-detector-v1-mini", "")
+    assert (local.attributes.provider, local.attributes.model) == ("local", "turn-detector-v1-mini")
     assert local.usage == {"requests": 1}
 
 
@@ -159,6 +161,24 @@ async def test_the_local_turn_detector_is_counted(world: World) -> None:
     (leg,) = world.legs(Modality.TURN_DETECTION)
     assert leg.usage == {"requests": 2}
     assert (leg.attributes.model, leg.outcome) == ("turn-detector-v1-mini", Outcome.SERVED)
+    price = open_price_book().price_for(leg.attributes, 0)
+    assert price is not None
+    assert price.rate(leg.usage) == 0
+
+
+@pytest.mark.parametrize("make", [inference.VAD, Silero.load])
+async def test_silero_is_counted_and_costs_nothing(world: World, make: Callable[[], Any]) -> None:
+    stream = make().stream()
+    for _ in range(10):
+        stream.push_frame(FRAME)
+    events = [await anext(stream) for _ in range(20)]
+    await stream.aclose()
+    (leg,) = await world.meter.stopped(Modality.OTHER)
+    assert leg.usage["requests"] >= len(events)
+    assert leg.usage["requests"] <= 10 * 1600 // 512  # windows of 512 samples in a second of audio
+    price = open_price_book().price_for(leg.attributes, 0)
+    assert price is not None
+    assert price.rate(leg.usage) == 0
 
 
 # Interruptions

@@ -1,19 +1,21 @@
 """Legs of LiveKit's smaller services: decisions, turn detection, interruption detection.
 
 A decision is a leg per attempt. The two detectors ask many small questions over one connection:
-they are a leg per connection's stream, whose `requests` grow as they are sent.
+they are a leg per stream, whose `requests` grow as they are sent. Silero and the local turn
+detector run in the agent's own process: they are counted as of the provider `local`, which costs
+nothing.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
-from . import _faults
+from . import _attribution, _faults
 from ._estimates import Counts, Item, Prompt, TextKey, estimates_for
 from ._instrument_attempts import (
     Attempt,
@@ -200,6 +202,8 @@ class _DetectionAttempt(Attempt):
             tally.stop(self.outcome_of(outcome, tally))
 
 
+LOCAL: Final = "local"
+"""The provider of what runs in the agent's own process: nobody bills for it."""
 _INFERENCE_START_BYTES_MAX: Final = 1024
 """What is larger is audio: it needs no parsing."""
 
@@ -223,7 +227,7 @@ class TurnDetectionAttempt(_DetectionAttempt):
 
         def ask_locally() -> None:
             if isinstance(stream._transport, _LocalTransport) and not stream._audio_ch.closed:
-                self.asks(self._attributes(host=""))
+                self.asks(self._attributes(provider=LOCAL))
 
         def observed_predict() -> Any:
             with _faults.contained("turn_detection"):
@@ -240,19 +244,20 @@ class TurnDetectionAttempt(_DetectionAttempt):
             message = self._parse(bytes(payload))
             if message.WhichOneof("message") == "inference_start":
                 hosted = SimpleNamespace(_opts=self.stream._transport._cloud_opts)
-                self.asks(self._attributes(host=host_of(hosted, None)))
+                provider = self.stream.provider
+                self.asks(self._attributes(provider=provider, host=host_of(hosted, None)))
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the leg of each model that was asked."""
         self.stream.__dict__.pop("predict", None)
         super().finish(outcome, error)
 
-    def _attributes(self, *, host: str) -> LegAttributes:
-        stream, detector = self.stream, self.stream._detector
+    def _attributes(self, *, provider: str, host: str = "") -> LegAttributes:
+        detector = self.stream._detector
         return LegAttributes(
             modality=self.modality,
-            provider=stream.provider,
-            model=stream.model,
+            provider=provider,
+            model=self.stream.model,
             label=f"{type(detector).__module__}.{type(detector).__name__}",
             host=host,
         )
@@ -284,6 +289,63 @@ def observe_interruption_detectors() -> Callable[[], None]:
     except ImportError:
         return nothing_to_undo
     return _observe_streams(interruption, "InterruptionStreamBase", InterruptionDetectionAttempt)
+
+
+def observe_local_vads() -> Callable[[], None]:
+    """Count what Silero is asked, in whichever plugin it comes; returns the undo.
+
+    It runs in the agent's process and costs nothing. Any other VAD is nobody's bill that we know.
+    """
+    from livekit.agents import vad
+
+    stream_class: Any = vad.VADStream
+    monitor: Callable[[Any, AsyncIterator[Any]], Awaitable[None]]
+    monitor = stream_class._metrics_monitor_task
+
+    @functools.wraps(monitor)
+    async def observed_monitor(self: Any, events: AsyncIterator[Any]) -> None:
+        if self._vad.model != "silero":
+            await monitor(self, events)
+            return
+        counted = _Inferences(events, vad.VADEventType.INFERENCE_DONE)
+        tally = Tally(_attribution.current_owner(), _describe_vad(self._vad), None)
+        try:
+            await monitor(self, counted)
+        finally:
+            with _faults.contained("vad"):
+                if counted.count:
+                    tally.stop(Outcome.SERVED, {"requests": counted.count}, Basis.OBSERVED)
+
+    stream_class._metrics_monitor_task = observed_monitor
+
+    def undo() -> None:
+        stream_class._metrics_monitor_task = monitor
+
+    return undo
+
+
+class _Inferences:
+    """The events of a VAD stream as they are, and how many of them tell of an inference."""
+
+    def __init__(self, events: AsyncIterator[Any], kind: Any) -> None:
+        self.count = 0
+        self._events = events
+        self._kind = kind
+
+    def __aiter__(self) -> _Inferences:
+        return self
+
+    async def __anext__(self) -> Any:
+        event = await self._events.__anext__()
+        if event.type == self._kind:
+            self.count += 1
+        return event
+
+
+def _describe_vad(model: Any) -> LegAttributes:
+    return LegAttributes(
+        modality=Modality.OTHER, provider=LOCAL, model=model.model, label=model._label
+    )
 
 
 def _observe_streams(
