@@ -13,216 +13,29 @@ The last two are estimates, which say by how much they may be off.
 from __future__ import annotations
 
 import asyncio
-import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from voicecost_ledger.records import Basis, Modality, Outcome
+from voicecost_ledger.records import Basis, Outcome
 
 from . import _faults, _speech_tokens, _wire
-from ._audio_length import AudioLength, length_of
-from ._instrument_attempts import Attempt, Tally, describe, option_text, was_refused
+from ._instrument_attempts import Tally, option_text, was_refused
+from ._instrument_speech import SpeechAttempt
+from ._instrument_tokenizers import TokenObserver
 from ._text_units import TextUnits
-from ._wire_text import BILLED_BY_AUDIO, BODY_PROTOCOLS, TEXT_PROTOCOLS, TextProtocol, known_by
+from ._wire_text import BODY_PROTOCOLS, TEXT_PROTOCOLS, TextProtocol, known_by
 
 _SENTENCE_ENDS: Final = ".!?\u3002\uff01\uff1f\n"
+_OPENAI: Final = frozenset({"livekit.plugins.openai.tts"})
+_TOKEN_MODELS: Final = "gpt-"
+"""OpenAI bills tts-1 and tts-1-hd by characters, and all later voices by tokens:
+https://platform.openai.com/docs/pricing. Other servers that speak its protocol report or do not."""
+_tokenizing: weakref.WeakSet[type[Any]] = weakref.WeakSet()
+"""Classes of streams that were seen to take what they send from a tokenizer."""
 
 
-class _AudioReceived:
-    """How much audio was pushed to LiveKit's emitter."""
-
-    __slots__ = ("_frame_samples", "_length", "_sample_rate", "decoded_ms", "is_decoded")
-
-    def __init__(self) -> None:
-        self._length: AudioLength | None = None
-        self._frame_samples = 0
-        self._sample_rate = 0
-        self.is_decoded = False
-        self.decoded_ms = 0  # where only LiveKit's decoder can tell
-
-    def initialized(self, *, sample_rate: int, num_channels: int, mime_type: str) -> None:
-        self._length = length_of(mime_type, sample_rate, num_channels)
-        self.is_decoded = self._length is None
-
-    def pushed(self, data: bytes) -> None:
-        if self._length is not None:
-            self._length.push(data)
-
-    def pushed_frame(self, frame: Any) -> None:
-        self._sample_rate = frame.sample_rate
-        self._frame_samples += frame.samples_per_channel
-
-    @property
-    def audio_ms(self) -> int:
-        """Milliseconds so far; of audio that only a decoder can measure, once it is through."""
-        if self._frame_samples:
-            return self._frame_samples * 1000 // self._sample_rate
-        if self._length is not None:
-            return self._length.audio_ms
-        return self.decoded_ms
-
-
-class _TTSAttempt(Attempt):
-    """What streamed and whole-text TTS requests share: the audio that comes back."""
-
-    modality = Modality.TTS
-    _something = False
-    _finished = False
-    _tokens_reported: dict[str, int] | None = None
-
-    def begin(self, *args: Any) -> None:
-        self._received = _AudioReceived()
-        stream = self.stream
-        self._voice = (str(stream._tts.provider), str(stream._tts.model))
-        self._bills_audio = known_by(stream._tts, BILLED_BY_AUDIO) is not None
-        self._observe_token_reports()
-        self._emitter: Any = args[0] if args else None
-        if self._emitter is not None:
-            self._observe_emitter(self._emitter)
-
-    def audio_received(self) -> None:
-        """More audio came back from the provider."""
-        raise NotImplementedError
-
-    def named(self, context_id: str) -> None:
-        """The plugin told LiveKit the id of its request or segment. Nothing by default."""
-
-    def settle(self) -> None:
-        """Something became known after the run had ended. Nothing is settled by default."""
-
-    def _observe_token_reports(self) -> None:
-        """See what this attempt reports: the stream keeps what an earlier one did."""
-        stream = self.stream
-        report: Callable[..., None] | None = getattr(stream, "_set_token_usage", None)
-        if report is None:
-            return
-
-        def observed_report(*args: Any, **kwargs: Any) -> None:
-            report(*args, **kwargs)
-            self._tokens_reported = {
-                name: max(0, int(kwargs.get(name) or 0))
-                for name in ("input_tokens", "output_tokens")
-            }
-
-        stream.__dict__["_set_token_usage"] = observed_report
-
-    def _stop_observing_token_reports(self) -> None:
-        self.stream.__dict__.pop("_set_token_usage", None)
-
-    def _observe_emitter(self, emitter: Any) -> None:
-        initialize: Callable[..., None] = emitter.initialize
-        start_segment: Callable[..., None] | None = getattr(emitter, "start_segment", None)
-        push: Callable[[bytes], None] = emitter.push
-        push_frame: Callable[[Any], None] | None = getattr(emitter, "push_frame", None)
-        aclose: Callable[[], Any] = emitter.aclose
-
-        def observed_initialize(*args: Any, **kwargs: Any) -> None:
-            initialize(*args, **kwargs)
-            try:
-                self._received.initialized(
-                    sample_rate=kwargs["sample_rate"],
-                    num_channels=kwargs["num_channels"],
-                    mime_type=kwargs["mime_type"],
-                )
-                self.named(str(kwargs.get("request_id") or ""))
-            except Exception as error:
-                _faults.count("tts_audio", error)
-
-        def observed_push(data: bytes) -> None:
-            push(data)
-            try:
-                self._received.pushed(data)
-                self._something = self._something or bool(data)
-                self.audio_received()
-            except Exception as error:
-                _faults.count("tts_audio", error)
-
-        async def observed_aclose() -> None:
-            await aclose()
-            try:
-                if self._received.is_decoded:
-                    durations_s: list[float] = getattr(emitter, "_audio_durations", [])
-                    self._received.decoded_ms = round(sum(durations_s) * 1000)
-                    self.settle()
-            except Exception as error:
-                _faults.count("tts_audio", error)
-
-        emitter.initialize = observed_initialize
-        emitter.push = observed_push
-        emitter.aclose = observed_aclose
-        if start_segment is not None:
-
-            def observed_start_segment(*args: Any, **kwargs: Any) -> None:
-                start_segment(*args, **kwargs)
-                try:
-                    self.named(str(kwargs.get("segment_id") or (args[0] if args else "")))
-                except Exception as error:
-                    _faults.count("tts_text", error)
-
-            emitter.start_segment = observed_start_segment
-        if push_frame is not None:
-
-            def observed_push_frame(frame: Any) -> None:
-                push_frame(frame)
-                try:
-                    self._received.pushed_frame(frame)
-                    self._something = True
-                    self.audio_received()
-                except Exception as error:
-                    _faults.count("tts_audio", error)
-
-            emitter.push_frame = observed_push_frame
-
-    def describe(self, *, streaming: bool) -> Tally:
-        """The leg's tally, with what is known of it now."""
-        stream, component = self.stream, self.stream._tts
-        voices = (option_text(stream, component, f"voice{kind}") for kind in ("", "_id", "_uuid"))
-        return self.tally(
-            describe(
-                stream,
-                component,
-                Modality.TTS,
-                language=option_text(stream, component, "language"),
-                voice=next(filter(None, voices), ""),
-                streaming=streaming,
-            )
-        )
-
-    def tokens(self) -> dict[str, int]:
-        """Tokens the provider reported for this attempt; none by most."""
-        reported = {unit: count for unit, count in (self._tokens_reported or {}).items() if count}
-        if "output_tokens" in reported:
-            reported["output_audio_tokens"] = reported["output_tokens"]  # it only ever speaks
-        return reported
-
-    def with_audio(self, usage: dict[str, int]) -> dict[str, int]:
-        """Add `audio_ms`, where audio has come and its length is known."""
-        audio_ms = self._received.audio_ms
-        if audio_ms:
-            usage["audio_ms"] = audio_ms
-        return usage
-
-    def learn(self, text: TextUnits) -> None:
-        """Take a request that was served to its end as a measure of those that are not."""
-        if self._bills_audio:
-            _speech_tokens.learn_duration(self._voice, text.characters, self._received.audio_ms)
-
-    def generates_on(self, usage: dict[str, int], characters: int) -> dict[str, int]:
-        """Nobody cancels a request that is billed by the sound it makes: estimate all of it.
-
-        LiveKit closes an interrupted socket when it needs the next one. Until then the provider
-        goes on, faster than it plays.
-
-        Returns:
-            The margins of what was added to `usage`.
-        """
-        estimate = _speech_tokens.audio_ms_of(self._voice, characters)
-        received_ms = usage.get("audio_ms", 0)
-        usage["audio_ms"] = max(received_ms, estimate.quantity)
-        return {"audio_ms": estimate.margin}
-
-
-class SynthesizeAttempt(_TTSAttempt):
+class SynthesizeAttempt(SpeechAttempt, TokenObserver):
     """One attempt of a stream that is given text bit by bit.
 
     The leg opens with the first text, before that is handed over.
@@ -241,7 +54,7 @@ class SynthesizeAttempt(_TTSAttempt):
             known_by(stream._tts, TEXT_PROTOCOLS) if _wire.websockets_observed() else None
         )
         # What the provider was given, as well as we know.
-        self._text = self._sent if self._protocol is not None else self._taken
+        self._text = self._sent if self._protocol is not None else self._unsent()
         self._tokenizes = False
         self._token_count = 0
         self._unsure = 0  # characters that may wait in the plugin
@@ -277,6 +90,8 @@ class SynthesizeAttempt(_TTSAttempt):
         """The plugin asks a tokenizer for what to send next."""
         if not self._tokenizes:
             self._tokenizes = True
+            stream_class: type[Any] = type(self.stream)
+            _tokenizing.add(stream_class)
             if self._text is self._taken:
                 self._text = self._tokens
                 self._record()
@@ -289,10 +104,11 @@ class SynthesizeAttempt(_TTSAttempt):
 
     def audio_received(self) -> None:
         """Count audio; audio without text on the wire means that the protocol has changed."""
-        if self._text is self._sent and not self._sent.characters and self._taken.characters:
+        if self._text is not self._taken and not self._text.characters and self._taken.characters:
+            if self._text is self._sent:
+                _faults.count("tts_protocol_unknown")
             self._protocol = None
-            self._text = self._tokens if self._tokenizes else self._taken
-            _faults.count("tts_protocol_unknown")
+            self._text = self._tokens if self._tokens.characters else self._taken
         if self._something:
             self._tally.first_answer()
         self._record()
@@ -336,6 +152,10 @@ class SynthesizeAttempt(_TTSAttempt):
             tally.usage = tally.usage | self._usage()
             if tally.leg is not None:
                 tally.leg.correct(tally.usage)
+
+    def _unsent(self) -> TextUnits:
+        """Where nobody sees what is sent: what a plugin takes from its tokenizer, if it has one."""
+        return self._tokens if type(self.stream) in _tokenizing else self._taken
 
     @property
     def _basis(self) -> Basis:
@@ -386,7 +206,7 @@ class SynthesizeAttempt(_TTSAttempt):
         )
 
 
-class ChunkedAttempt(_TTSAttempt, _wire.BodyObserver):
+class ChunkedAttempt(SpeechAttempt, _wire.BodyObserver):
     """One attempt of a request that sends its whole text at once."""
 
     _began = False
@@ -496,69 +316,3 @@ class ChunkedAttempt(_TTSAttempt, _wire.BodyObserver):
     def _tally(self) -> Tally:
         assert self._tally_made is not None, "it is made before the request is"
         return self._tally_made
-
-
-_OPENAI: Final = frozenset({"livekit.plugins.openai.tts"})
-_TOKEN_MODELS: Final = "gpt-"
-"""OpenAI bills tts-1 and tts-1-hd by characters, and all later voices by tokens:
-https://platform.openai.com/docs/pricing. Other servers that speak its protocol report or do not."""
-
-
-def observe_tokenizers() -> Callable[[], None]:
-    """Show what a plugin takes from LiveKit's tokenizers to its attempt; returns the undo."""
-    from livekit.agents.tokenize import token_stream, tokenizer
-    from livekit.agents.tts.stream_pacer import StreamPacerWrapper
-
-    classes: tuple[Any, ...] = (
-        tokenizer.SentenceStream,
-        tokenizer.WordStream,
-        token_stream.BufferedTokenStream,
-    )
-    undos = [_observe_tokens(each) for each in classes]
-    pacer: Any = StreamPacerWrapper
-    init = pacer.__init__
-
-    @functools.wraps(init)
-    def observed_init(self: Any, *args: Any, **kwargs: Any) -> None:
-        # What it takes from the tokenizer inside it waits there; what is taken from it is sent.
-        token = _wire.observer.set(None)
-        try:
-            init(self, *args, **kwargs)
-        finally:
-            _wire.observer.reset(token)
-
-    pacer.__init__ = observed_init
-
-    def undo() -> None:
-        pacer.__init__ = init
-        for each in undos:
-            each()
-
-    return undo
-
-
-def _observe_tokens(stream_class: Any) -> Callable[[], None]:
-    next_token = stream_class.__anext__
-
-    @functools.wraps(next_token)
-    async def observed_next(self: Any) -> Any:
-        seen_by = _wire.observer.get()
-        if not isinstance(seen_by, SynthesizeAttempt):
-            return await next_token(self)
-        try:
-            seen_by.tokenizing()
-        except Exception as error:
-            _faults.count("tts_token", error)
-        data = await next_token(self)
-        try:
-            seen_by.token_taken(data.token)
-        except Exception as error:
-            _faults.count("tts_token", error)
-        return data
-
-    stream_class.__anext__ = observed_next
-
-    def undo() -> None:
-        stream_class.__anext__ = next_token
-
-    return undo

@@ -1,0 +1,208 @@
+"""What all TTS attempts share: the audio that comes back, and the tokens that are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from voicecost_ledger.records import Modality
+
+from . import _faults, _speech_tokens
+from ._audio_length import AudioLength, length_of
+from ._instrument_attempts import Attempt, Tally, describe, option_text
+from ._text_units import TextUnits
+from ._wire_text import BILLED_BY_AUDIO, known_by
+
+
+class AudioReceived:
+    """How much audio was pushed to LiveKit's emitter."""
+
+    __slots__ = ("_frame_samples", "_length", "_sample_rate", "decoded_ms", "is_decoded")
+
+    def __init__(self) -> None:
+        self._length: AudioLength | None = None
+        self._frame_samples = 0
+        self._sample_rate = 0
+        self.is_decoded = False
+        self.decoded_ms = 0  # where only LiveKit's decoder can tell
+
+    def initialized(self, *, sample_rate: int, num_channels: int, mime_type: str) -> None:
+        self._length = length_of(mime_type, sample_rate, num_channels)
+        self.is_decoded = self._length is None
+
+    def pushed(self, data: bytes) -> None:
+        if self._length is not None:
+            self._length.push(data)
+
+    def pushed_frame(self, frame: Any) -> None:
+        self._sample_rate = frame.sample_rate
+        self._frame_samples += frame.samples_per_channel
+
+    @property
+    def audio_ms(self) -> int:
+        """Milliseconds so far; of audio that only a decoder can measure, once it is through."""
+        if self._frame_samples:
+            return self._frame_samples * 1000 // self._sample_rate
+        if self._length is not None:
+            return self._length.audio_ms
+        return self.decoded_ms
+
+
+class SpeechAttempt(Attempt):
+    """What streamed and whole-text TTS requests share: the audio that comes back."""
+
+    modality = Modality.TTS
+    _something = False
+    _finished = False
+    _tokens_reported: dict[str, int] | None = None
+
+    def begin(self, *args: Any) -> None:
+        self._received = AudioReceived()
+        stream = self.stream
+        self._voice = (str(stream._tts.provider), str(stream._tts.model))
+        self._bills_audio = known_by(stream._tts, BILLED_BY_AUDIO) is not None
+        self._observe_token_reports()
+        self._emitter: Any = args[0] if args else None
+        if self._emitter is not None:
+            self._observe_emitter(self._emitter)
+
+    def audio_received(self) -> None:
+        """More audio came back from the provider."""
+        raise NotImplementedError
+
+    def named(self, context_id: str) -> None:
+        """The plugin told LiveKit the id of its request or segment. Nothing by default."""
+
+    def settle(self) -> None:
+        """Something became known after the run had ended. Nothing is settled by default."""
+
+    def _observe_token_reports(self) -> None:
+        """See what this attempt reports: the stream keeps what an earlier one did."""
+        stream = self.stream
+        report: Callable[..., None] | None = getattr(stream, "_set_token_usage", None)
+        if report is None:
+            return
+
+        def observed_report(*args: Any, **kwargs: Any) -> None:
+            report(*args, **kwargs)
+            self._tokens_reported = {
+                name: max(0, int(kwargs.get(name) or 0))
+                for name in ("input_tokens", "output_tokens")
+            }
+
+        stream.__dict__["_set_token_usage"] = observed_report
+
+    def _stop_observing_token_reports(self) -> None:
+        self.stream.__dict__.pop("_set_token_usage", None)
+
+    def _observe_emitter(self, emitter: Any) -> None:
+        initialize: Callable[..., None] = emitter.initialize
+        start_segment: Callable[..., None] | None = getattr(emitter, "start_segment", None)
+        push: Callable[[bytes], None] = emitter.push
+        push_frame: Callable[[Any], None] | None = getattr(emitter, "push_frame", None)
+        aclose: Callable[[], Any] = emitter.aclose
+
+        def observed_initialize(*args: Any, **kwargs: Any) -> None:
+            initialize(*args, **kwargs)
+            try:
+                self._received.initialized(
+                    sample_rate=kwargs["sample_rate"],
+                    num_channels=kwargs["num_channels"],
+                    mime_type=kwargs["mime_type"],
+                )
+                self.named(str(kwargs.get("request_id") or ""))
+            except Exception as error:
+                _faults.count("tts_audio", error)
+
+        def observed_push(data: bytes) -> None:
+            push(data)
+            try:
+                self._received.pushed(data)
+                self._something = self._something or bool(data)
+                self.audio_received()
+            except Exception as error:
+                _faults.count("tts_audio", error)
+
+        async def observed_aclose() -> None:
+            await aclose()
+            try:
+                if self._received.is_decoded:
+                    durations_s: list[float] = getattr(emitter, "_audio_durations", [])
+                    self._received.decoded_ms = round(sum(durations_s) * 1000)
+                    self.settle()
+            except Exception as error:
+                _faults.count("tts_audio", error)
+
+        emitter.initialize = observed_initialize
+        emitter.push = observed_push
+        emitter.aclose = observed_aclose
+        if start_segment is not None:
+
+            def observed_start_segment(*args: Any, **kwargs: Any) -> None:
+                start_segment(*args, **kwargs)
+                try:
+                    self.named(str(kwargs.get("segment_id") or (args[0] if args else "")))
+                except Exception as error:
+                    _faults.count("tts_text", error)
+
+            emitter.start_segment = observed_start_segment
+        if push_frame is not None:
+
+            def observed_push_frame(frame: Any) -> None:
+                push_frame(frame)
+                try:
+                    self._received.pushed_frame(frame)
+                    self._something = True
+                    self.audio_received()
+                except Exception as error:
+                    _faults.count("tts_audio", error)
+
+            emitter.push_frame = observed_push_frame
+
+    def describe(self, *, streaming: bool) -> Tally:
+        """The leg's tally, with what is known of it now."""
+        stream, component = self.stream, self.stream._tts
+        voices = (option_text(stream, component, f"voice{kind}") for kind in ("", "_id", "_uuid"))
+        return self.tally(
+            describe(
+                stream,
+                component,
+                Modality.TTS,
+                language=option_text(stream, component, "language"),
+                voice=next(filter(None, voices), ""),
+                streaming=streaming,
+            )
+        )
+
+    def tokens(self) -> dict[str, int]:
+        """Tokens the provider reported for this attempt; none by most."""
+        reported = {unit: count for unit, count in (self._tokens_reported or {}).items() if count}
+        if "output_tokens" in reported:
+            reported["output_audio_tokens"] = reported["output_tokens"]  # it only ever speaks
+        return reported
+
+    def with_audio(self, usage: dict[str, int]) -> dict[str, int]:
+        """Add `audio_ms`, where audio has come and its length is known."""
+        audio_ms = self._received.audio_ms
+        if audio_ms:
+            usage["audio_ms"] = audio_ms
+        return usage
+
+    def learn(self, text: TextUnits) -> None:
+        """Take a request that was served to its end as a measure of those that are not."""
+        if self._bills_audio:
+            _speech_tokens.learn_duration(self._voice, text.characters, self._received.audio_ms)
+
+    def generates_on(self, usage: dict[str, int], characters: int) -> dict[str, int]:
+        """Nobody cancels a request that is billed by the sound it makes: estimate all of it.
+
+        LiveKit closes an interrupted socket when it needs the next one. Until then the provider
+        goes on, faster than it plays.
+
+        Returns:
+            The margins of what was added to `usage`.
+        """
+        estimate = _speech_tokens.audio_ms_of(self._voice, characters)
+        received_ms = usage.get("audio_ms", 0)
+        usage["audio_ms"] = max(received_ms, estimate.quantity)
+        return {"audio_ms": estimate.margin}
