@@ -134,7 +134,11 @@ def saw_from(unix_s: float | None) -> bool:
 
 
 def _observe_streams(undos: list[Callable[[], None]]) -> list[str]:
-    """Observe each kind of stream, or its component's events; returns the names that are gone."""
+    """Observe each kind of stream, or its component's events; returns the names that are gone.
+
+    Where one kind of a component's streams has moved, all of them are booked by its events, which
+    would count the others a second time.
+    """
     tts_span, llm_span = "_tts_attempt_span_name", "_llm_attempt_span_name"
     kinds: tuple[tuple[type[Any], type[Any], type[Any], str, str, tuple[str, ...]], ...] = (
         (llm.LLMStream, LLMAttempt, llm.LLM, "llm", llm_span,
@@ -148,13 +152,14 @@ def _observe_streams(undos: list[Callable[[], None]]) -> list[str]:
     )  # fmt: skip
     moved: list[str] = []
     by_events: set[type[Any]] = set()
-    for stream_class, attempt_class, component_class, kind, span_name, needed in kinds:
+    for stream_class, _, component_class, _, _, needed in kinds:
         gone = missing_names(stream_class, needed)
-        if gone:
-            moved += [f"{stream_class.__name__}.{name}" for name in gone]
-            if component_class not in by_events:
-                by_events.add(component_class)
-                undos.append(_instrument_metrics.observe_events(component_class))
+        moved += [f"{stream_class.__name__}.{name}" for name in gone]
+        if gone and component_class not in by_events:
+            by_events.add(component_class)
+            undos.append(_instrument_metrics.observe_events(component_class))
+    for stream_class, attempt_class, component_class, kind, span_name, _ in kinds:
+        if component_class in by_events:
             continue
         delegating = _classes(_DELEGATING[kind])
         undos.append(
@@ -181,6 +186,7 @@ def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
         ("AvatarSession", _instrument_avatar.observe_avatars),
         ("DecisionModel._evaluate_impl", _instrument_services.observe_decisions),
         ("TurnDetector's streams", _instrument_services.observe_turn_detectors),
+        ("VADStream._metrics_monitor_task", _instrument_services.observe_local_vads),
         (
             "AdaptiveInterruptionDetector's streams",
             _instrument_services.observe_interruption_detectors,
