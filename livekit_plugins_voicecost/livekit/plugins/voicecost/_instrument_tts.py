@@ -90,8 +90,8 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
         """The plugin asks a tokenizer for what to send next."""
         if not self._tokenizes:
             self._tokenizes = True
-            stream_class: type[Any] = type(self.stream)
-            _tokenizing.add(stream_class)
+            stream: Any = self.stream
+            _tokenizing.add(stream.__class__)
             if self._text is self._taken:
                 self._text = self._tokens
                 self._record()
