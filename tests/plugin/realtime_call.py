@@ -54,13 +54,13 @@ class Caller(io.AudioInput):
         for frame in (*spoken(duration_ms), *spoken(silence_ms, loud=False)):
             self._frames.put_nowait(frame)
 
-    @property
-    def empty(self) -> bool:
-        """Whether all of it was taken."""
-        return self._frames.empty()
+    async def until_heard(self) -> None:
+        """Return when all of it was taken."""
+        await self._frames.join()
 
     async def __anext__(self) -> rtc.AudioFrame:
         frame = await self._frames.get()
+        self._frames.task_done()
         await asyncio.sleep(0)
         return frame
 

@@ -194,7 +194,7 @@ def _no_retry() -> Any:
 
 async def _until_second(session: Any) -> None:
     async with asyncio.timeout(5):
-        while session.llm._active_instance.model != "gpt-realtime-mini":
+        while session.llm._active_instance.model != "gpt-realtime-mini":  # noqa: ASYNC110 (no event)
             await asyncio.sleep(0.01)
 
 
@@ -232,8 +232,7 @@ async def test_a_model_hears_nothing_more_once_the_call_is_being_ended() -> None
             await call.session.generate_reply(user_input="Hello?")
             call.meter.cut = True
             call.caller.says(1_500)
-            while not call.caller.empty:
-                await asyncio.sleep(0.001)
+            await call.caller.until_heard()
             await call.close()
         assert len(openai.rows()) == 1
         assert openai.rows("stt") == []

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 from livekit.agents import AgentSession, ConversationItemAddedEvent
-from livekit.agents.llm import ChatMessage, RealtimeModel
+from livekit.agents.llm import ChatMessage
 
 from voicecost_ledger.records import Modality
 
@@ -39,7 +39,9 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._seen = {each: _Seen(set()) for each in (Modality.LLM, Modality.TTS)}
+        kinds = (Modality.LLM, Modality.REALTIME, Modality.TTS)
+        self._seen = {each: _Seen(set()) for each in kinds}
+        self._connected = False  # to a realtime model: a duplex one's turns are no legs
 
     def leg_opened(self, modality: Modality, speech_id: str | None) -> None:
         """Note a leg; `speech_id` None when it was opened outside of a speech's own tasks."""
@@ -48,6 +50,7 @@ class Turns:
             return
         if speech_id is None:
             seen.unclaimed += 1
+            self._connected |= modality is Modality.REALTIME
         else:
             seen.speech_ids.add(speech_id)
 
@@ -60,18 +63,23 @@ class Turns:
             return
         speech = session.current_speech
         speech_id = None if speech is None else speech.id
-        made_by_llm = "llm_node_ttft" in message.metrics or _is_realtime(session)
-        if made_by_llm and not self._seen[Modality.LLM].claim(speech_id):
-            yield TURN_WITHOUT_LLM, Modality.LLM
+        # A realtime model's turns report no LLM node; they name the response they were.
+        if "llm_node_ttft" in message.metrics:
+            if not self._seen[Modality.LLM].claim(speech_id):
+                yield TURN_WITHOUT_LLM, Modality.LLM
+        elif "provider_request_ids" in message.metrics:
+            duplex = _is_duplex(session) and self._connected
+            if not duplex and not self._seen[Modality.REALTIME].claim(speech_id):
+                yield TURN_WITHOUT_LLM, Modality.REALTIME
         if "tts_node_ttfb" in message.metrics and not self._seen[Modality.TTS].claim(speech_id):
             yield AUDIO_WITHOUT_TTS, Modality.TTS
 
 
-def _is_realtime(session: AgentSession[Any]) -> bool:
-    """Whether the speaking agent's model is a realtime one: its turns report no LLM node."""
+def _is_duplex(session: AgentSession[Any]) -> bool:
+    """Whether the speaking agent's model listens and speaks at once, in no turns of its own."""
     typed_in_part: Any = session
     try:
         own = typed_in_part.current_agent.llm  # "not given" is falsy: then the session's is used
     except RuntimeError:
         own = None
-    return isinstance(own or typed_in_part.llm, RealtimeModel)
+    return hasattr(own or typed_in_part.llm, "duplex_model")

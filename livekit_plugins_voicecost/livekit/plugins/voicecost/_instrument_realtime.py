@@ -27,6 +27,7 @@ from voicecost_ledger.records import Outcome
 from . import _attribution, _faults
 from ._faults import contained
 from ._realtime_events import LiveKitEvents
+from ._realtime_live import GPTLive
 from ._realtime_openai import OpenAIRealtime
 from ._realtime_session import SessionLegs
 
@@ -41,7 +42,7 @@ def observe_realtime() -> Callable[[], None]:
     undos = [_observe_sessions(llm.RealtimeSession, duplex=False)]
     duplex: Any = getattr(llm, "DuplexSession", None)  # not in older versions
     if duplex is not None:
-        undos.append(_observe_sessions(duplex, duplex=True))
+        undos += [_observe_sessions(duplex, duplex=True), _observe_duplex_audio()]
 
     def undo() -> None:
         for each in undos:
@@ -97,13 +98,41 @@ def _observe_sessions(session_class: Any, *, duplex: bool) -> Callable[[], None]
     return undo
 
 
+def _observe_duplex_audio() -> Callable[[], None]:
+    """Count what duplex models say, where LiveKit takes it from them."""
+    from livekit.agents.llm import duplex_adapter
+
+    adapter_class: Any = getattr(duplex_adapter, "_DuplexRealtimeSession", None)
+    take: Any = getattr(adapter_class, "_on_audio_frame", None)
+    if take is None:
+        return _nothing
+
+    @functools.wraps(take)
+    def observed_take(self: Any, audio: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            watched: _Watched | None = self.duplex_session.__dict__.get(_WATCHED)
+            if watched is not None and watched.raw is None:
+                watched.legs.spoke(audio.frame)
+                watched.alive()
+        except Exception as error:
+            _faults.count("realtime_audio", error)
+        return take(self, audio, *args, **kwargs)
+
+    adapter_class._on_audio_frame = observed_take
+
+    def undo() -> None:
+        adapter_class._on_audio_frame = take
+
+    return undo
+
+
 class _Watched:
     """One session, its legs, and who follows its events."""
 
     def __init__(self, session: Any, model: Any, *, duplex: bool) -> None:
         self.legs = SessionLegs(session, model, duplex=duplex)
         self.events = LiveKitEvents(self.legs)
-        self.raw: OpenAIRealtime | None = None
+        self.raw: OpenAIRealtime | GPTLive | None = None
         self.legs.protocol = self.events
         self._asked: Any = None  # the SpeechHandle for which a response was asked last
 
@@ -141,9 +170,14 @@ class _Watched:
             return functools.partial(session.off, "speech_created", made)
         return _nothing
 
-    def _protocol(self) -> OpenAIRealtime:
+    def alive(self) -> None:
+        """A duplex model without a known protocol is connected, or it would not be talked to."""
+        if self.legs.duplex and self.raw is None and not self.legs.closing:
+            self.legs.connection_leg()
+
+    def _protocol(self) -> OpenAIRealtime | GPTLive:
         if self.raw is None:
-            self.raw = OpenAIRealtime(self.legs)
+            self.raw = GPTLive(self.legs) if self.legs.duplex else OpenAIRealtime(self.legs)
             self.legs.protocol = self.raw
         return self.raw
 
@@ -159,6 +193,7 @@ class _Watched:
                 if self.legs.must_end():
                     return  # what is not heard is neither transcribed nor answered
                 self.legs.heard(frame)
+                self.alive()
             except Exception as error:
                 _faults.count("realtime_audio", error)
             push_audio(frame)
@@ -228,7 +263,7 @@ class _Watched:
 
     def _unheard(self, text: str) -> None:
         """A message arrived while the session closes: the plugin drops it without a word."""
-        if self.legs.closing and self.raw is not None:
+        if self.legs.closing and isinstance(self.raw, OpenAIRealtime):
             self.raw.received(json.loads(text))
 
     def _closed(self) -> None:

@@ -84,7 +84,7 @@ class SessionLegs:
         self.owner = _attribution.current_owner()
         self.protocol: WireProtocol | None = None
         self.closing = False
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._attributes: LegAttributes | None = None
         self._input_samples: dict[int, int] = {}  # by sample rate
         self._output_samples: dict[int, int] = {}
@@ -195,20 +195,25 @@ class SessionLegs:
         """A frame came from the model."""
         _count(self._output_samples, frame)
 
+    def spoke_ms(self, duration_ms: int) -> None:
+        """The same where only its length is known."""
+        self._output_samples[1000] = self._output_samples.get(1000, 0) + duration_ms
+
     # ---- connections -----------------------------------------------------------------------------
 
     def connected(self) -> None:
         """A connection was made."""
+        if self._connection is not None and not self._connection.acquired:
+            self._connection.started()  # it was talked to before it was there
+            return
         self.disconnected(Outcome.SERVED)
         if self.duplex or self._billed_by_time():
-            self.connection_leg()
+            self.connection_leg().acquired = True
 
-    def connection_leg(self) -> _Connection:
+    def connection_leg(self) -> Connection:
         """The leg of the open connection; opened where it is not yet."""
         if self._connection is None:
-            self._input_samples.clear()
-            self._output_samples.clear()
-            self._connection = _Connection(self)
+            self._connection = Connection(self)
         return self._connection
 
     def disconnected(self, outcome: Outcome) -> None:
@@ -216,6 +221,8 @@ class SessionLegs:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.stop(Outcome.CUT if self.must_end() else outcome)
+        self._input_samples.clear()
+        self._output_samples.clear()
 
     def sound_usage(self) -> dict[str, int]:
         """Raw sound of the connection."""
@@ -236,7 +243,7 @@ class SessionLegs:
         return usage | NO_TIME if self._connection is not None else usage
 
 
-class _Connection:
+class Connection:
     """A connection that is billed by the time it is open."""
 
     def __init__(self, legs: SessionLegs) -> None:
@@ -246,6 +253,7 @@ class _Connection:
         self._reported_ms = 0
         self._reported_ns: int | None = None
         self._final = False
+        self.acquired = False  # whether the plugin said that it has been made
         self._timer: asyncio.TimerHandle | None = None
         if not self._tally.spend(self._usage(), Basis.OBSERVED):
             self._tally.owe(self._usage(), Basis.OBSERVED)
@@ -253,13 +261,14 @@ class _Connection:
 
     def started(self) -> None:
         """The provider's clock starts now."""
+        self.acquired = True
         self._opened_ns = time.monotonic_ns()
 
-    def report(self, *, total_ms: int | None = None, more_ms: int = 0) -> None:
+    def report(self, *, total_ms: int | None = None, more_ms: int = 0, final: bool = False) -> None:
         """The provider's own count, of all of it or of what came since the last one."""
         self._reported_ms = self._reported_ms + more_ms if total_ms is None else total_ms
         self._reported_ns = time.monotonic_ns()
-        self._final = self._legs.closing  # the last word, or nearly
+        self._final = final or self._legs.closing  # then it is the last word, or nearly
         self._tally.owe(self._usage(reported=True), Basis.REPORTED)
 
     def answered(self) -> None:
