@@ -212,9 +212,9 @@ def _control_table(control: Sequence[ControlView]) -> RenderableType:
 
 def units_text(leg: LegView) -> str:
     """What a leg used, in the units that people think in; `--json` has every count."""
-    first, *others = _UNITS_SHOWN[leg.modality]
-    texts = [first(leg.usage, True), *(show(leg.usage, False) for show in others)]
-    return ", ".join(text for text in texts if text)
+    ways = _UNITS_SHOWN[leg.modality]
+    texts = [text for show in ways if (text := show(leg.usage, False))]
+    return ", ".join(texts) or ways[0](leg.usage, True)
 
 
 _Show = Callable[[Mapping[str, int], bool], str]
@@ -246,7 +246,8 @@ def _of_which(usage: Mapping[str, int], words: Mapping[str, str]) -> str:
 
 def _counted(unit: str, word: str) -> _Show:
     def show(usage: Mapping[str, int], always: bool) -> str:
-        return f"{usage.get(unit, 0):,} {word}" if always or usage.get(unit) else ""
+        count = usage.get(unit, 0)
+        return f"{count:,} {word}{'' if count == 1 else 's'}" if always or count else ""
 
     return show
 
@@ -258,13 +259,13 @@ def _timed(unit: str, word: str) -> _Show:
     return show
 
 
-_requests: Final = _counted("requests", "requests")
+_requests: Final = _counted("requests", "request")
 _connected: Final = _timed("connected_ms", "connected")
-# The first is shown even where it is nothing.
+# Where nothing of it was used, the first says so.
 _UNITS_SHOWN: Final[Mapping[Modality, tuple[_Show, ...]]] = {
     Modality.STT: (_timed("audio_ms", "audio"), _tokens),
     Modality.LLM: (_tokens,),
-    Modality.TTS: (_counted("characters", "characters"), _tokens),
+    Modality.TTS: (_counted("characters", "character"), _tokens),
     Modality.REALTIME: (
         _tokens,
         _timed("input_audio_ms", "heard"),
@@ -277,7 +278,7 @@ _UNITS_SHOWN: Final[Mapping[Modality, tuple[_Show, ...]]] = {
     Modality.OTHER: (
         _requests,
         _tokens,
-        _counted("characters", "characters"),
+        _counted("characters", "character"),
         _timed("audio_ms", "audio"),
         _connected,
     ),

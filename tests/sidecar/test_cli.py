@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from tests.sidecar.running import (
     TOKEN,
@@ -26,6 +28,7 @@ from tests.sidecar.running import (
 from voicecost_ledger.protocol import Ack
 from voicecost_ledger.records import (
     Basis,
+    ControlTotal,
     Coverage,
     Gap,
     LegAttributes,
@@ -37,6 +40,8 @@ from voicecost_ledger.records import (
     Outcome,
     Record,
 )
+from voicecost_ledger.stores import LegView
+from voicecost_sidecar.call_tables import units_text
 
 VOICECOST = Path(sys.executable).with_name("voicecost")
 
@@ -108,6 +113,123 @@ def test_a_call_is_read_from_the_ledger_directly(sidecar: RunningSidecar, tmp_pa
         assert word in spent.stdout
     spent_json = voicecost(tmp_path, "costs", "--json", VOICECOST_DATABASE_URL=url)
     assert json.loads(spent_json.stdout) == sidecar.get("/v1/costs")
+
+
+def two_turns() -> list[Record]:
+    """A meter with a served leg, an interrupted estimate and LiveKit's account of both."""
+    opened, started, stopped, closed = a_call()
+    at = opened.at_unix_ms
+    llm = LegAttributes(modality=Modality.LLM, provider="api.openai.com", model="gpt-4o-mini")
+    sent = {"input_tokens": 100_000, "cached_input_tokens": 40_000}
+    half = sent | {"output_tokens": 1_000}
+    margins = {"output_tokens": 500}
+    return [
+        opened,
+        started,
+        replace(stopped, time_to_first_ms=180, duration_ms=2_345),
+        LegStart("M_1", 4, at, 2, llm, sent, speech_id="SP_1"),
+        LegStop("M_1", 5, at, 2, half, Basis.ESTIMATED, Outcome.INTERRUPTED, margins, "gpt-4.1"),
+        ControlTotal(
+            "M_1", 6, at, Modality.LLM, "api.openai.com", "gpt-4o-mini", "output_tokens", 1_000, 0,
+            {"interrupted": 900, "probe": 0},
+        ),
+        replace(closed, seq=7),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", ["250", "80"])
+def test_a_call_is_shown_from_every_side(
+    sidecar: RunningSidecar, tmp_path: Path, columns: str
+) -> None:
+    with sidecar.agent() as agent:
+        agent.send(batch(two_turns()))
+        agent.hear_a(Ack)
+    where = {"VOICECOST_DATABASE_URL": f"sqlite:///{tmp_path / 'ledger.db'}", "COLUMNS": columns}
+
+    def shown(*arguments: str) -> str:
+        answer = voicecost(tmp_path, *arguments, **where)
+        assert answer.returncode == 0, answer.stderr
+        return " ".join(answer.stdout.split())
+
+    legs = shown("call", "CA_1")
+    for words in (
+        "of it estimated $0.1",
+        "off by at most $0.004000",  # 500 tokens of what served it, at $8 a million
+        "waste $0.1",
+        "by outcome interrupted $0.1",
+        "unexplained 1 of LiveKit's 1 totals",
+        "100,000 in (40,000 cached), 1,000 out",
+        "± $0.004000",
+    ):
+        assert words in legs, legs
+    if columns == "250":
+        assert "gpt-4o-mini (served by gpt-4.1)" in legs
+        assert "0.18 s 2.35 s" in legs or "0.18 s 2.34 s" in legs
+    turns = shown("call", "CA_1", "--show", "turns")
+    assert "(no turn) 1 $0.004800 $0.004800" in turns
+    assert "SP_1 1 $0." in turns
+    latency = shown("call", "CA_1", "--show", "latency")
+    assert "stt Deepgram nova-3 1 0.18 s 0.18 s 2.34 s 2.34 s" in latency
+    control = shown("call", "CA_1", "--show", "control")
+    assert "output_tokens 1,000 0 +1,000" in control
+    for cause in ("interrupted +900", "unexplained +100"):
+        assert all(word in control for word in cause.split())
+    assert "probe" not in control
+    assert "0.18 s 0.18 s" in shown("latency", "--project", "shop")
+    assert shown("latency", "--period", "yesterday").startswith("No leg has ended")
+    spent = shown("costs")
+    assert "waste" in spent
+    assert " %)" in spent
+
+
+def test_latency_is_the_apis_in_json_too(sidecar: RunningSidecar, tmp_path: Path) -> None:
+    with sidecar.agent() as agent:
+        agent.send(batch(two_turns()))
+        agent.hear_a(Ack)
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    told = voicecost(tmp_path, "latency", "--json", VOICECOST_DATABASE_URL=url)
+    assert json.loads(told.stdout) == sidecar.get("/v1/latency")
+    detail = voicecost(tmp_path, "call", "CA_1", "--json", VOICECOST_DATABASE_URL=url)
+    assert json.loads(detail.stdout) == sidecar.get("/v1/calls/CA_1")
+
+
+@pytest.mark.parametrize(
+    ("modality", "usage", "text"),
+    [
+        ("llm", {}, "0 in, 0 out"),
+        (
+            "llm",
+            {"input_tokens": 9, "cache_write_tokens": 8, "output_tokens": 7, "reasoning_tokens": 5},
+            "9 in (8 into cache), 7 out (5 reasoning)",
+        ),
+        ("stt", {"audio_ms": 61_230, "connected_ms": 70_000}, "61.23 s audio"),
+        ("stt", {"input_tokens": 40, "input_audio_tokens": 38}, "40 in (38 audio), 0 out"),
+        ("tts", {"characters": 1_234, "utf8_bytes": 1_300}, "1,234 characters"),
+        (
+            "realtime",
+            {"input_tokens": 9, "input_image_tokens": 4, "input_audio_ms": 2_000},
+            "9 in (4 image), 0 out, 2.00 s heard",
+        ),
+        ("avatar", {"connected_ms": 65_000}, "65.00 s connected"),
+        ("turn_detection", {"requests": 12}, "12 requests"),
+        ("interruption_detection", {}, "0 requests"),
+        ("decision", {"input_tokens": 3}, "3 in, 0 out"),
+        ("other", {"requests": 1, "characters": 5}, "1 request, 5 characters"),
+    ],
+)  # fmt: skip
+def test_what_a_leg_used_is_said_in_the_units_people_think_in(
+    modality: str, usage: dict[str, int], text: str
+) -> None:
+    leg = msgspec.convert(
+        {field.encode_name: None for field in msgspec.structs.fields(LegView)}
+        | {
+            "meter_id": "", "leg": 1, "provider": "", "model": "", "billed_model": "", "host": "",
+            "language": "", "margins": {}, "basis": "reported", "posted_nano_usd": 0,
+            "started_at_unix_ms": 0, "modality": modality, "usage": usage,
+        },
+        LegView,
+    )  # fmt: skip
+    assert units_text(leg) == text
 
 
 def test_a_list_that_goes_on_says_how_to_see_the_rest(
