@@ -1,0 +1,161 @@
+"""Real recognition plugins on simulated providers, and the sound they are given."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import random
+from collections.abc import AsyncIterable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from livekit import rtc
+from livekit.agents import APIConnectOptions, inference
+from livekit.agents.stt import STT, RecognizeStream, SpeechEvent, SpeechEventType
+from livekit.plugins.assemblyai import STT as AssemblyAISTT
+from livekit.plugins.cartesia import STT as CartesiaSTT
+from livekit.plugins.deepgram import STT as DeepgramSTT
+from livekit.plugins.deepgram import STTv2 as FluxSTT
+from livekit.plugins.elevenlabs import STT as ElevenLabsSTT
+
+from tests.plugin.metered_session import RecordingMeter, SeenLeg
+from tests.simulators import BillRow
+from tests.simulators.assemblyai import AssemblyAISimulator
+from tests.simulators.cartesia_listen import CartesiaListenSimulator
+from tests.simulators.deepgram import DeepgramSimulator
+from tests.simulators.deepgram_flux import DeepgramFluxSimulator
+from tests.simulators.elevenlabs_listen import ElevenLabsListenSimulator
+from tests.simulators.inference_stt import InferenceSTTSimulator
+from voicecost_ledger.records import Modality
+
+TRANSCRIPTS = ("Hello there, who is it?", "And how is the weather in Paris today?")
+ALL_WORDS = len(" ".join(TRANSCRIPTS).split())
+ONE_TRY = APIConnectOptions(max_retry=0, timeout=5)
+THREE_TRIES = APIConnectOptions(max_retry=2, retry_interval=0, timeout=5)
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """A provider's plugin, and its simulator."""
+
+    name: str
+    simulate: Callable[[], Any]
+    plugin: Callable[[Any, aiohttp.ClientSession], STT[Any]]
+    ends: bool = True
+    """Whether the plugin's stream ends by itself, and soon, when its input does."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _deepgram(simulator: DeepgramSimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    return DeepgramSTT(base_url=simulator.listen_url, api_key="x", http_session=http)
+
+
+def _flux(simulator: DeepgramFluxSimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    return FluxSTT(base_url=simulator.base_url, api_key="x", http_session=http)
+
+
+def _assemblyai(simulator: AssemblyAISimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    return AssemblyAISTT(base_url=simulator.base_url, api_key="x", http_session=http)
+
+
+def _ink_2(simulator: CartesiaListenSimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    return CartesiaSTT(base_url=simulator.base_url, api_key="x", http_session=http)
+
+
+def _ink_whisper(simulator: CartesiaListenSimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    return CartesiaSTT(
+        model="ink-whisper",
+        language="de",
+        base_url=simulator.base_url,
+        api_key="x",
+        http_session=http,
+    )
+
+
+def _scribe(simulator: ElevenLabsListenSimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    return ElevenLabsSTT(
+        model="scribe_v2_realtime", base_url=simulator.base_url, api_key="x", http_session=http
+    )
+
+
+def _inference(simulator: InferenceSTTSimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    return inference.STT(
+        model="deepgram/nova-3",
+        language="en",
+        base_url=simulator.base_url,
+        api_key="x",
+        api_secret="y" * 32,
+        http_session=http,
+    )
+
+
+def _with_words(simulate: Callable[..., Any]) -> Callable[[], Any]:
+    return lambda: simulate(transcripts=TRANSCRIPTS)
+
+
+RECOGNISERS = (
+    Recogniser("deepgram", _with_words(DeepgramSimulator), _deepgram, ends=False),
+    Recogniser("deepgram flux", _with_words(DeepgramFluxSimulator), _flux),
+    Recogniser("assemblyai", _with_words(AssemblyAISimulator), _assemblyai),
+    Recogniser("cartesia ink-2", _with_words(CartesiaListenSimulator), _ink_2),
+    Recogniser("cartesia ink-whisper", _with_words(CartesiaListenSimulator), _ink_whisper),
+    Recogniser("elevenlabs", _with_words(ElevenLabsListenSimulator), _scribe, ends=False),
+    Recogniser("livekit inference", _with_words(InferenceSTTSimulator), _inference, ends=False),
+)
+
+
+def faults_of(simulator: Any) -> Any:
+    """The faults to come of a simulator's recognition."""
+    return simulator.listen.faults if isinstance(simulator, DeepgramSimulator) else simulator.faults
+
+
+def sound(*, sample_rate: int = 48_000, seed: int = 1) -> Iterator[rtc.AudioFrame]:
+    """Two sentences with pauses, about 3.3 s, in frames of irregular size."""
+    sizes = random.Random(seed)
+    for loud, ms in ((False, 210), (True, 730), (False, 620), (True, 910), (False, 833)):
+        left = sample_rate * ms // 1000
+        while left:
+            samples = min(left, sizes.randint(sample_rate // 200, sample_rate // 40))
+            left -= samples
+            tone = [4000 if loud and n // 40 % 2 else 0 for n in range(samples)]
+            yield rtc.AudioFrame(array.array("h", tone).tobytes(), sample_rate, 1, samples)
+
+
+def silence(ms: int, *, sample_rate: int = 16_000) -> Iterator[rtc.AudioFrame]:
+    """A line on which nobody speaks, in frames of 10 ms; nothing comes back from it."""
+    samples = sample_rate // 100
+    for _ in range(ms // 10):
+        yield rtc.AudioFrame(bytes(2 * samples), sample_rate, 1, samples)
+
+
+def push(stream: RecognizeStream, frames: Iterator[rtc.AudioFrame] | None = None) -> None:
+    """Push all of the sound at once, as one turn: the plugin sends it as fast as it can."""
+    for frame in frames or sound():
+        stream.push_frame(frame)
+    stream.flush()
+
+
+async def said(stream: AsyncIterable[SpeechEvent], words: int = ALL_WORDS) -> str:
+    """Read a stream until it has said so many words for good, or to its end."""
+    heard: list[str] = []
+    async with asyncio.timeout(10):
+        async for event in stream:
+            if event.type is SpeechEventType.FINAL_TRANSCRIPT:
+                heard += event.alternatives[0].text.split()
+                if len(heard) >= words:
+                    break
+    return " ".join(heard)
+
+
+def legs_of(meter: RecordingMeter) -> list[SeenLeg]:
+    """The recognition legs, in the order they were opened."""
+    return meter.of(Modality.STT)
+
+
+def connected_alike(leg: SeenLeg, row: BillRow, *, within_ms: int = 150) -> bool:
+    """Whether both clocks saw the connection open for as long: they stand a handshake apart."""
+    assert row.connected_ms is not None
+    return abs(leg.usage["connected_ms"] - row.connected_ms) <= within_ms

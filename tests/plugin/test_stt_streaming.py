@@ -1,0 +1,163 @@
+"""Streaming recognition: each connection a leg, by the audio its provider received and its time.
+
+The provider's bill is the measure, to the millisecond; plugins report late, or a part, or never.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from livekit.plugins.voicecost import _attribution, _instrument, _pulse
+from tests.plugin.metered_session import RecordingMeter
+from tests.plugin.stt_streams import (
+    ONE_TRY,
+    RECOGNISERS,
+    THREE_TRIES,
+    TRANSCRIPTS,
+    Recogniser,
+    connected_alike,
+    faults_of,
+    legs_of,
+    push,
+    said,
+    silence,
+)
+from tests.simulators import Fault
+from voicecost_ledger.records import Basis, LegInterim, LegStop, Modality, Outcome
+
+every_recogniser = pytest.mark.parametrize("recogniser", RECOGNISERS, ids=str)
+
+
+@pytest.fixture
+def meter() -> Iterator[RecordingMeter]:
+    meter = RecordingMeter()
+    with _attribution.scoped(meter):
+        yield meter
+
+
+@asynccontextmanager
+async def running(recogniser: Recogniser) -> AsyncGenerator[tuple[Any, Any]]:
+    """The simulator and the plugin, observed."""
+    _instrument.instrument()
+    try:
+        async with recogniser.simulate() as simulator, aiohttp.ClientSession() as http:
+            stt = recogniser.plugin(simulator, http)
+            yield simulator, stt
+            await stt.aclose()
+    finally:
+        _instrument.uninstrument()
+
+
+@every_recogniser
+async def test_a_stream_that_is_spoken_into_and_ended(
+    recogniser: Recogniser, meter: RecordingMeter
+) -> None:
+    async with running(recogniser) as (simulator, stt):
+        async with stt.stream(conn_options=ONE_TRY) as stream:
+            push(stream)
+            text = await said(stream)
+            stream.end_input()
+            if recogniser.ends:
+                await said(stream)
+        await simulator.bill.settled()
+    (leg,), (row,) = legs_of(meter), simulator.bill.rows
+
+    assert text == " ".join(TRANSCRIPTS)
+    assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.OBSERVED)
+    assert leg.usage["audio_ms"] == row.units["audio_ms"] >= 3_300
+    assert connected_alike(leg, row)
+    assert leg.attributes.model == row.model
+    assert leg.attributes.streaming
+    (stop,) = [fields for make, fields in meter.records if make is LegStop]
+    assert 0 <= stop["time_to_first_ms"] <= stop["duration_ms"]
+
+
+@every_recogniser
+async def test_a_stream_that_is_closed_while_audio_flows(
+    recogniser: Recogniser, meter: RecordingMeter
+) -> None:
+    """What the plugin still gathers is not sent, and not billed; what was sent is."""
+    async with running(recogniser) as (simulator, stt):
+        stream = stt.stream(conn_options=ONE_TRY)
+        for frame in silence(1_030):
+            stream.push_frame(frame)
+        await meter.until(lambda: meter.total(Modality.STT, "audio_ms") > 800)
+        await stream.aclose()
+        await simulator.bill.settled()
+    (leg,), (row,) = legs_of(meter), simulator.bill.rows
+
+    assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.OBSERVED)
+    assert leg.usage["audio_ms"] == row.units["audio_ms"] > 800
+    assert connected_alike(leg, row)
+
+
+@every_recogniser
+async def test_a_socket_that_dies_is_a_leg_and_its_successor_another(
+    recogniser: Recogniser, meter: RecordingMeter
+) -> None:
+    async with running(recogniser) as (simulator, stt):
+        faults_of(simulator).add(Fault(dies_after=700))
+        stream = stt.stream(conn_options=THREE_TRIES)
+        for frame in silence(1_030):
+            stream.push_frame(frame)
+        await meter.stopped(Modality.STT)
+        for frame in silence(1_270):
+            stream.push_frame(frame)
+        await meter.until(
+            lambda: [leg.usage["audio_ms"] > 800 for leg in legs_of(meter)[1:]] == [True]
+        )
+        await stream.aclose()
+        await simulator.bill.settled()
+    (died, served), rows = legs_of(meter), simulator.bill.rows
+
+    assert (died.outcome, served.outcome) == (Outcome.FAILED, Outcome.SERVED)
+    # It reads no more once it is dead: what was on the way then is sent, not received.
+    assert 700 <= rows[0].units["audio_ms"] <= died.usage["audio_ms"] <= 1_030
+    assert served.usage["audio_ms"] == rows[1].units["audio_ms"] > 800
+    assert connected_alike(died, rows[0])
+    assert connected_alike(served, rows[1])
+
+
+@every_recogniser
+async def test_a_refused_connection_costs_nothing(
+    recogniser: Recogniser, meter: RecordingMeter
+) -> None:
+    async with running(recogniser) as (simulator, stt):
+        faults_of(simulator).add(Fault(status=503))
+        stream = stt.stream(conn_options=THREE_TRIES)
+        for frame in silence(510):
+            stream.push_frame(frame)
+        (refused,) = await meter.stopped(Modality.STT)
+        with contextlib.suppress(aiohttp.WSServerHandshakeError):  # AssemblyAI's does not retry
+            await stream.aclose()
+        await simulator.bill.settled()
+
+    assert refused.outcome is Outcome.FAILED
+    assert refused.usage == {"audio_ms": 0, "connected_ms": 0}
+    assert meter.total(Modality.STT, "audio_ms") == simulator.bill.total("audio_ms")
+
+
+@every_recogniser
+async def test_a_muted_microphone_still_has_a_socket(
+    recogniser: Recogniser, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent, nothing comes, and the time of the socket goes on in the ledger."""
+    monkeypatch.setattr(_pulse, "PULSE_S", 0.02)
+    async with running(recogniser) as (simulator, stt):
+        stream = stt.stream(conn_options=ONE_TRY)
+        await meter.until(lambda: meter.total(Modality.STT, "connected_ms") > 60)
+        first = sum(make is LegInterim for make, _ in meter.records)
+        await meter.until(lambda: sum(make is LegInterim for make, _ in meter.records) >= first + 2)
+        await stream.aclose()
+        await simulator.bill.settled()
+    (leg,), (row,) = legs_of(meter), simulator.bill.rows
+
+    assert leg.usage["audio_ms"] == row.units["audio_ms"] == 0
+    assert connected_alike(leg, row)
+    assert leg.usage["connected_ms"] > 60
