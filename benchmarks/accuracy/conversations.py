@@ -18,7 +18,8 @@ from .stage import Clerk, LiveCall, NotReachedError, Stage
 from .texts import LANGUAGES, Language, lookup, order
 
 CALL_S: Final = (20.0, 30.0)
-_BARGE_IN_SHARE: Final = 0.25
+_BARGE_IN_SHARE: Final = 0.35
+_TOKEN_MS: Final = (10, 20, 35, 60)  # from the fastest hosts to the slowest
 
 
 async def converse(stage: Stage) -> None:
@@ -26,6 +27,7 @@ async def converse(stage: Stage) -> None:
     chance = stage.chance
     language = LANGUAGES[chance.choice(list(LANGUAGES))]
     with_tools = chance.random() < 0.5
+    stage.openai[0].token_delay_ms = chance.choice(_TOKEN_MS)
     # A third of all agents carry a manual: then part of every prompt is cached.
     sentence_count = chance.choice((4, 8, 60))
     questions = list(language.questions)
@@ -92,5 +94,5 @@ def _reply(language: Language, question: str, chance: random.Random, *, with_too
             tool_call = ToolCall(name="look_up", arguments=lookup(chance))
             if chance.random() < 0.5:
                 parallel = (ToolCall(name="look_up", arguments=lookup(chance)),)
-    text = language.answer(chance, chance.choice((1, 1, 2, 2, 3, 5)))
+    text = language.answer(chance, chance.choice((1, 2, 2, 3, 4, 6)))
     return Reply(match=question, text=text, tool_call=tool_call, parallel=parallel)

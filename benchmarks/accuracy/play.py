@@ -25,6 +25,7 @@ from voicecost_ledger.stores import CallDetail, CallQuery
 from voicecost_ledger.stores.sqlite import SqliteStore
 
 from .bills import Result, compare
+from .blind import see_nothing_on_the_wire
 from .conversations import converse
 from .endings import ENDINGS
 from .stage import Stage
@@ -140,6 +141,8 @@ def main() -> None:
     if not arguments.verbose:
         for name in LIBRARY_LOGS:  # of errors that the scripts ask for
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    if arguments.blind:
+        see_nothing_on_the_wire()
     results = asyncio.run(play(arguments.names, at_once=arguments.at_once))
     sys.stdout.buffer.write(msgspec.json.encode(results))
 

@@ -1,0 +1,19 @@
+"""Makes this process see nothing on the wire: every plugin is one that nobody has looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from livekit.plugins.voicecost import _wire_audio, _wire_clients, _wire_openai, _wire_text
+
+
+def see_nothing_on_the_wire() -> None:
+    """Forget every protocol and observe no client; before the first `VoiceCost()`."""
+    for table in (_wire_text.TEXT_PROTOCOLS, _wire_text.BODY_PROTOCOLS, _wire_audio._PROTOCOLS):
+        table.clear()
+    _wire_openai.observe_openai_clients = _observe_nothing
+    _wire_clients.observe_clients = _observe_nothing
+
+
+def _observe_nothing() -> Callable[[], None]:
+    return lambda: None
