@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from livekit import rtc
 from livekit.agents import APIConnectOptions, APIError
 from livekit.agents.tts import SynthesizedAudio
 
 from livekit.plugins.voicecost import _attribution
+from livekit.plugins.voicecost._coverage import Turns
 from tests.plugin.metered_session import RecordingMeter, metered_call, simulated_providers
 from tests.plugin.voices import BY_CHARACTERS, STREAMING, Voice, simulated_voice
 from tests.simulators import LONG_ANSWER, Fault, Reply
@@ -301,3 +303,69 @@ async def test_where_a_known_protocol_is_not_seen_the_text_still_counts(
     (leg,) = meter.of(Modality.TTS)
     assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.ESTIMATED)
     assert abs(leg.usage["characters"] - voice.billed) <= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"encoding": "pcm_24000"}, id="pcm"),
+        pytest.param({"encoding": "opus_48000_64"}, id="opus"),
+        pytest.param({"auto_mode": False}, id="word by word"),
+        pytest.param({"model": "eleven_v3"}, id="dialogue"),
+        pytest.param({"enable_ssml_parsing": True, "auto_mode": False}, id="markup"),
+    ],
+)
+async def test_each_way_in_which_elevenlabs_can_be_asked(
+    options: dict[str, Any], meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'It is sunny in Paris. <break time="1.0s"/> Take a hat with you, and do not stay long.'
+    async with simulated_voice("elevenlabs", monkeypatch, **options) as voice:
+        heard_ms = await speak(voice, text)
+        await settled(voice)
+    (leg,) = meter.of(Modality.TTS)
+    assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.OBSERVED)
+    assert leg.usage["characters"] == voice.billed > 0
+    assert leg.usage["markup_characters"] == len('<break time="1.0s"/>')
+    assert abs(leg.usage["audio_ms"] - heard_ms) <= 60
+
+
+async def test_a_subclass_of_a_plugin_speaks_its_protocol(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with simulated_voice("cartesia", monkeypatch) as voice:
+
+        class OurVoice(type(voice.tts)):
+            """A user's own class."""
+
+        voice.tts.__class__ = OurVoice
+        await speak(voice, TEXT)
+        await settled(voice)
+    (leg,) = meter.of(Modality.TTS)
+    assert leg.basis is Basis.OBSERVED
+    assert leg.usage["characters"] == voice.billed > 0
+
+
+async def test_cached_audio_is_nobodys_bill_and_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an application has synthesized beforehand, it plays as often as it likes."""
+
+    async def cached() -> AsyncIterator[rtc.AudioFrame]:
+        for _ in range(5):
+            yield rtc.AudioFrame(bytes(2 * 2_400), 24_000, 1, 2_400)
+
+    turns, gaps = Turns(), list[tuple[str, Modality]]()
+    async with (
+        simulated_voice("cartesia", monkeypatch) as voice,
+        simulated_providers() as providers,
+        metered_call(providers, tts=voice.tts) as call,
+    ):
+        call.session.on(
+            "conversation_item_added",
+            lambda event: gaps.extend(turns.gaps(call.session, event)),
+        )
+        await call.session.say("Please hold the line.", audio=cached())
+        await call.close()
+        await settled(voice)
+    assert call.loudspeaker.heard.is_set()
+    assert not call.meter.of(Modality.TTS)
+    assert not gaps
+    assert voice.billed == 0
