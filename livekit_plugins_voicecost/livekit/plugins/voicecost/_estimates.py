@@ -55,6 +55,8 @@ _TOOLS_RATIO: Final = 4
 _ITEM_WEIGHT: Final = TEMPLATE_TOKENS * TOKEN
 _UNREAD_TOKENS: Final = 2
 """Tokens that were delivered and not read when a request was cut off: about a chunk's."""
+_CHUNKS_UNREAD: Final = 2
+"""The same where chunks are large, and each tells what was used so far."""
 _FIRST_PERCENT: Final = 30  # of the very first estimate, of a model that nobody has heard of
 _PROMPT_PERCENT: Final = 75
 
@@ -315,8 +317,8 @@ class Estimates:
         if chunks == 0:
             return 0
         seen = max(1, rounded(self._own.rulers.tokens(counts.answer)))
-        if reported is not None:
-            return seen * counts.unreported_chunks // chunks
+        if reported is not None:  # up to a chunk, and the next may have been on its way
+            return seen * (counts.unreported_chunks + _CHUNKS_UNREAD) // chunks + _UNREAD_TOKENS
         return self._own.rulers.margin(counts.answer) + _UNREAD_TOKENS
 
     def output_tokens(self, counts: Counts, hidden_tokens: int = 0) -> int:

@@ -41,9 +41,7 @@ class LLMAttempt(Attempt):
         """Open the leg with the prompt, before the request goes out."""
         _wire_clients.observe_loaded()
         stream = self.stream
-        # The responses API is sent what is new; what is billed is the whole conversation.
-        chat_ctx = getattr(stream, "_full_chat_ctx", None) or stream._chat_ctx
-        self._counts = count_prompt(chat_ctx, stream._tools)
+        self._counts = count_prompt(_billed_items(stream), stream._tools)
         attributes = describe(
             stream,
             stream._llm,
@@ -169,10 +167,12 @@ class LLMAttempt(Attempt):
         if self._refused_by_us:  # never sent, and said so
             tally.stop(outcome, llm_usage(counts, 0, 0, 0), Basis.OBSERVED)
             return
+        goes_on = False
         if self._socket is not None:
-            if self.cut:
+            goes_on = isinstance(error, asyncio.CancelledError) and not self._wire[-1].final
+            if goes_on and self.cut:
                 _in_background(self._socket.hang_up())
-            elif isinstance(error, asyncio.CancelledError) and not self._wire[-1].final:
+            elif goes_on:
                 _in_background(self._follow(self._socket))
             else:
                 self._socket.close()
@@ -195,7 +195,7 @@ class LLMAttempt(Attempt):
         else:
             tally.margins = self._margins(estimates)
             tally.stop(outcome, usage, Basis.ESTIMATED)
-            if tally.leg is not None and len(answers) == 1:
+            if tally.leg is not None and len(answers) == 1 and not goes_on:
                 estimates.settle_later(tally.leg, counts)
         for answer in answers:
             if answer.final or "input_tokens" in answer.counts.reported:
@@ -214,6 +214,8 @@ class LLMAttempt(Attempt):
         leg.correct(self._usage(estimates), basis)
         if answer.final:
             estimates.learn(answer.counts, answer.learned())
+        else:
+            estimates.settle_later(leg, answer.counts)
 
     def _answers(self) -> list[Answer]:
         return self._wire or [self._shown]
@@ -290,11 +292,30 @@ def _in_background(work: Coroutine[Any, Any, None]) -> None:
     task.add_done_callback(_tasks.discard)
 
 
-def count_prompt(chat_ctx: Any, tools: list[Any]) -> Counts:
+def _billed_items(stream: Any) -> list[Any]:
+    """The items of the conversation that a request is billed for.
+
+    The responses API is sent what is new, and bills what it knows already too: of what is sent
+    again, the model's own answer, it has both.
+    """
+    sent: list[Any] = stream._chat_ctx.items
+    whole = getattr(stream, "_full_chat_ctx", None)
+    if whole is None or len(whole.items) <= len(sent):
+        return sent
+    known = whole.items[: len(whole.items) - len(sent)]
+    answered = [
+        item
+        for item in sent
+        if item.type == "function_call" or (item.type == "message" and item.role == "assistant")
+    ]
+    return [*known, *answered, *sent]
+
+
+def count_prompt(entries: list[Any], tools: list[Any]) -> Counts:
     """The size of a request as it is rendered for the model: messages, tool calls, tools."""
     items: list[Item] = []
     characters = weight = 0
-    for entry in chat_ctx.items:
+    for entry in entries:
         if entry.type == "message":
             texts: list[str] = []
             for part in entry.content:

@@ -8,6 +8,8 @@ A library is touched only once the program itself has loaded it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -72,8 +74,32 @@ class ObservedEvents:
 
     async def __anext__(self) -> Any:
         event = await self._events.__anext__()
-        show(event, self._reader, self._observer)
+        try:
+            show(event, self._reader, self._observer)
+        except asyncio.CancelledError:
+            await self._unwind()
+            raise
         return event
+
+    async def _unwind(self) -> None:
+        """Let the client's own stream be cancelled where it waits, so that it hangs up.
+
+        Google's is made of generators that keep each other alive: closing the outermost leaves the
+        connection open, and the answer is generated and billed to its end.
+        """
+        task = asyncio.current_task()
+        if task is None:
+            return
+        task.cancel()
+        try:
+            while True:  # what was received already comes first
+                event = await self._events.__anext__()
+                with contextlib.suppress(asyncio.CancelledError):
+                    show(event, self._reader, self._observer)
+        except (asyncio.CancelledError, StopAsyncIteration):
+            pass
+        finally:
+            task.uncancel()
 
     def __getattr__(self, name: str) -> Any:  # `aclose` and what else the client's own offers
         return getattr(self._events, name)
