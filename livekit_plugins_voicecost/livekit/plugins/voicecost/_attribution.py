@@ -248,6 +248,17 @@ def enter_change(session: Any) -> Token[Any]:
         return _changing.set(_changing.get())
 
 
+@contextmanager
+def changing(session: Any) -> Generator[None]:
+    """What is requested inside, or by tasks and timers begun there, is the session's, if any."""
+    token = enter_change(session) if session is not None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            leave_change(token)
+
+
 def leave_change(token: Token[Any]) -> None:
     """The change is over, or what could be born in it is."""
     _changing.reset(token)

@@ -29,6 +29,7 @@ from voicecost_ledger.records import Coverage
 from . import (
     _attribution,
     _instrument_avatar,
+    _instrument_callers,
     _instrument_metrics,
     _instrument_services,
     _wire,
@@ -183,6 +184,7 @@ def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
         ("openai.AsyncOpenAI.chat", _wire_openai.observe_openai_clients),
         ("llm.RealtimeSession", observe_realtime),
         ("the clients of other models", _wire_clients.observe_clients),
+        ("AMD", _instrument_callers.observe_callers),
         ("AvatarSession", _instrument_avatar.observe_avatars),
         ("DecisionModel._evaluate_impl", _instrument_services.observe_decisions),
         ("TurnDetector's streams", _instrument_services.observe_turn_detectors),
