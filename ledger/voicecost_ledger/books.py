@@ -60,6 +60,9 @@ SEQ_JUMP_MAX: Final = 1_000_000
 HOST_LOST: Final = "host_lost"
 """The gap of a meter that was given up: what it used after its last word is not known."""
 CLOCK_TOLERANCE_MS: Final = 2_000
+CHECKPOINT_AGE_MAX_MS: Final = 60_000
+"""One is written every ten seconds; its agent's departure is seen at most 21 s later and told
+within 15 s. An older time is rather a wrong clock."""
 OLDEST_RECORD_MS: Final = 30 * 24 * 3_600_000
 OLDEST_UNTIMED_MS: Final = 3_600_000
 """How far a record's time is believed of a sender that does not say what its clock shows."""
@@ -327,8 +330,8 @@ class Books:
         if known is not None and checkpoint.seq <= known.seq:
             return []
         tx.count("checkpoints")
-        at = _Clock(now, 0).ours(checkpoint.at_unix_ms)
-        checkpoint = msgspec.structs.replace(checkpoint, at_unix_ms=at)
+        if not now - CHECKPOINT_AGE_MAX_MS <= checkpoint.at_unix_ms <= now:
+            checkpoint = msgspec.structs.replace(checkpoint, at_unix_ms=now)
         meter.checkpoint = self._postings.believed_checkpoint(tx, meter, checkpoint)
         tx.save_meter(meter)
         if meter.state is not MeterState.OPEN and meter.lacks_records:

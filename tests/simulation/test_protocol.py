@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.simulation.world import NOON, World
+from tests.simulation.world import NOON, World, totals_of
 from voicecost_ledger.calls import CallState, EndReason
-from voicecost_ledger.records import LegInterim, LegStart, LegStop
+from voicecost_ledger.checkpoints import Checkpoint
+from voicecost_ledger.records import LegAttributes, LegInterim, LegStart, LegStop, Record
 from voicecost_ledger.stores import CallDetail, CallQuery
+from voicecost_ledger.stores.sqlite import SqliteStore
 
 SEEDS = int(os.environ.get("VOICECOST_SIMULATION_SEEDS", "60"))
 
@@ -37,10 +39,15 @@ def test_the_books_are_right_after_any_trouble(seed: int) -> None:
         if call is None:
             # Nothing of it ever reached anybody before its host was lost.
             assert agent.host_lost
+            assert agent.meter_id not in world.sidecar.checkpoints
             continue
         assert call.summary.state is CallState.SETTLED, agent.meter_id
         if not agent.host_lost:
             assert_all_counted(call, agent.spool, agent.meter_id)
+        elif agent.meter_id in world.sidecar.checkpoints:
+            assert_checkpoint_counted(
+                store, agent.spool, agent.meter_id, world.sidecar.checkpoints[agent.meter_id]
+            )
         if agent.closed and call.summary.reason is not EndReason.BUDGET:
             assert call.summary.reason in (EndReason.COMPLETED, EndReason.CRASHED)
         # A life of the room in which no agent was ever seen may stand apart, without a cent in it.
@@ -66,7 +73,32 @@ def assert_all_counted(call: CallDetail, spool: Sequence[object], meter_id: str)
     for record in spool:
         if isinstance(record, (LegStart, LegInterim, LegStop)):
             last[record.leg] = record.usage
-    booked = {leg.leg: leg.usage for leg in call.legs if leg.meter_id == meter_id}
+    booked = {leg.leg: leg.usage for leg in call.legs if leg.meter_id == meter_id and leg.leg > 0}
     assert booked == last
+    # What stood in for late records has made way for them.
+    stand_ins = [leg for leg in call.legs if leg.meter_id == meter_id and leg.leg < 0]
+    assert [leg.amount_nano_usd for leg in stand_ins] == [0] * len(stand_ins)
+    assert "host_lost" not in [gap.reason for gap in call.gaps if gap.meter_id == meter_id]
     rated = sum(leg.amount_nano_usd or 0 for leg in call.legs)
     assert sum(entry.amount_nano_usd or 0 for entry in call.entries) == rated
+
+
+def assert_checkpoint_counted(
+    store: SqliteStore, spool: Sequence[Record], meter_id: str, checkpoint: Checkpoint
+) -> None:
+    """A lost host's meter has of each kind what was told of it, by record or checkpoint."""
+    with store.transaction() as tx:
+        meter, legs = tx.meter(meter_id), tx.legs_of(meter_id)
+    assert meter is not None
+    told = totals_of([record for record in spool if record.seq <= meter.durable_seq])
+    if checkpoint.seq > meter.durable_seq:
+        for total in checkpoint.totals:
+            best = told.setdefault(total.attributes, {})
+            for unit, quantity in total.usage.items():
+                best[unit] = max(best.get(unit, 0), quantity)
+    booked: dict[LegAttributes, dict[str, int]] = {}
+    for leg in legs:
+        total = booked.setdefault(leg.attributes, {})
+        for unit, quantity in leg.usage.items():
+            total[unit] = total.get(unit, 0) + quantity
+    assert {k: u for k, u in booked.items() if u} == {k: u for k, u in told.items() if u}

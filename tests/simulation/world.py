@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from tests.ledger.desk import LLM, STT, TTS, SumBook
 from voicecost_ledger.books import Books
-from voicecost_ledger.events import Effect, EndRoom, RoomVerifiedGone, Tick
+from voicecost_ledger.checkpoints import Checkpoint, CheckpointTotal
+from voicecost_ledger.events import CheckpointSeen, Effect, EndRoom, RoomVerifiedGone, Tick
 from voicecost_ledger.grants import Allowance, FailureHandling
 from voicecost_ledger.policy import BudgetAction, Policy, ProjectPolicy
 from voicecost_ledger.protocol import (
@@ -38,6 +39,7 @@ from voicecost_ledger.records import (
     ADOPTED,
     Basis,
     Coverage,
+    LegAttributes,
     LegInterim,
     LegStart,
     LegStop,
@@ -216,22 +218,31 @@ class LiveKit:
             created_at_unix_ms=self.world.wall_clock,
             participant=participant,
         )
+        left = participant if event == "participant_left" else None
+        seen = self.checkpoint_of(left)  # LiveKit gives the attributes as they were
         delay = self.world.random.randint(5, 60)
-        self.world.later(delay, lambda: self._deliver(webhook, 0))
+        self.world.later(delay, lambda: self._deliver(webhook, seen, 0))
 
-    def _deliver(self, webhook: RoomEvent, attempt: int) -> None:
+    def checkpoint_of(self, participant: RoomParticipant | None) -> CheckpointSeen | None:
+        """What an agent left in its participant's attributes."""
+        for agent in self.world.agents:
+            if participant is not None and participant.job_id == agent.job_id:
+                return agent.checkpoint
+        return None
+
+    def _deliver(self, webhook: RoomEvent, seen: CheckpointSeen | None, attempt: int) -> None:
         world = self.world
         if world.chance(0.05):
             return  # dropped for age, or the server died with it
-        if world.sidecar.webhook(webhook):
+        if world.sidecar.webhook(webhook, seen):
             if world.chance(0.1):
-                world.later(500, lambda: self._again(webhook))
+                world.later(500, lambda: self._again(webhook, seen))
         elif attempt + 1 < len(WEBHOOK_TRIES_MS):
             wait = WEBHOOK_TRIES_MS[attempt + 1] - WEBHOOK_TRIES_MS[attempt]
-            world.later(wait, lambda: self._deliver(webhook, attempt + 1))
+            world.later(wait, lambda: self._deliver(webhook, seen, attempt + 1))
 
-    def _again(self, webhook: RoomEvent) -> None:
-        self.world.sidecar.webhook(webhook)
+    def _again(self, webhook: RoomEvent, seen: CheckpointSeen | None) -> None:
+        self.world.sidecar.webhook(webhook, seen)
 
 
 class Sidecar:
@@ -244,6 +255,7 @@ class Sidecar:
         self.disk_full = False
         self.books = Books(SumBook(), world.policy)
         self.ended: list[tuple[str, str]] = []
+        self.checkpoints: dict[str, Checkpoint] = {}  # the last one that was told, by meter
         world.later(1_000, self._tick)
         world.later(3_000, self._poll)
 
@@ -286,12 +298,15 @@ class Sidecar:
                 continue  # routed by commit
             agent.send_back(effect)
 
-    def webhook(self, webhook: RoomEvent) -> bool:
-        """Whether it was answered 200."""
+    def webhook(self, webhook: RoomEvent, seen: CheckpointSeen | None) -> bool:
+        """Whether it was answered 200: only when all that it told is committed."""
         if not self.up:
             return False
         try:
             self.commit(webhook)
+            if seen is not None:
+                self.commit(seen)
+                self.checkpoints[seen.checkpoint.opened.meter_id] = seen.checkpoint
         except StoreUnavailable:
             return False
         return True
@@ -342,7 +357,13 @@ class Sidecar:
     def _poll(self) -> None:
         self.world.later(10_000, self._poll)
         if self.up and not self.disk_full:
-            self.commit(self.world.livekit.listing())
+            listing = self.world.livekit.listing()
+            self.commit(listing)
+            for who in [p for room in listing.rooms for p in room.participants or []]:
+                seen = self.world.livekit.checkpoint_of(who)
+                if seen is not None:
+                    self.commit(seen)
+                    self.checkpoints[seen.checkpoint.opened.meter_id] = seen.checkpoint
         if self.world.chance(0.03):
             self.world.livekit.restart()
 
@@ -369,6 +390,7 @@ class Agent:
         self.seq = self.legs = self.total = self.acked_total = 0
         self.totals: list[tuple[int, int]] = [(0, 0)]  # (seq, total)
         self.open: dict[int, tuple[Any, dict[str, int]]] = {}
+        self.checkpoint: CheckpointSeen | None = None
         failure = FailureHandling.TERMINATE if world.strict else FailureHandling.CONTINUE
         own = self.budget if self.on_budget is not OnBudget.NOTIFY else None
         self.allowance = Allowance(0, budget_nano_usd=own, failure_handling=failure)
@@ -398,6 +420,7 @@ class Agent:
         world.later(10, self._connect)
         world.later(100, self._pump)
         world.later(200, self._talk)
+        world.later(world.random.randint(1_000, 10_000), self._seal)
         if world.random.random() < 0.7:
             world.later(world.random.randint(5_000, 90_000), self._hang_up)
 
@@ -430,6 +453,7 @@ class Agent:
         for leg in list(self.open):
             self._stop(leg, Outcome.INTERRUPTED)
         self.write(MeterClose, coverage=Coverage.COMPLETE, reason=reason)
+        self.checkpoint = self._checkpoint()
         self.world.livekit.leave(self.room_name, f"agent-{self.job_id}")
 
     @property
@@ -448,6 +472,21 @@ class Agent:
         leave = lambda: self.world.livekit.leave(self.room_name, f"agent-{self.job_id}")  # noqa: E731
         self.world.later(21_000, leave)
         self.world.later(self.world.random.randint(500, 60_000), self._hang_up)
+
+    def _seal(self) -> None:
+        """Leave what was used so far with LiveKit; a frozen process does not."""
+        if self.alive and not self.closed:
+            self.world.later(10_000, self._seal)
+            if self.world.now >= self.frozen_until:
+                self.checkpoint = self._checkpoint()
+
+    def _checkpoint(self) -> CheckpointSeen:
+        opened = self.spool[0]
+        assert isinstance(opened, MeterOpen)
+        totals = [CheckpointTotal(kind, usage) for kind, usage in totals_of(self.spool).items()]
+        return CheckpointSeen(
+            checkpoint=Checkpoint(opened, self.seq, self.spool[-1].at_unix_ms, totals)
+        )
 
     # ---- metering ------------------------------------------------------------------------------
 
@@ -585,3 +624,20 @@ class Agent:
             assert (meter.durable_seq if meter is not None else 0) >= seq
             known = [total for at, total in self.totals if at <= seq]
             self.acked_total = max(self.acked_total, known[-1])
+
+
+def totals_of(records: Sequence[Record]) -> dict[LegAttributes, dict[str, int]]:
+    """What a meter's records come to, for each kind of leg."""
+    kinds: dict[int, LegAttributes] = {}
+    last: dict[int, dict[str, int]] = {}
+    for record in records:
+        if isinstance(record, LegStart):
+            kinds[record.leg] = record.attributes
+        if isinstance(record, (LegStart, LegInterim, LegStop)):
+            last[record.leg] = record.usage
+    totals: dict[LegAttributes, dict[str, int]] = {}
+    for leg, usage in last.items():
+        total = totals.setdefault(kinds[leg], {})
+        for unit, quantity in usage.items():
+            total[unit] = total.get(unit, 0) + quantity
+    return totals
