@@ -12,7 +12,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from livekit.agents import APIError, APIStatusError
@@ -491,10 +491,18 @@ def _cancelled_before_sending(error: asyncio.CancelledError) -> bool:
 def option(stream: Any, component: Any, name: str) -> Any:
     """A plugin's option by its usual name: the stream's own copy, else the component's."""
     for holder in (stream, component):
-        value = getattr(getattr(holder, "_opts", None), name, None)
+        value = _read(_read(holder, "_opts"), name)
         if value is not None:
             return value
     return None
+
+
+def _read(holder: Any, name: str) -> Any:
+    """An attribute of a plugin's, or None: a property runs the plugin's code, which may raise."""
+    try:
+        return getattr(holder, name, None)
+    except Exception:
+        return None
 
 
 def option_text(stream: Any, component: Any, name: str) -> str:
@@ -513,10 +521,7 @@ def host_of(stream: Any, component: Any) -> str:
         if value:
             return _host(value)
     for holder in (stream, component):
-        for value in (
-            getattr(getattr(holder, "_client", None), "base_url", None),
-            getattr(holder, "_base_url", None),
-        ):
+        for value in (_read(_read(holder, "_client"), "base_url"), _read(holder, "_base_url")):
             if value is not None:
                 return _host(str(value))
     return ""
@@ -524,7 +529,10 @@ def host_of(stream: Any, component: Any) -> str:
 
 def _host(url: str) -> str:
     """Host and, where it is stated, port: two gateways of one host may bill as two providers."""
-    return urlsplit(url if "//" in url else f"//{url}").netloc.rpartition("@")[2].lower()
+    try:
+        return urlsplit(url if "//" in url else f"//{url}").netloc.rpartition("@")[2].lower()
+    except ValueError:  # no address at all: the plugin will be told so by its client
+        return ""
 
 
 def describe(
@@ -539,13 +547,16 @@ def describe(
     streaming: bool = True,
     service_tier: str = "",
 ) -> LegAttributes:
-    """The attributes of a leg of this stream; `component` is the plugin's LLM, TTS or STT."""
-    known = cast("str", model or option_text(stream, component, "model") or component.model)
+    """The attributes of a leg of this stream; `component` is the plugin's LLM, TTS or STT.
+
+    What a plugin's own code raises here is not known of the leg; the request is metered all the
+    same.
+    """
     return LegAttributes(
         modality=modality,
-        provider=component.provider,
-        model=known,
-        label=component.label,
+        provider=_property(component, "provider"),
+        model=model or option_text(stream, component, "model") or _property(component, "model"),
+        label=_property(component, "label"),
         host=host_of(stream, component),
         language=language,
         voice=voice,
@@ -553,3 +564,8 @@ def describe(
         streaming=streaming,
         service_tier=service_tier,
     )
+
+
+def _property(component: Any, name: str) -> str:
+    value = _read(component, name)
+    return value if isinstance(value, str) else ""
