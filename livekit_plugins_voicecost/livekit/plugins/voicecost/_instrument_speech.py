@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from voicecost_ledger.records import Modality
+from livekit.agents import APITimeoutError
+
+from voicecost_ledger.records import Modality, Outcome
 
 from . import _faults, _speech_tokens
 from ._audio_length import AudioLength, length_of
@@ -100,7 +102,7 @@ class SpeechAttempt(Attempt):
         start_segment: Callable[..., None] | None = getattr(emitter, "start_segment", None)
         push: Callable[[bytes], None] = emitter.push
         push_frame: Callable[[Any], None] | None = getattr(emitter, "push_frame", None)
-        aclose: Callable[[], Any] = emitter.aclose
+        aclose: Callable[[], Any] | None = getattr(emitter, "aclose", None)
 
         def observed_initialize(*args: Any, **kwargs: Any) -> None:
             initialize(*args, **kwargs)
@@ -123,19 +125,21 @@ class SpeechAttempt(Attempt):
             except Exception as error:
                 _faults.count("tts_audio", error)
 
-        async def observed_aclose() -> None:
-            await aclose()
-            try:
-                if self._received.is_decoded:
-                    durations_s: list[float] = getattr(emitter, "_audio_durations", [])
-                    self._received.decoded_ms = round(sum(durations_s) * 1000)
-                    self.settle()
-            except Exception as error:
-                _faults.count("tts_audio", error)
-
         emitter.initialize = observed_initialize
         emitter.push = observed_push
-        emitter.aclose = observed_aclose
+        if aclose is not None:
+
+            async def observed_aclose() -> None:
+                await aclose()
+                try:
+                    if self._received.is_decoded:
+                        durations_s: list[float] = getattr(emitter, "_audio_durations", [])
+                        self._received.decoded_ms = round(sum(durations_s) * 1000)
+                        self.settle()
+                except Exception as error:
+                    _faults.count("tts_audio", error)
+
+            emitter.aclose = observed_aclose
         if start_segment is not None:
 
             def observed_start_segment(*args: Any, **kwargs: Any) -> None:
@@ -180,6 +184,13 @@ class SpeechAttempt(Attempt):
         if "output_tokens" in reported:
             reported["output_audio_tokens"] = reported["output_tokens"]  # it only ever speaks
         return reported
+
+    def goes_on(self, outcome: Outcome, error: BaseException | None) -> bool:
+        """Whether a provider that is billed by its sound makes more of it than we have received."""
+        if not self._bills_audio or outcome is Outcome.SERVED:
+            return False
+        # A connection that died has ended what it was asked for; a silent one has not.
+        return outcome is not Outcome.FAILED or isinstance(error, APITimeoutError)
 
     def with_audio(self, usage: dict[str, int]) -> dict[str, int]:
         """Add `audio_ms`, where audio has come and its length is known."""

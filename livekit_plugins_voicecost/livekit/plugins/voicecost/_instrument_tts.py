@@ -84,6 +84,7 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
             return
         text = self._protocol.text_of(payload)
         if text:
+            self.requests_itself()
             self._given(self._sent, text)
 
     def tokenizing(self) -> None:
@@ -136,12 +137,11 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
             usage, basis, margins = usage | tokens, Basis.REPORTED, {}
         elif text is not self._sent and was_refused(error) and not self._something:
             usage, basis, margins = TextUnits().usage(), Basis.OBSERVED, {}
-        elif self._bills_audio:
-            if outcome is Outcome.SERVED:
-                self.learn(text)
-            elif outcome is not Outcome.FAILED:
-                margins |= self.generates_on(usage, text.characters)
-                basis = Basis.ESTIMATED
+        elif outcome is Outcome.SERVED:
+            self.learn(text)
+        elif self.goes_on(outcome, error):
+            margins |= self.generates_on(usage, text.characters)
+            basis = Basis.ESTIMATED
         tally.margins = margins
         tally.stop(self.outcome_of(outcome, tally), usage, basis)
 
@@ -184,8 +184,10 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
         if self._finished:  # the plugin still had it queued for a connection that streams share
             self.settle()
             return
-        tally = self._tally
-        if not tally.spend(self._usage(), self._basis, ahead=True):
+        tally, basis = self._tally, self._basis
+        if basis is Basis.ESTIMATED:
+            tally.margins = self._text_margins(Outcome.INTERRUPTED)
+        if not tally.spend(self._usage(), basis, ahead=True):
             # It is not handed over, so it is not counted.
             self._withheld = tally.usage or TextUnits().usage()
             self.end_for_budget()
@@ -233,6 +235,7 @@ class ChunkedAttempt(SpeechAttempt, _wire.BodyObserver):
     def body_sending(self, url: str, body: str) -> None:
         """What is billed of a request that is more than its text."""
         if self._body_text is not None:
+            self.requests_itself()
             self._text = TextUnits()
             self._text.add(self._body_text(body))
             self._spend()
@@ -268,7 +271,7 @@ class ChunkedAttempt(SpeechAttempt, _wire.BodyObserver):
                     input_tokens=tokens.get("input_tokens", 0),
                     output_tokens=tokens["output_tokens"],
                 )
-        elif was_refused(error) and not self._something:
+        elif not self._something and was_refused(error):  # or was never sent
             usage, basis, margins = TextUnits().usage(), Basis.OBSERVED, {}
         elif outcome is Outcome.FAILED and not self._something:
             basis = Basis.ESTIMATED  # nobody said whether it arrived
