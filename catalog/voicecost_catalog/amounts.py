@@ -100,23 +100,51 @@ class Characters:
         return _half_even(characters * self.nano_usd, self.per)
 
 
-class TextTokens:
-    """A price by text tokens, its rates over one denominator for each tier.
+class Tokens:
+    """A price by the tokens of one request, of every kind, its rates over one denominator a tier.
 
-    One fraction: rounding the three products apart would not telescope.
+    One fraction: rounding the products apart would not telescope. Where a kind has no rate of its
+    own, the nearest wider one holds, as genai-prices has it: cached text costs what text costs,
+    audio what text costs. Only cached audio (or a cached picture) between two such rates is not
+    known.
+
+    Args:
+        tiers: (above so many input tokens, the rates then), the lowest first.
     """
 
-    __slots__ = ("tiers",)
+    __slots__ = ("request", "tiers")
 
     def __init__(self, tiers: Sequence[tuple[int, Mapping[str, Ratio]]]) -> None:
-        # (above, input, cached, output, per), the highest tier first
-        self.tiers: list[tuple[int, int, int, int, int]] = []
+        # (above, input, cached, output, per), the highest tier first; the rest for what is rare
+        self.tiers: list[tuple[int, int, int, int, int, dict[str, int | None]]] = []
         for above, rates in reversed(tiers):
-            read, said = rates["input_tokens"], rates["output_tokens"]
-            cached = rates.get("cached_input_tokens", read)
-            per = math.lcm(read[1], cached[1], said[1])
-            factors = [nano_usd * (per // of) for nano_usd, of in (read, cached, said)]
-            self.tiers.append((above, factors[0], factors[1], factors[2], per))
+            per = math.lcm(*(of for _, of in rates.values()))
+            factors = {unit: nano_usd * (per // of) for unit, (nano_usd, of) in rates.items()}
+            text, cached = factors["input_tokens"], factors.get("cached_input_tokens")
+            rare: dict[str, int | None] = {
+                "cache_write_tokens": factors.get("cache_write_tokens", text),
+                "output_audio_tokens": factors.get("output_audio_tokens", factors["output_tokens"]),
+                "requests": factors.get("requests", 0),
+            }
+            for kind in ("audio", "image"):
+                own = factors.get(f"input_{kind}_tokens")
+                both = own if cached is None else cached if own is None else None
+                of_cached = factors.get(f"cached_input_{kind}_tokens", both)
+                rare[f"input_{kind}_tokens"] = text if own is None else own
+                rare[f"cached_input_{kind}_tokens"] = (
+                    text if own is None and cached is None else of_cached
+                )
+            self.tiers.append(
+                (
+                    above,
+                    text,
+                    text if cached is None else cached,
+                    factors["output_tokens"],
+                    per,
+                    rare,
+                )
+            )
+        self.request = any(rare["requests"] for *_, rare in self.tiers)
 
     def amount(self, usage: Mapping[str, int]) -> int | None:
         """The tier that the input reaches holds for the whole request."""
@@ -139,11 +167,56 @@ class TextTokens:
             if tokens is None or cached > tokens:
                 return None
         amount, per = 0, 1
-        for above, read, of_cache, said, per in self.tiers:  # noqa: B007 (the tier that holds)
+        for above, read, of_cache, said, per, rare in self.tiers:  # noqa: B007 (the tier that holds)
             if tokens > above:
                 amount = (tokens - cached) * read + cached * of_cache + output * said
+                if (
+                    self.request
+                    or get("cache_write_tokens")
+                    or get("input_audio_tokens")
+                    or get("output_audio_tokens")
+                    or get("input_image_tokens")
+                ):
+                    more = _rare(usage, tokens, cached, output, read, of_cache, said, rare)
+                    if more is None:
+                        return None
+                    amount += more
                 break
         return _half_even(amount, per)
+
+
+def _rare(
+    usage: Mapping[str, int],
+    tokens: int,
+    cached: int,
+    output: int,
+    read: int,
+    of_cache: int,
+    said: int,
+    rates: Mapping[str, int | None],
+) -> int | None:
+    """What parts that are no text add to the amount as if all were text; None: not known."""
+    written = _checked("cache_write_tokens", usage.get("cache_write_tokens", 0))
+    spoken = _checked("output_audio_tokens", usage.get("output_audio_tokens", 0))
+    more = written * ((rates["cache_write_tokens"] or 0) - read)
+    more += spoken * ((rates["output_audio_tokens"] or 0) - said)
+    plain, plain_cached = tokens - cached - written, cached
+    for kind in ("audio", "image"):
+        of_kind = _checked(f"input_{kind}_tokens", usage.get(f"input_{kind}_tokens", 0))
+        unit = f"cached_input_{kind}_tokens"
+        of_kind_cached = _checked(unit, usage.get(unit, 0))
+        rate, rate_cached = rates[f"input_{kind}_tokens"], rates[unit]
+        if of_kind_cached > of_kind or (of_kind_cached and rate_cached is None):
+            return None
+        more += (of_kind - of_kind_cached) * ((rate or 0) - read)
+        more += of_kind_cached * ((rate_cached or 0) - of_cache)
+        plain -= of_kind - of_kind_cached
+        plain_cached -= of_kind_cached
+    if plain < 0 or plain_cached < 0 or spoken > output:
+        return None  # parts that are more than the whole
+    if tokens or output:
+        more += _checked("requests", usage.get("requests", 1)) * (rates["requests"] or 0)
+    return more
 
 
 class SpeechTokens:
@@ -283,4 +356,4 @@ def _checked(unit: str, quantity: int) -> int:
     return quantity
 
 
-Amount = Quantity | Timed | Characters | TextTokens | SpeechTokens
+Amount = Quantity | Timed | Characters | Tokens | SpeechTokens

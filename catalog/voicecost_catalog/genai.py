@@ -34,14 +34,26 @@ if TYPE_CHECKING:
     from genai_prices.types import ModelPrice as GenaiModelPrice
 
 _TOKENS_PER_PRICE: Final = 1_000_000
+_REQUESTS_PER_PRICE: Final = 1_000
 _UNITS: Final = {
     "input_mtok": "input_tokens",
     "cache_read_mtok": "cached_input_tokens",
+    "cache_write_mtok": "cache_write_tokens",
     "output_mtok": "output_tokens",
+    "input_audio_mtok": "input_audio_tokens",
+    "cache_audio_read_mtok": "cached_input_audio_tokens",
+    "output_audio_mtok": "output_audio_tokens",
+    "input_image_mtok": "input_image_tokens",
+    "cache_image_read_mtok": "cached_input_image_tokens",
+    "requests_kcount": "requests",
 }
-# Prices that a text conversation does not meet: other media, tools run by the provider, and writing
-# to a prompt cache, which no plugin counts apart.
-_NOT_MET: Final = re.compile(r"audio|image|video|document|searches|cache_write")
+# Prices that a conversation does not meet: pictures and films that are made, documents, tools run
+# by the provider, a cache kept for an hour (plugins ask for the short one), audio by the hour.
+_NOT_MET: Final = re.compile(
+    r"output_image|video|document|searches|cache_write_1h|cache_(audio|image|video)_write|hours"
+    r"|messages|mchars"
+)
+_PRICED: Final = (Modality.LLM, Modality.REALTIME)
 _STANDARD_TIERS: Final = frozenset({"", "default", "standard", "auto", "on_demand"})
 _ALWAYS: Final = (-(2**63), 2**63)
 
@@ -96,7 +108,7 @@ class GenaiPrices:
             host: Else the host that served the leg.
             at_unix_ms: When it started.
         """
-        found = self._provider(provider, host) if leg.modality is Modality.LLM else None
+        found = self._provider(provider, host) if leg.modality in _PRICED else None
         model = found.find_model(leg.model, all_providers=self.load()) if found else None
         if found is None or model is None:
             return Dated(None, *_ALWAYS)
@@ -150,9 +162,8 @@ def compile_price(
                 if input_tokens >= tier.start:
                     usd = tier.price
             nano_usd, per = (usd * 1_000_000_000).as_integer_ratio()
-            rates[_UNITS[key]] = Rate(
-                nano_usd=nano_usd, per=_TOKENS_PER_PRICE * per, source_url=source_url
-            )
+            of = _REQUESTS_PER_PRICE if key == "requests_kcount" else _TOKENS_PER_PRICE
+            rates[_UNITS[key]] = Rate(nano_usd=nano_usd, per=of * per, source_url=source_url)
         return rates
 
     starts = {

@@ -15,15 +15,14 @@ from typing import Final, cast
 import msgspec
 
 from voicecost_catalog.amounts import (
-    SPEECH_UNITS,
     Amount,
     Characters,
     Quantity,
     Ratio,
     Source,
     SpeechTokens,
-    TextTokens,
     Timed,
+    Tokens,
 )
 from voicecost_ledger.records import Modality
 
@@ -72,9 +71,17 @@ BILLED_UNITS: Final[dict[Rule, tuple[tuple[str, ...], ...]]] = {
     Rule.REQUESTS: (("requests",),),
 }
 OPTIONAL_UNITS: Final[dict[Rule, tuple[str, ...]]] = {
-    # Without its own rate cached input costs what any text input costs. `audio_ms` is the
-    # provider's estimate of the whole, for a leg whose tokens nobody counted.
-    Rule.TOKENS: ("cached_input_tokens", "audio_ms"),
+    # A part without its own rate costs what the whole does. `requests` is a fee for each request.
+    # `audio_ms` is the provider's estimate of the whole, for a leg whose tokens nobody counted.
+    Rule.TOKENS: (
+        "cached_input_tokens",
+        "cache_write_tokens",
+        "cached_input_audio_tokens",
+        "input_image_tokens",
+        "cached_input_image_tokens",
+        "requests",
+        "audio_ms",
+    ),
 }
 
 
@@ -219,7 +226,7 @@ def _compile(price: ModelPrice) -> Amount:
     """The price, ready for an agent's event loop: asked for every chunk and frame."""
     if price.rule is Rule.TOKENS:
         rates = _ratios(price.rates)
-        if price.derived or rates.keys() & (SPEECH_UNITS | {"audio_ms"}):
+        if price.modality in (Modality.STT, Modality.TTS) or price.derived or "audio_ms" in rates:
             return SpeechTokens(
                 rates,
                 {unit: _source(derived) for unit, derived in price.derived.items()},
@@ -227,7 +234,7 @@ def _compile(price: ModelPrice) -> Amount:
                 speaks=price.modality is Modality.TTS,
             )
         above = [(tier.above_input_tokens, _ratios(tier.rates)) for tier in price.tiers]
-        return TextTokens([(-1, rates), *above])
+        return Tokens([(-1, rates), *above])
     unit = BILLED_UNITS[price.rule][0][0]
     rate = price.rates[unit].nano_usd * price.channel_count, price.rates[unit].per
     if price.minimum_ms or price.step_ms > 1 or price.derived:
@@ -301,8 +308,8 @@ def _check_rule(price: ModelPrice) -> None:
         raise ValueError("double_width_weight and free_markup are for characters only")
     if price.channel_count > 1 and price.rule is not Rule.AUDIO:
         raise ValueError("channel_count is for audio only")
-    if price.tiers and (price.derived or price.rates.keys() & SPEECH_UNITS):
-        raise ValueError("tiers are for text tokens only: no audio tokens, nothing derived")
+    if price.tiers and (price.derived or price.modality in (Modality.STT, Modality.TTS)):
+        raise ValueError("tiers are for language models only, and nothing derived")
     convertible = {
         Rule.AUDIO: ("audio_ms",),
         Rule.TOKENS: (*BILLED_UNITS[Rule.TOKENS][0], *BILLED_UNITS[Rule.TOKENS][1]),

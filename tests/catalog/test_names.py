@@ -59,7 +59,6 @@ def test_nearly_every_string_of_livekit_with_a_public_price_finds_it() -> None:
     assert share >= 0.95
     assert {(string["provider"], string["model"]) for string in public} == {
         ("AWS Bedrock", "amazon.nova-2-lite-v1:0"),  # priced by region, which the name leaves out
-        ("Perplexity", "sonar-pro"),  # has a fee per request, which no leg counts
     }
 
 

@@ -532,7 +532,11 @@ def test_a_price_covers_exactly_what_its_rule_bills(
             {"derived": {"input_tokens": Derived(of="audio_ms", count=1, per=80)}},
             "of one without",
         ),
-        (Rule.TOKENS, REALTIME.rates, {"tiers": LONG_CONTEXT.tiers}, "for text tokens only"),
+        (
+            Rule.TOKENS, TRANSCRIBE.rates,
+            {"tiers": LONG_CONTEXT.tiers, "modality": Modality.STT},
+            "for language models only",
+        ),
     ],
 )  # fmt: skip
 def test_a_setting_that_the_rule_would_pass_over_is_refused(
