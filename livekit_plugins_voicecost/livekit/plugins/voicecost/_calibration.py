@@ -21,7 +21,7 @@ ONE: Final = 1 << SHIFT
 
 _END: Final = ONE // 2
 """The end of an answer, which an interrupted one never gets to: some providers count it."""
-_READ_MAX: Final = 16
+_TOLD_MAX: Final = 12
 _DEVIATION_PERCENT: Final = 60
 _CALL_TOKENS: Final = 6  # around the name and the arguments of a tool call
 TEMPLATE_TOKENS: Final = 4
@@ -67,14 +67,17 @@ class Line:
         # Sums over the reports: weight, count, count²/weight, tokens, count*tokens/weight.
         self._w = self._c = self._cc = self._t = self._ct = 0
 
-    def learn(self, weight: int, count: int, tokens: int) -> None:
-        """Take a report; `tokens` in 2**-24ths. One that tells nothing is left out."""
+    def learn(self, weight: int, count: int, tokens: int, *, times: int = 1) -> None:
+        """Take a report; `tokens` in 2**-24ths. One that tells nothing is left out.
+
+        `times` -1 takes it back.
+        """
         if weight >= TOKEN and tokens > 0:
-            self._w += weight
-            self._c += count
-            self._cc += count * count * ONE // weight
-            self._t += tokens
-            self._ct += count * tokens // weight
+            self._w += weight * times
+            self._c += count * times
+            self._cc += count * count * ONE // weight * times
+            self._t += tokens * times
+            self._ct += count * tokens // weight * times
 
     def solve(self, prior: Coefficients) -> Coefficients:
         """The coefficients that fit the reports and the prior best."""
@@ -153,16 +156,35 @@ class Scale(NamedTuple):
         return self.tokens(reading) + self.prose.constant
 
 
-class Ruler:
-    """Foretells the tokens of an answer from one reading of it."""
+class _Told(NamedTuple):
+    """An answer whose tokens were reported, and what its line has learned from it."""
 
-    __slots__ = ("_call", "_prose", "missed")
+    reading: Reading
+    output_tokens: int
+    line: Line
+    weight: int
+    count: int
+    tokens: int
+
+
+class Ruler:
+    """Foretells the tokens of an answer from one reading of it.
+
+    Attributes:
+        misses: For each of the latest answers, how many tokens it is off when it is foretold from
+            all the others, and how many it had to guess.
+        missed: Of these, all in all; only prose, for the frame of a call would be the most of it.
+    """
+
+    __slots__ = ("_call", "_prose", "_told", "missed", "misses")
 
     def __init__(self, *, rate_tokens: int) -> None:
         self._prose = Line(constant=_END, rate_tokens=rate_tokens, constant_per=_END_PER)
         self._call = Line(
             constant=_CALL_TOKENS * ONE, rate_tokens=2 * rate_tokens, constant_per=_CALL_PER
         )
+        self._told: deque[_Told] = deque(maxlen=_TOLD_MAX)
+        self.misses: list[tuple[int, int]] = []
         self.missed = 0
 
     def nominal(self) -> Scale:
@@ -173,16 +195,29 @@ class Ruler:
         """As learned so far."""
         return Scale(self._prose.solve(prior.prose), self._call.solve(prior.call))
 
-    def learn(self, reading: Reading, output_tokens: int, known: Scale) -> None:
-        """Take the provider's report on a whole answer, after `known` was tried on it."""
+    def learn(self, reading: Reading, output_tokens: int, prior: Scale) -> None:
+        """Take the provider's report on a whole answer."""
         tokens = output_tokens * ONE
         prose, call, calls = reading
-        if calls:  # its frame would be most of what was missed
-            said = known.prose.rate * prose + known.prose.constant
-            self._call.learn(call, calls, tokens - said)
+        if calls:
+            said = self.scale(prior).prose
+            tokens -= said.rate * prose + said.constant
+            told = _Told(reading, output_tokens, self._call, call, calls, tokens)
         else:
-            self.missed += abs(tokens - known.whole(reading))
-            self._prose.learn(prose, 1, tokens)
+            told = _Told(reading, output_tokens, self._prose, prose, 1, tokens)
+        told.line.learn(told.weight, told.count, told.tokens)
+        self._told.append(told)
+        self._judge(prior)
+
+    def _judge(self, prior: Scale) -> None:
+        self.misses, self.missed = [], 0
+        for reading, output_tokens, line, weight, count, tokens in self._told:
+            line.learn(weight, count, tokens, times=-1)
+            missed = output_tokens * ONE - self.scale(prior).whole(reading)
+            line.learn(weight, count, tokens)
+            self.misses.append((rounded(missed), output_tokens + _CALL_TOKENS * reading[2]))
+            if not reading[2]:
+                self.missed += abs(missed)
 
 
 _END_PER: Final = 7
@@ -202,17 +237,16 @@ def _rulers() -> dict[Read, Ruler]:
 class Rulers:
     """The rulers of one model, of one meter; of the whole process where `process` is None."""
 
-    __slots__ = ("_process", "_read", "_rulers", "_scales", "best", "spread", "whole_chunks")
+    __slots__ = ("_priors", "_process", "_rulers", "_scales", "_spread", "best", "whole_chunks")
 
     def __init__(self, process: Rulers | None = None) -> None:
         self._process = process
-        self._read: deque[tuple[dict[Read, Reading], int]] = deque(maxlen=_READ_MAX)
-        self.spread = Spread(_DEVIATION_PERCENT, None if process is None else process.spread)
-        """How far the tokens of an answer are from what is foretold of them."""
+        self._rulers = _rulers()
+        self._priors: dict[Read, Scale] = {}
+        self._scales: dict[Read, Scale] = {}
+        self._spread = Spread(_DEVIATION_PERCENT, None if process is None else process._spread)
         self.whole_chunks = process is None or process.whole_chunks
         """Whether every chunk brings a token at least, as far as reports have shown."""
-        self._rulers = _rulers()
-        self._scales: dict[Read, Scale] = {}
         self.solve(ONE // TOKEN)
 
     def solve(self, text_rate: int) -> None:
@@ -231,27 +265,13 @@ class Rulers:
                 prior = ruler.nominal()
                 if read is by_weight:
                     prior = prior._replace(prose=prior.prose._replace(rate=text_rate))
+            self._priors[read] = prior
             self._scales[read] = ruler.scale(prior)
         # How a provider streams is the same in all calls: the process has seen the most of it.
         seen = self._rulers if self._process is None else self._process._rulers
         read = min(seen, key=lambda read: seen[read].missed + _HANDICAP * (read is not by_weight))
         self.best: tuple[Read, Scale] = read, self._scales[read]
-        self._judge()
-
-    def _judge(self) -> None:
-        """Tell the spread how far `best`, as it is now, is from every report."""
-        read, scale = self.best
-        misses: list[tuple[int, int]] = []
-        for readings, tokens in self._read:
-            reading = readings[read]
-            missed = tokens - rounded(scale.whole(reading))
-            misses.append((missed, tokens + _CALL_TOKENS * reading[2]))
-        self.spread.judge(misses)
-
-    def margin(self, answer: Answer) -> int:
-        """By how many tokens `tokens` may be off, 19 times of 20."""
-        guessed = max(1, rounded(self.tokens(answer))) + _CALL_TOKENS * answer.calls
-        return self.spread.margin(guessed)
+        self._spread.judge(self._rulers[read].misses)
 
     def tokens(self, answer: Answer) -> int:
         """Tokens of what was received so far, in 2**-24ths."""
@@ -261,6 +281,11 @@ class Rulers:
             return max(tokens, (answer.prose_chunks + answer.call_chunks) << SHIFT)
         return tokens
 
+    def margin(self, answer: Answer) -> int:
+        """By how many tokens `tokens` may be off, 19 times of 20."""
+        guessed = max(1, rounded(self.tokens(answer))) + _CALL_TOKENS * answer.calls
+        return self._spread.margin(guessed)
+
     @property
     def end(self) -> int:
         """Tokens that the end of an answer counts as, in 2**-24ths: they are in no later prompt."""
@@ -268,12 +293,9 @@ class Rulers:
 
     def learn(self, answer: Answer, output_tokens: int) -> None:
         """Take the provider's report on a whole answer."""
-        for rulers in (self, self._process):
+        for rulers in (self._process, self):
             if rulers is not None:
                 if answer.prose_chunks + answer.call_chunks > output_tokens:
                     rulers.whole_chunks = False
-                rulers._read.append(
-                    ({each: each(answer) for each in rulers._rulers}, output_tokens)
-                )
                 for read, ruler in rulers._rulers.items():
-                    ruler.learn(read(answer), output_tokens, self._scales[read])
+                    ruler.learn(read(answer), output_tokens, rulers._priors[read])

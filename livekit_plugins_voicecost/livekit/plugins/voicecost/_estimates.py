@@ -349,6 +349,9 @@ class Estimates:
         hidden_tokens = usage.get("reasoning_tokens", 0)
         output_tokens = usage["output_tokens"] - hidden_tokens  # of what was seen
         with _lock:
+            if input_tokens > 0:
+                self._learn_prompt(counts, input_tokens, usage)
+                self._solve()  # what the prompt has told of the language is of use for the answer
             if usage["output_tokens"] > 0:
                 self._own.thoughts.learn(hidden_tokens, counts.thinking())
             if counts.completion_chunks > 0 and output_tokens > 0:
@@ -356,8 +359,6 @@ class Estimates:
                 key = counts.only_key()
                 if key is not None:
                     self._own.answered(key, output_tokens * ONE - self._own.rulers.end)
-            if input_tokens > 0:
-                self._learn_prompt(counts, input_tokens, usage)
         self._solve()
         self.settle()
 

@@ -1,8 +1,7 @@
 """By how much an estimate may be off: learned from what the same rule foretold and was then told.
 
-Every completed prompt is foretold before its report is learned, and every completed answer is read
-again by the rule that its report has bettered: so the model's own misses say how far off the next
-estimate may be. A miss is judged by how much text had to be guessed: chance
+Every completed prompt is foretold before its report is learned, and every completed answer from the
+reports on all the others: so the model's own misses say how far off the next estimate may be. A miss is judged by how much text had to be guessed: chance
 makes it grow with the root of that, a wrong idea of the encoder in proportion.
 """
 
@@ -16,7 +15,6 @@ _QUANTILE_PERCENT: Final = 200
 """Deviations, in hundredths, that 19 of 20 misses stay within; the misses are not quite normal."""
 _PRIOR_COUNT: Final = 2  # misses that the prior counts as
 _KEPT: Final = 4  # so much of a miss's weight is lost with each later one: 1/4
-_FITTED: Final = 2  # what a fit to n reports hides of their scatter: n / (n + 2) of it shows
 _Q: Final = 1 << 16
 
 
@@ -44,16 +42,13 @@ class Spread:
                 spread._count += _Q - spread._count // _KEPT
 
     def judge(self, misses: Sequence[tuple[int, int]]) -> None:
-        """Take all misses of a rule that was fitted to them, in place of those before.
+        """Take all misses of a rule, in place of those before.
 
         Args:
             misses: For each: tokens missed, and how many were guessed.
         """
-        count = len(misses)
-        squares = sum(missed * missed * _Q // max(1, guessed) for missed, guessed in misses)
-        # It was fitted to these very reports: the fewer they are, the more it flatters itself.
-        self._squares = squares * (count + _FITTED) // count if count else 0
-        self._count = count * _Q
+        self._squares = sum(missed * missed * _Q // max(1, guessed) for missed, guessed in misses)
+        self._count = len(misses) * _Q
 
     def margin(self, guessed_tokens: int) -> int:
         """Tokens that 19 of 20 estimates are not further off."""
