@@ -1,4 +1,4 @@
-"""Tokens of every kind in one request: text, audio and pictures, cached or not, each at its rate."""
+"""Tokens of every kind in one request: text, audio and pictures, each at its own rate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 
 from voicecost_catalog import ModelPrice, Rate, Rule
 from voicecost_ledger.records import Modality
-
 
 LIVE = ModelPrice(
     provider="openai",
