@@ -151,7 +151,7 @@ def same_model(asked: str, served: str) -> bool:
     "gpt-4o-mini" is served as "gpt-4o-mini-2024-07-18", "openai/gpt-4o" as "gpt-4o".
     """
     one, other = _bare(asked), _bare(served)
-    return one == other or not one or not other
+    return one == other or not other
 
 
 def _bare(model: str) -> str:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from livekit.agents.llm import ChatChunk, ToolContext
+from livekit.agents.llm import ChatChunk
 
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults, _wire_clients
 from ._answers import Answer, same_model
-from ._estimates import Counts, Estimates, Item, Prompt, TextKey, estimates_for, llm_usage
+from ._estimates import Counts, Estimates, estimates_for, llm_usage
 from ._instrument_attempts import Attempt, describe, was_refused
-from ._text_weight import TOKEN
-from ._text_weight import weight as weight_of
+from ._prompts import answered, billed_items, count_prompt
 from ._wire_openai import ResponsesSocket, asks_for_response
 
 CHUNKS_AT_ONCE: Final = 4
@@ -41,7 +38,8 @@ class LLMAttempt(Attempt):
         """Open the leg with the prompt, before the request goes out."""
         _wire_clients.observe_loaded()
         stream = self.stream
-        self._counts = count_prompt(_billed_items(stream), stream._tools)
+        self._billed = billed_items(stream)
+        self._counts = count_prompt(self._billed, stream._tools)
         attributes = describe(
             stream,
             stream._llm,
@@ -197,6 +195,8 @@ class LLMAttempt(Attempt):
             tally.stop(outcome, usage, Basis.ESTIMATED)
             if tally.leg is not None and len(answers) == 1 and not goes_on:
                 estimates.settle_later(tally.leg, counts)
+        if outcome is Outcome.SERVED:
+            answered(self.stream, self._billed)
         for answer in answers:
             if answer.final or "input_tokens" in answer.counts.reported:
                 estimates.learn(answer.counts, answer.learned())
@@ -290,114 +290,6 @@ def _in_background(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.get_running_loop().create_task(contained(), name="voicecost-llm-socket")
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
-
-
-def _billed_items(stream: Any) -> list[Any]:
-    """The items of the conversation that a request is billed for.
-
-    The responses API is sent what is new, and bills what it knows already too: of what is sent
-    again, the model's own answer, it has both.
-    """
-    sent: list[Any] = stream._chat_ctx.items
-    whole = getattr(stream, "_full_chat_ctx", None)
-    if whole is None or len(whole.items) <= len(sent):
-        return sent
-    known = whole.items[: len(whole.items) - len(sent)]
-    answered = [
-        item
-        for item in sent
-        if item.type == "function_call" or (item.type == "message" and item.role == "assistant")
-    ]
-    return [*known, *answered, *sent]
-
-
-def count_prompt(entries: list[Any], tools: list[Any]) -> Counts:
-    """The size of a request as it is rendered for the model: messages, tool calls, tools."""
-    items: list[Item] = []
-    characters = weight = 0
-    for entry in entries:
-        if entry.type == "message":
-            texts: list[str] = []
-            for part in entry.content:
-                # Images and audio have no characters; a transcript stands for its audio.
-                text = part if isinstance(part, str) else getattr(part, "transcript", None)
-                if text:
-                    texts.append(text)
-            text = texts[0] if len(texts) == 1 else "\n".join(texts)
-        elif entry.type == "function_call":
-            text = entry.name + entry.arguments
-        elif entry.type == "function_call_output":
-            text = entry.output
-        else:
-            continue  # hand-offs and other items are no part of the request
-        item = _item(text)
-        items.append(item)
-        characters += len(text)
-        weight += item.weight
-    tools_weight = sum(map(_tool_weight, tools))
-    return Counts(Prompt(tuple(items), tools_weight, characters, weight + tools_weight))
-
-
-_known_items: dict[int, Item] = {}
-"""By their key: of one request's items most are the next one's too, and weighed once."""
-_KNOWN_ITEMS_MAX: Final = 4096
-
-
-def _item(text: str) -> Item:
-    key = TextKey(text).value
-    known = _known_items.get(key)
-    if known is None:
-        if len(_known_items) >= _KNOWN_ITEMS_MAX:
-            _known_items.clear()
-        known = _known_items[key] = Item(key, weight_of(text))
-    return known
-
-
-_known_tools: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-
-
-def _tool_weight(tool: Any) -> int:
-    """The weight of a tool's declaration, found once: it is the same for every request."""
-    try:
-        known = _known_tools.get(tool)
-    except TypeError:  # not hashable, or not weakly
-        known = None
-    if known is not None:
-        return known
-    schemas = ToolContext([tool]).parse_function_tools("openai", strict=True)
-    weight = sum(map(_declaration_weight, schemas))
-    with contextlib.suppress(TypeError):
-        _known_tools[tool] = weight
-    return weight
-
-
-_NAME_FRAME: Final = 3 * TOKEN  # of every parameter: `name: type,` and its line
-_DESCRIPTION_FRAME: Final = 2 * TOKEN  # `// ` and its line
-_DECLARATION_FRAME: Final = 10 * TOKEN  # `type name = (_: {` ... `}) => any;`
-
-
-def _declaration_weight(schema: Any) -> int:
-    """The weight of a JSON schema as models are shown it: a declaration, not its JSON.
-
-    https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken
-    """
-    weight = 0
-    if isinstance(schema, dict):
-        for key, value in cast("dict[str, Any]", schema).items():
-            if key == "properties" and isinstance(value, dict):
-                for name, field in cast("dict[str, Any]", value).items():
-                    weight += weight_of(name) + _NAME_FRAME + _declaration_weight(field)
-            elif key == "description" and isinstance(value, str):
-                weight += weight_of(value) + _DESCRIPTION_FRAME
-            elif key == "name" and isinstance(value, str):
-                weight += weight_of(value) + _DECLARATION_FRAME
-            elif key == "enum" and isinstance(value, list):
-                weight += sum(weight_of(f'"{each}" | ') for each in cast("list[Any]", value))
-            elif isinstance(value, dict | list):
-                weight += _declaration_weight(value)
-    elif isinstance(schema, list):
-        weight += sum(map(_declaration_weight, cast("list[Any]", schema)))
-    return weight
 
 
 def _text(value: Any) -> str:
