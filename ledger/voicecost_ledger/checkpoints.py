@@ -34,7 +34,8 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
 
     `opened` is the meter's first record: a ledger that never heard of the meter opens it from
     this. What does not decide whose call it is (`versions`, `tags`) may be left out of it.
-    A checkpoint with a lower `seq` than one known already says nothing new.
+    A checkpoint with a lower `seq` than one known already says nothing new. The totals may be a
+    little ahead of record `seq`: what is used is written down in steps.
     """
 
     opened: MeterOpen

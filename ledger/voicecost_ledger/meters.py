@@ -55,6 +55,13 @@ class Meter(msgspec.Struct, kw_only=True):
 
     @property
     def lacks_records(self) -> bool:
-        """Whether the latest checkpoint counts records that are not in the ledger."""
+        """Whether the latest checkpoint counts what is in no record of the ledger.
+
+        It may be a little ahead of its own `seq`, for what was used is written down in steps: of a
+        meter that was given up right there, nothing else will ever tell.
+        """
         seen = self.checkpoint
-        return seen is not None and (self.records_lost or self.durable_seq < seen.seq)
+        if seen is None:
+            return False
+        last_step = self.state is MeterState.LOST and self.durable_seq == seen.seq
+        return self.records_lost or self.durable_seq < seen.seq or last_step

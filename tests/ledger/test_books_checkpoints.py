@@ -138,13 +138,30 @@ def test_records_up_to_the_checkpoint_overrule_its_estimates() -> None:
     desk = Desk()
     meter = desk.meter(**IN_ROOM)
     leg = meter.start(LLM, input_tokens=120)
-    meter.stop(leg, basis=Basis.REPORTED, input_tokens=100)
     seen = checkpoint(meter, (LLM, {"input_tokens": 120}))
+    meter.stop(leg, basis=Basis.REPORTED, input_tokens=100)
     meter.send()
     desk.receive(seen)
     gone(desk)
     assert booked(desk) == {leg: (100_000, Outcome.SERVED)}
     assert [gap.reason for gap in desk.call().gaps] == ["host_lost"]  # after it, who knows
+
+
+def test_what_was_used_after_the_last_record_was_written_is_settled_too() -> None:
+    """Text and audio are recorded in steps; the checkpoint is of the moment."""
+    desk = Desk()
+    meter = desk.meter(**IN_ROOM)
+    leg = meter.start(TTS)
+    meter.interim(leg, characters=90)
+    seen = checkpoint(meter, (TTS, {"characters": 100}))
+    meter.send()
+    desk.receive(seen)
+    gone(desk)
+    assert booked(desk) == {leg: (90_000, Outcome.LOST), -1: (10_000, Outcome.LOST)}
+    meter.interim(leg, characters=100)
+    meter.adopt()
+    assert booked(desk) == {leg: (100_000, Outcome.LOST), -1: (0, Outcome.LOST)}
+    desk.check()
 
 
 def test_a_meter_nobody_heard_of_is_opened_from_its_checkpoint() -> None:

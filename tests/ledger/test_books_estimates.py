@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.ledger.desk import LLM, NOON, STT, TTS, UNKNOWN, Desk, TestMeter
-from voicecost_ledger.records import Basis, ControlTotal, Coverage, Modality, Outcome
+from voicecost_ledger.checkpoints import Checkpoint, CheckpointTotal
+from voicecost_ledger.events import CheckpointSeen
+from voicecost_ledger.records import (
+    Basis,
+    ControlTotal,
+    Coverage,
+    MeterOpen,
+    Modality,
+    Outcome,
+)
 from voicecost_ledger.stores import CostQuery, LatencyQuery
 
 FROM, UNTIL = NOON - 86_400_000, NOON + 86_400_000
@@ -268,7 +279,10 @@ def test_percentiles_are_exact_and_of_answers_only() -> None:
     )
     assert of_call.group == {"modality": "llm", "provider": LLM.provider, "model": LLM.model}
     assert of_project.group == {"project": "shop", "agent": "greeter"}
-    for row in (of_call, of_project):
+    (of_all,) = desk.store.latency(
+        LatencyQuery(from_unix_ms=FROM, until_unix_ms=UNTIL, group_by=())
+    )
+    for row in (of_call, of_project, of_all):
         assert (row.leg_count, row.answered_leg_count) == (101, 100)
         assert (row.time_to_first_p50_ms, row.time_to_first_p95_ms) == (50, 95)
         assert (row.duration_p50_ms, row.duration_p95_ms) == (510, 960)
@@ -281,7 +295,9 @@ def test_latency_is_of_the_span_and_the_project_that_were_asked_for() -> None:
     meter.send()
     other = LatencyQuery(from_unix_ms=FROM, until_unix_ms=UNTIL, project="lab")
     tomorrow = LatencyQuery(from_unix_ms=NOON + 1, until_unix_ms=NOON + 86_400_000)
-    assert desk.store.latency(other) == desk.store.latency(tomorrow) == []
+    nothing = LatencyQuery(from_unix_ms=0, until_unix_ms=1, group_by=())
+    for query in (other, tomorrow, nothing):
+        assert desk.store.latency(query) == []
     (row,) = desk.store.latency(
         LatencyQuery(from_unix_ms=FROM, until_unix_ms=UNTIL, project="shop")
     )
@@ -379,3 +395,50 @@ def test_an_account_beyond_reason_is_quarantined() -> None:
     meter.send()
     call = desk.call()
     assert (len(call.quarantined), call.control) == (2, [])
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=60))
+@settings(max_examples=40, deadline=None)
+def test_a_calls_percentiles_are_the_projects_where_it_is_the_only_call(values: list[int]) -> None:
+    """Ranked here and in the store: the same legs, the same figures."""
+    desk = Desk()
+    meter = desk.meter()
+    for ms in values:
+        meter.stop(
+            meter.start(LLM), told={"time_to_first_ms": ms, "duration_ms": ms}, output_tokens=1
+        )
+    meter.send()
+    (of_call,) = desk.call().latency
+    (of_all,) = desk.store.latency(
+        LatencyQuery(
+            from_unix_ms=FROM, until_unix_ms=UNTIL, group_by=("modality", "provider", "model")
+        )
+    )
+    assert of_call == of_all
+    ranked = sorted(values)
+    p95 = of_all.duration_p95_ms
+    assert p95 is not None
+    assert sum(ms <= p95 for ms in ranked) * 100 >= 95 * len(ranked)
+    assert sum(ms < p95 for ms in ranked) * 100 < 95 * len(ranked)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("UPDATE legs SET uncertainty_nano_usd = 5 WHERE number = 1", "may be off by 5"),
+        ("UPDATE meters SET durable_seq = 900", "count twice"),
+    ],
+)
+def test_a_damaged_ledger_is_told_by_its_verification(damage: str, says: str) -> None:
+    desk = Desk()
+    meter = desk.meter(room_sid="RM_1", room_name="x", job_id="AJ_1")
+    meter.stop(meter.start(TTS), characters=10)
+    meter.send()
+    opened = MeterOpen("MT_a", 1, NOON, room_sid="RM_1", room_name="x", job_id="AJ_1")
+    totals = [CheckpointTotal(TTS, {"characters": 15})]
+    desk.receive(CheckpointSeen(checkpoint=Checkpoint(opened, 99, NOON, totals)))
+    meter.adopt()
+    desk.check()
+    db: Any = desk.store._db
+    db.execute(damage)
+    assert [says in sentence for sentence in desk.store.verify()] == [True]

@@ -5,7 +5,6 @@ Every query is parameterised; only column names from our own lists are ever put 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any, Final
 
 import apsw
@@ -13,7 +12,6 @@ import apsw
 from voicecost_ledger.money import per_mille
 from voicecost_ledger.stores import CostQuery, CostRow, LatencyQuery, LatencyRow
 from voicecost_ledger.stores._sqlite_query import query
-from voicecost_ledger.stores._views import latency_row
 
 GROUPS: Final = ("project", "agent", "tenant", "provider", "model", "modality", "outcome")
 
@@ -62,27 +60,59 @@ _LEG_GROUPS: Final = {
 def latency(db: apsw.Connection, asked: LatencyQuery) -> list[LatencyRow]:
     """How long the legs took that started between two instants and ended, by any of `GROUPS`."""
     _check_groups(asked.group_by, "latency")
-    columns = "".join(f"{_LEG_GROUPS[group]}, " for group in asked.group_by)
+    columns = [_LEG_GROUPS[group] for group in asked.group_by]
+    firsts = _percentiles(db, asked, columns, "l.time_to_first_ms")
+    # By the clock on the wall, where the meter did not measure.
+    took = "coalesce(l.duration_ms, max(0, l.stopped_at_unix_ms - l.started_at_unix_ms))"
+    rows: list[LatencyRow] = []
+    for group, (leg_count, duration_p50, duration_p95) in _percentiles(
+        db, asked, columns, took
+    ).items():
+        answered, first_p50, first_p95 = firsts.get(group, (0, None, None))
+        rows.append(
+            LatencyRow(
+                group=dict(zip(asked.group_by, group, strict=True)),
+                leg_count=leg_count,
+                answered_leg_count=answered,
+                time_to_first_p50_ms=first_p50,
+                time_to_first_p95_ms=first_p95,
+                duration_p50_ms=duration_p50,
+                duration_p95_ms=duration_p95,
+            )
+        )
+    return rows
+
+
+def _percentiles(
+    db: apsw.Connection, asked: LatencyQuery, columns: list[str], value: str
+) -> dict[tuple[str, ...], tuple[int, int, int]]:
+    """By group: how many values, and the 50th and 95th percentile of them by nearest rank.
+
+    Ranked in SQLite: a month may have millions of legs.
+    """
+    groups = "".join(f"{column}, " for column in columns)
+    names = [f"g{index}" for index in range(len(columns))]
+    named = "".join(f"{column} AS {name}, " for column, name in zip(columns, names, strict=True))
+    partition = f"PARTITION BY {groups.rstrip(', ')}" if columns else ""
     sql = (
-        f"SELECT {columns}l.time_to_first_ms, "
-        "coalesce(l.duration_ms, max(0, l.stopped_at_unix_ms - l.started_at_unix_ms)) "
+        f"WITH ranked AS (SELECT {named}{value} AS ms, "
+        f"row_number() OVER ({partition} ORDER BY {value}) AS rank, "
+        f"count(*) OVER ({partition}) AS many "
         "FROM legs l INDEXED BY legs_by_start JOIN meters m USING (meter_id) "
         "WHERE l.started_at_unix_ms >= ?1 AND l.started_at_unix_ms < ?2 "
-        "AND l.outcome <> 'lost' AND (?3 IS NULL OR m.project = ?3)"
+        f"AND l.outcome <> 'lost' AND (?3 IS NULL OR m.project = ?3) AND {value} IS NOT NULL) "
+        f"SELECT {''.join(f'{name}, ' for name in names)}max(many), "
+        "max(CASE WHEN rank = (many * 50 + 99) / 100 THEN ms END), "
+        "max(CASE WHEN rank = (many * 95 + 99) / 100 THEN ms END) FROM ranked"
     )
-    groups: dict[tuple[str, ...], tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    if names:
+        sql += f" GROUP BY {', '.join(names)} ORDER BY {', '.join(names)}"
     values: tuple[Any, ...] = (asked.from_unix_ms, asked.until_unix_ms, asked.project)
-    for *group, first_ms, duration_ms in query(db, sql, values):
-        firsts, durations = groups[tuple(group)]
-        durations.append(duration_ms)
-        if first_ms is not None:
-            firsts.append(first_ms)
-    return [
-        latency_row(
-            dict(zip(asked.group_by, group, strict=True)), len(durations), firsts, durations
-        )
-        for group, (firsts, durations) in sorted(groups.items())
-    ]
+    return {
+        tuple(row[:-3]): (row[-3], row[-2], row[-1])
+        for row in query(db, sql, values)
+        if row[-3]  # without a group there is a row even of nothing
+    }
 
 
 def _check_groups(group_by: tuple[str, ...], what: str) -> None:
@@ -205,6 +235,17 @@ _DIFFERENCES: Final = (
         "the rollups sum to {0}, the entries to {1}",
         "SELECT a, b FROM (SELECT (SELECT coalesce(sum(amount_nano_usd), 0) FROM rollups) AS a, "
         "(SELECT coalesce(sum(amount_nano_usd), 0) FROM entries) AS b) WHERE a <> b",
+    ),
+    (
+        "leg {0}/{1} is {2} and may be off by {3}: expected 0",
+        "SELECT meter_id, number, basis, uncertainty_nano_usd FROM legs WHERE basis <> 'estimated' "
+        "AND rated_nano_usd IS NOT NULL AND coalesce(uncertainty_nano_usd, -1) <> 0",
+    ),
+    (
+        "leg {0}/{1} stands for records after {2}, but {3} are durable: {4} count twice",
+        "SELECT l.meter_id, l.number, json_extract(m.checkpoint, '$[1]') AS seq, m.durable_seq, "
+        "l.rated_nano_usd FROM legs l JOIN meters m USING (meter_id) WHERE l.number < 0 "
+        "AND coalesce(l.rated_nano_usd, 0) <> 0 AND NOT m.records_lost AND m.durable_seq > seq",
     ),
     (
         "rollups count {0} legs ({1} unpriced), the entries {2} ({3})",
