@@ -5,13 +5,15 @@ Every query is parameterised; only column names from our own lists are ever put 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from array import array
+from typing import Final
 
 import apsw
 
 from voicecost_ledger.money import per_mille
 from voicecost_ledger.stores import CostQuery, CostRow, LatencyQuery, LatencyRow
-from voicecost_ledger.stores._sqlite_query import query
+from voicecost_ledger.stores._sqlite_query import each_row, query
+from voicecost_ledger.stores._views import latency_row
 
 GROUPS: Final = ("project", "agent", "tenant", "provider", "model", "modality", "outcome")
 
@@ -60,59 +62,32 @@ _LEG_GROUPS: Final = {
 def latency(db: apsw.Connection, asked: LatencyQuery) -> list[LatencyRow]:
     """How long the legs took that started between two instants and ended, by any of `GROUPS`."""
     _check_groups(asked.group_by, "latency")
-    columns = [_LEG_GROUPS[group] for group in asked.group_by]
-    firsts = _percentiles(db, asked, columns, "l.time_to_first_ms")
-    # By the clock on the wall, where the meter did not measure.
-    took = "coalesce(l.duration_ms, max(0, l.stopped_at_unix_ms - l.started_at_unix_ms))"
-    rows: list[LatencyRow] = []
-    for group, (leg_count, duration_p50, duration_p95) in _percentiles(
-        db, asked, columns, took
-    ).items():
-        answered, first_p50, first_p95 = firsts.get(group, (0, None, None))
-        rows.append(
-            LatencyRow(
-                group=dict(zip(asked.group_by, group, strict=True)),
-                leg_count=leg_count,
-                answered_leg_count=answered,
-                time_to_first_p50_ms=first_p50,
-                time_to_first_p95_ms=first_p95,
-                duration_p50_ms=duration_p50,
-                duration_p95_ms=duration_p95,
-            )
-        )
-    return rows
-
-
-def _percentiles(
-    db: apsw.Connection, asked: LatencyQuery, columns: list[str], value: str
-) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """By group: how many values, and the 50th and 95th percentile of them by nearest rank.
-
-    Ranked in SQLite: a month may have millions of legs.
-    """
-    groups = "".join(f"{column}, " for column in columns)
-    names = [f"g{index}" for index in range(len(columns))]
-    named = "".join(f"{column} AS {name}, " for column, name in zip(columns, names, strict=True))
-    partition = f"PARTITION BY {groups.rstrip(', ')}" if columns else ""
+    columns = "".join(f"{_LEG_GROUPS[group]}, " for group in asked.group_by)
     sql = (
-        f"WITH ranked AS (SELECT {named}{value} AS ms, "
-        f"row_number() OVER ({partition} ORDER BY {value}) AS rank, "
-        f"count(*) OVER ({partition}) AS many "
+        f"SELECT {columns}l.time_to_first_ms, "
+        # By the clock on the wall, where the meter did not measure.
+        "coalesce(l.duration_ms, max(0, l.stopped_at_unix_ms - l.started_at_unix_ms)) "
         "FROM legs l INDEXED BY legs_by_start JOIN meters m USING (meter_id) "
         "WHERE l.started_at_unix_ms >= ?1 AND l.started_at_unix_ms < ?2 "
-        f"AND l.outcome <> 'lost' AND (?3 IS NULL OR m.project = ?3) AND {value} IS NOT NULL) "
-        f"SELECT {''.join(f'{name}, ' for name in names)}max(many), "
-        "max(CASE WHEN rank = (many * 50 + 99) / 100 THEN ms END), "
-        "max(CASE WHEN rank = (many * 95 + 99) / 100 THEN ms END) FROM ranked"
+        "AND l.outcome <> 'lost' AND (?3 IS NULL OR m.project = ?3)"
     )
-    if names:
-        sql += f" GROUP BY {', '.join(names)} ORDER BY {', '.join(names)}"
-    values: tuple[Any, ...] = (asked.from_unix_ms, asked.until_unix_ms, asked.project)
-    return {
-        tuple(row[:-3]): (row[-3], row[-2], row[-1])
-        for row in query(db, sql, values)
-        if row[-3]  # without a group there is a row even of nothing
-    }
+    groups: dict[tuple[str, ...], tuple[array[int], array[int]]] = {}
+    # Row by row into arrays: a month may have millions of legs, and SQLite's window functions take
+    # several times as long to rank them.
+    values = (asked.from_unix_ms, asked.until_unix_ms, asked.project)
+    for row in each_row(db, sql, values):
+        found = groups.get(row[:-2])
+        if found is None:
+            found = groups[row[:-2]] = array("q"), array("q")
+        if row[-2] is not None:
+            found[0].append(row[-2])
+        found[1].append(row[-1])
+    return [
+        latency_row(
+            dict(zip(asked.group_by, group, strict=True)), len(durations), firsts, durations
+        )
+        for group, (firsts, durations) in sorted(groups.items())
+    ]
 
 
 def _check_groups(group_by: tuple[str, ...], what: str) -> None:
