@@ -71,6 +71,7 @@ class SeenLeg:
     stop_count: int = 0
     margins: dict[str, int] = field(default_factory=dict[str, int])
     served_model: str = ""
+    served_tier: str = ""
     time_to_first_ms: int | None = None
 
 
@@ -82,6 +83,9 @@ class RecordingMeter:
     legs: dict[int, SeenLeg] = field(default_factory=dict[int, SeenLeg])
     records: list[tuple[type[Any], dict[str, Any]]] = field(
         default_factory=list[tuple[type[Any], dict[str, Any]]]
+    )
+    gaps: list[tuple[str, Modality | None]] = field(
+        default_factory=list[tuple[str, Modality | None]]
     )
     cut: bool = False
     far: bool = False
@@ -116,10 +120,14 @@ class RecordingMeter:
         if make is LegStop:
             leg.outcome = fields["outcome"]
             leg.served_model = fields["served_model"]
+            leg.served_tier = fields["served_tier"]
             leg.time_to_first_ms = fields["time_to_first_ms"]
             leg.stop_count += 1
         assert make in (LegStart, LegInterim, LegStop)
         self._moved.set()
+
+    def gap(self, reason: str, modality: Modality | None = None) -> None:
+        self.gaps.append((reason, modality))
 
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         self._amounts[leg] = amount_nano_usd or 0

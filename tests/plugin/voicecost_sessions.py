@@ -85,6 +85,12 @@ class Providers:
         session.output.audio = Speaker()
         return session
 
+    def model(self, name: str) -> LLM:
+        """An LLM beside the session's."""
+        model = LLM(model=name, base_url=self._openai_url, api_key="x")
+        self.models.append(model)
+        return model
+
     async def asked(self) -> None:
         """Return when the LLM has been asked something."""
         while not self.openai.bill.rows:  # noqa: ASYNC110  (the simulator tells nobody)

@@ -13,6 +13,7 @@ from voicecost_ledger.records import Modality
 
 TURN_WITHOUT_LLM: Final = "turn_without_llm"
 AUDIO_WITHOUT_TTS: Final = "audio_without_tts"
+TRANSCRIPT_WITHOUT_STT: Final = "transcript_without_stt"
 
 
 class _Seen(msgspec.Struct):
@@ -42,9 +43,12 @@ class Turns:
         kinds = (Modality.LLM, Modality.REALTIME, Modality.TTS)
         self._seen = {each: _Seen(set()) for each in kinds}
         self._connected = False  # to a realtime model: a duplex one's turns are no legs
+        self._recordings = 0  # of STT legs that no transcript has come from yet
 
     def leg_opened(self, modality: Modality, speech_id: str | None) -> None:
         """Note a leg; `speech_id` None when it was opened outside of a speech's own tasks."""
+        if modality is Modality.STT:
+            self._recordings += 1
         seen = self._seen.get(modality)
         if seen is None:
             return
@@ -53,6 +57,17 @@ class Turns:
             self._connected |= modality is Modality.REALTIME
         else:
             seen.speech_ids.add(speech_id)
+
+    def transcript_gaps(self, *, heard: bool) -> Iterable[tuple[str, Modality]]:
+        """The (reason, modality) of a final transcript.
+
+        Args:
+            heard: Whether a connection is open that may have heard it. A whole recording's leg is
+                over before its transcript is told.
+        """
+        if not heard and self._recordings == 0:
+            yield TRANSCRIPT_WITHOUT_STT, Modality.STT
+        self._recordings = 0
 
     def gaps(
         self, session: AgentSession[Any], event: ConversationItemAddedEvent

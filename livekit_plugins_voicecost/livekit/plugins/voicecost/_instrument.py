@@ -35,6 +35,7 @@ from . import (
     _wire,
     _wire_clients,
     _wire_connections,
+    _wire_http,
     _wire_openai,
 )
 from ._instrument_attempts import observe_runs, probing
@@ -184,6 +185,7 @@ def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
         ("openai.AsyncOpenAI.chat", _wire_openai.observe_openai_clients),
         ("llm.RealtimeSession", observe_realtime),
         ("the clients of other models", _wire_clients.observe_clients),
+        ("aiohttp.ClientSession", _wire_http.observe_http),
         ("AMD", _instrument_callers.observe_callers),
         ("AvatarSession", _instrument_avatar.observe_avatars),
         ("DecisionModel._evaluate_impl", _instrument_services.observe_decisions),

@@ -21,8 +21,10 @@ from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults, _wire
 from ._wire_answers import AnswerObserver
+from ._wire_http import HttpObserver
 from .legs import Leg, LegMeter, affordable
 
+UNMETERED_REQUEST: Final = "unmetered_request"
 CLIENT_CLOSED: Final = 499
 """LiveKit's own "client closed request": no retry, no failover, no probe follows it."""
 
@@ -43,6 +45,7 @@ class Tally:
         "_first_answer",
         "_margins",
         "_served_model",
+        "_served_tier",
         "attributes",
         "basis",
         "heard_by_livekit",
@@ -63,6 +66,7 @@ class Tally:
         self.leg: Leg | None = None
         self._margins: Mapping[str, int] | None = None
         self._served_model = ""
+        self._served_tier = ""
         self._first_answer = False
         self.heard_by_livekit = False
 
@@ -84,11 +88,11 @@ class Tally:
             if self.leg is not None:
                 self.leg.first_answer()
 
-    def served_by(self, model: str) -> None:
-        """The provider says that another model serves this than the one asked for."""
-        self._served_model = model
+    def served_by(self, model: str, service_tier: str = "") -> None:
+        """The provider says that another model or service tier serves this than was asked for."""
+        self._served_model, self._served_tier = model, service_tier
         if self.leg is not None:
-            self.leg.served_by(model)
+            self.leg.served_by(model, service_tier)
 
     def spend(self, usage: dict[str, int], basis: Basis, *, ahead: bool = False) -> bool:
         """Take totals with what is about to be used, unless the meter may not spend that.
@@ -179,11 +183,11 @@ class Tally:
         self.leg.heard_by_livekit = self.heard_by_livekit
         if self._margins is not None:
             self.leg.margins = self._margins
-        if self._served_model:
-            self.leg.served_by(self._served_model)
+        if self._served_model or self._served_tier:
+            self.leg.served_by(self._served_model, self._served_tier)
 
 
-class Attempt:
+class Attempt(HttpObserver):
     """One run of a stream's `_run`. Subclasses say what it uses; see `observe_runs`.
 
     Args:
@@ -205,6 +209,7 @@ class Attempt:
         self._tallies: list[Tally] = []
         self._delegates = False
         self._requests_itself = False
+        self._http_requests = 0
         self._task = asyncio.current_task()
         self._task_cancelled = False
         around = _wire.observer.get()
@@ -289,6 +294,21 @@ class Attempt:
             self._delegates = False
             for tally in self._tallies:
                 tally.restore()
+
+    def http_sending(self) -> None:
+        """Count a request that it makes itself, in whichever protocol."""
+        self._http_requests += 1
+
+    def usage_told(self) -> None:
+        """What it has requested so far is booked by `record_usage`."""
+        self._http_requests = 0
+
+    def tell_unmetered(self) -> None:
+        """Show a request of its own that could not be read, beside those it left to others."""
+        if self._delegates and self._http_requests:
+            meter = self.owner.meter()
+            if meter is not None:
+                meter.gap(UNMETERED_REQUEST, self.modality)
 
     def must_end(self) -> bool:
         """Whether the money is gone for good, not only for this moment."""
@@ -427,6 +447,7 @@ def _outcome(attempt: Attempt, error: BaseException) -> Outcome:
 def _finish(attempt: Attempt, outcome: Outcome, error: BaseException | None) -> None:
     try:
         attempt.finish(outcome, error)
+        attempt.tell_unmetered()
     except Exception as fault:
         _faults.count("finish_attempt", fault)
 

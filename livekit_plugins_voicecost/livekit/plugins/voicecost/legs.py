@@ -64,6 +64,10 @@ class LegMeter(Protocol):
         """Open a leg and record its start; the caller never changes `usage` afterwards."""
         ...
 
+    def gap(self, reason: str, modality: Modality | None = None) -> None:
+        """Something was used that no leg shows."""
+        ...
+
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         """The leg's rated amount moved; None: it has no price."""
         ...
@@ -122,6 +126,7 @@ class Leg:
         "_price",
         "_records",
         "_served_model",
+        "_served_tier",
         "_started_at_unix_ms",
         "_started_ns",
         "_time_to_first_ms",
@@ -156,6 +161,7 @@ class Leg:
         self._time_to_first_ms: int | None = None
         self._duration_ms = 0
         self._served_model = ""
+        self._served_tier = ""
         self._price: Price | None = meter.prices.price_for(attributes, self._started_at_unix_ms)
         self._timer: asyncio.TimerHandle | None = None
         self.attributes = attributes
@@ -240,19 +246,32 @@ class Leg:
         if self._time_to_first_ms is None and self.outcome is None:
             self._time_to_first_ms = self._elapsed_ms()
 
-    def served_by(self, model: str) -> None:
-        """The provider says that another model than the one asked for serves this.
+    def served_by(self, model: str, service_tier: str = "") -> None:
+        """The provider says that another model or service tier than was asked for serves this.
 
-        It is charged as that one, where there is a price for it: a gateway's fallback, an alias.
+        It is charged as that one, where there is a price for it: a gateway's fallback, an alias, a
+        tier that was full. Empty is what was asked for.
         """
-        if not model or model in (self._served_model, self.attributes.model):
+        if model == self.attributes.model:
+            model = ""
+        if (model, service_tier) == (self._served_model, self._served_tier):
             return
-        self._served_model = model
-        served = msgspec.structs.replace(self.attributes, model=model)
-        price = self._meter.prices.price_for(served, self._started_at_unix_ms)
+        self._served_model, self._served_tier = model, service_tier
+        price = self._meter.prices.price_for(self._as_served(), self._started_at_unix_ms)
         if price is not None:
             self._price = price
             self._rate()
+
+    def _as_served(self) -> LegAttributes:
+        """What it is, as far as the provider says so."""
+        asked = self.attributes
+        if not self._served_model and not self._served_tier:
+            return asked
+        return msgspec.structs.replace(
+            asked,
+            model=self._served_model or asked.model,
+            service_tier=self._served_tier or asked.service_tier,
+        )
 
     def observe(self, usage: dict[str, int], basis: Basis) -> None:
         """Take totals that are owed already, whatever the budget says; recorded soon."""
@@ -299,6 +318,7 @@ class Leg:
             outcome=outcome,
             margins=self._margins(),
             served_model=self._served_model,
+            served_tier=self._served_tier,
             time_to_first_ms=self._time_to_first_ms,
             duration_ms=self._duration_ms,
         )
@@ -321,12 +341,10 @@ class Leg:
     def _look_again(self, delays_s: Iterator[float]) -> None:
         """Ask for the price once more: a budget must not stay blind to what was used meanwhile."""
         try:
-            served = self.attributes
-            if self._served_model:
-                served = msgspec.structs.replace(served, model=self._served_model)
             prices, at_unix_ms = self._meter.prices, self._started_at_unix_ms
+            served = self._as_served()
             self._price = prices.price_for(served, at_unix_ms)
-            if self._price is None and self._served_model:
+            if self._price is None and served is not self.attributes:
                 self._price = prices.price_for(self.attributes, at_unix_ms)
             if self._price is None:
                 self._look_again_later(delays_s)

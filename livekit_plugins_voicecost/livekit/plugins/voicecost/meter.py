@@ -28,7 +28,7 @@ from voicecost_ledger.records import (
     Outcome,
 )
 
-from . import _attribution, _ending, _faults, _job
+from . import _attribution, _ending, _faults, _job, _wire_http
 from ._control import ControlTotals
 from ._coverage import Turns
 from ._credit import BudgetCallback, Credit
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         CloseEvent,
         ConversationItemAddedEvent,
         SessionUsageUpdatedEvent,
+        UserInputTranscribedEvent,
     )
 
     from voicecost_ledger.pricing import PriceBook
@@ -269,6 +270,7 @@ class Meter:
         with contained("record_usage"):
             if told.speech_id is None:
                 told = msgspec.structs.replace(told, speech_id=self._current_speech_id())
+            _wire_http.usage_told()
             self._on_own_loop(functools.partial(told.book, self))
 
     # ---- what legs use -------------------------------------------------------------------------
@@ -358,6 +360,7 @@ class Meter:
             return
         session.on("agent_state_changed", self._on_session_moved)
         session.on("conversation_item_added", self._on_conversation_item)
+        session.on("user_input_transcribed", self._on_transcript)
         session.on("close", self._on_session_close)
         session.on("session_usage_updated", self._on_usage)
         original = getattr(session, _ACLOSE, None)
@@ -397,6 +400,7 @@ class Meter:
         _attribution.unregister(session)
         session.off("agent_state_changed", self._on_session_moved)
         session.off("conversation_item_added", self._on_conversation_item)
+        session.off("user_input_transcribed", self._on_transcript)
         session.off("close", self._on_session_close)
         session.off("session_usage_updated", self._on_usage)
         session.__dict__.pop(_ACLOSE, None)
@@ -475,6 +479,16 @@ class Meter:
     def _on_usage(self, event: SessionUsageUpdatedEvent) -> None:
         with contained("control_total"):
             self._control.updated(event.usage)
+
+    def _on_transcript(self, event: UserInputTranscribedEvent) -> None:
+        with contained("meter"):
+            if event.is_final:
+                listening = (Modality.STT.value, Modality.REALTIME.value)
+                heard = any(
+                    leg.outcome is None and leg.modality in listening for leg in self._charges
+                )
+                for reason, modality in self._turns.transcript_gaps(heard=heard):
+                    self.gap(reason, modality)
 
     def _on_session_close(self, event: CloseEvent) -> None:
         with contained("meter"):
