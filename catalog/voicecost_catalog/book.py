@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from voicecost_catalog.genai import Dated, GenaiPrices
+from voicecost_catalog.genai import GENAI_MODALITIES, Dated, GenaiPrices
 from voicecost_catalog.hosts import aliased_provider, check_host_aliases, request_host
 from voicecost_catalog.rates import ModelPrice, restore_price
 from voicecost_catalog.rows import ProviderRows, Rows, load_rows, midnight_unix_ms, row_price
@@ -131,7 +131,7 @@ class CatalogPriceBook:
                 dated = self._row_price(rows, leg, at_unix_ms)
                 if dated.price is None and rows.provider == _INFERENCE:
                     return self._vendor_price(leg, at_unix_ms)
-                if dated.price is not None or leg.modality is not Modality.LLM:
+                if dated.price is not None or leg.modality not in GENAI_MODALITIES:
                     return dated
                 named = rows.provider
         if self._genai is None:

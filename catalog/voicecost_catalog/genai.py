@@ -53,7 +53,8 @@ _NOT_MET: Final = re.compile(
     r"output_image|video|document|searches|cache_write_1h|cache_(audio|image|video)_write|hours"
     r"|messages|mchars"
 )
-_PRICED: Final = (Modality.LLM, Modality.REALTIME)
+GENAI_MODALITIES: Final = (Modality.LLM, Modality.REALTIME)
+"""What genai-prices is asked for; speech is priced by our own rows."""
 _STANDARD_TIERS: Final = frozenset({"", "default", "standard", "auto", "on_demand"})
 _ALWAYS: Final = (-(2**63), 2**63)
 
@@ -108,7 +109,7 @@ class GenaiPrices:
             host: Else the host that served the leg.
             at_unix_ms: When it started.
         """
-        found = self._provider(provider, host) if leg.modality in _PRICED else None
+        found = self._provider(provider, host) if leg.modality in GENAI_MODALITIES else None
         model = found.find_model(leg.model, all_providers=self.load()) if found else None
         if found is None or model is None:
             return Dated(None, *_ALWAYS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from voicecost_catalog import ModelPrice, Rate, Rule
-from voicecost_ledger.records import Modality
+from voicecost_catalog import ModelPrice, Rate, Rule, open_price_book
+from voicecost_ledger.records import LegAttributes, Modality
 
 LIVE = ModelPrice(
     provider="openai",
@@ -82,3 +82,23 @@ def test_a_fee_for_each_request_is_one_for_a_leg_that_nobody_counted() -> None:
     assert price.rate({"input_tokens": 100, "output_tokens": 10}) == 6_110_000
     assert price.rate({"input_tokens": 100, "output_tokens": 10, "requests": 2}) == 12_110_000
     assert price.rate({"input_tokens": 0, "output_tokens": 0}) == 0
+
+
+@pytest.mark.parametrize(
+    ("provider", "host", "model", "unit"),
+    [
+        ("OpenAI", "api.openai.com", "gpt-realtime", "output_audio_tokens"),
+        ("OpenAI", "api.openai.com", "gpt-live-1", "connected_ms"),
+        ("Gemini", "", "gemini-2.5-flash-native-audio-preview-12-2025", "input_audio_tokens"),
+        ("Amazon", "", "amazon.nova-2-sonic-v1:0", "output_audio_tokens"),
+        ("api.x.ai", "api.x.ai", "grok-voice-latest", "connected_ms"),
+        ("Ultravox", "", "fixie-ai/ultravox", "connected_ms"),
+    ],
+)
+def test_a_realtime_model_is_priced_by_what_its_provider_bills(
+    provider: str, host: str, model: str, unit: str
+) -> None:
+    leg = LegAttributes(Modality.REALTIME, provider, model, host=host)
+    price = open_price_book().price_for(leg, 1_795_348_800_000)
+    assert price is not None
+    assert unit in price.rates
