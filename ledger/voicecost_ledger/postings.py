@@ -102,7 +102,10 @@ class Postings:
                     return f"{unit} shrank from {quantity} to {usage.get(unit, 0)}"
         served_model = self._served_model(tx, meter, record)
         price = self._price_of(tx, leg)
-        served = self._price_as_served(leg, served_model, usage) if served_model else None
+        served_tier = record.served_tier if isinstance(record, LegStop) else ""
+        served = None
+        if served_model or served_tier:
+            served = self._price_as_served(leg, served_model, served_tier, usage)
         price = served or price
         rated = None if price is None else price.rate(usage)
         if rated is None and leg.rated_nano_usd is not None and leg.usage:
@@ -349,9 +352,15 @@ class Postings:
             price = self._restored[leg.price_id] = self._prices.restore(document)
         return price
 
-    def _price_as_served(self, leg: Leg, model: str, usage: dict[str, int]) -> Price | None:
+    def _price_as_served(
+        self, leg: Leg, model: str | None, service_tier: str, usage: dict[str, int]
+    ) -> Price | None:
         """The price of what served a leg, where it has one of its own that knows these units."""
-        as_served = msgspec.structs.replace(leg.attributes, model=model)
+        as_served = msgspec.structs.replace(
+            leg.attributes,
+            model=model or leg.attributes.model,
+            service_tier=service_tier or leg.attributes.service_tier,
+        )
         price = self._prices.price_for(as_served, leg.started_at_unix_ms)
         if price is None or price.price_id == leg.price_id or price.rate(usage) is None:
             return None

@@ -216,6 +216,7 @@ class LegStop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
     # By a clock that never steps; None: none came, or nobody measured.
     time_to_first_ms: int | None = None  # from the start to the first token or byte
     duration_ms: int | None = None  # from the start to the stop
+    served_tier: Text = ""  # the service tier that served it, where that was not asked for
 
 
 class Gap(msgspec.Struct, frozen=True, array_like=True, tag="gap"):

@@ -174,6 +174,22 @@ async def test_the_gateway_says_who_served(meter: RecordingMeter) -> None:
     assert_exact(leg, row)
 
 
+@pytest.mark.parametrize("name", ["openai", "responses"])
+@pytest.mark.parametrize(
+    ("asked_for", "served_by", "told"),
+    [("priority", "default", "default"), ("auto", "default", ""), ("flex", "flex", "")],
+)
+async def test_a_tier_that_was_not_asked_for_is_told(
+    meter: RecordingMeter, name: str, asked_for: str, served_by: str, told: str
+) -> None:
+    """OpenAI serves what its priority tier has no room for as any other request."""
+    async with served(BY_NAME[name], meter, Reply(text="Hello.")) as service:
+        service.simulator.service_tier = served_by
+        leg = await service.answer("Hello.", extra_kwargs={"service_tier": asked_for})
+
+    assert (leg.attributes.service_tier, leg.served_tier) == (asked_for, told)
+
+
 async def test_a_conversation_that_the_provider_keeps_is_billed_whole(
     meter: RecordingMeter,
 ) -> None:

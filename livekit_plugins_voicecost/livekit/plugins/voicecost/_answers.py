@@ -22,8 +22,8 @@ class AnswerOwner(Protocol):
         """The provider said what it has used so far; raises CancelledError to end the stream."""
         ...
 
-    def answer_served_by(self, model: str) -> None:
-        """The provider said which model serves it."""
+    def answer_served_by(self, model: str, service_tier: str) -> None:
+        """The provider said who serves it; empty where it did not."""
         ...
 
 
@@ -39,14 +39,14 @@ class Answer:
         refused: Whether the provider said no after all, before it began.
     """
 
-    __slots__ = ("_came", "_model", "_owner", "_thought", "_told", "counts", "final", "refused")
+    __slots__ = ("_came", "_owner", "_served", "_thought", "_told", "counts", "final", "refused")
 
     def __init__(self, owner: AnswerOwner, counts: Counts) -> None:
         self.counts = counts
         self.final = False
         self.refused = False
         self._owner = owner
-        self._model: str | None = None
+        self._served: tuple[str, str] | None = None
         # What the event that is being read has brought.
         self._came = False
         self._thought = False
@@ -95,14 +95,13 @@ class Answer:
 
     def served_by(self, model: str, service_tier: str) -> None:
         """What the answer says of who serves it."""
-        if model != self._model:
-            self._model = model
-            if model:
-                self._owner.answer_served_by(model)
+        if (model, service_tier) != self._served:
+            self._served = model, service_tier
+            self._owner.answer_served_by(model, service_tier)
 
     def refuse(self) -> None:
         """The provider would not serve it after all, unless it had begun."""
-        self.refused = self._model is None
+        self.refused = self._served is None
 
     def read(self) -> None:
         """An event was told; raises CancelledError to end the stream."""
@@ -143,6 +142,15 @@ _ALWAYS: Final = frozenset(
     {"input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"}
 )
 _SNAPSHOT: Final = re.compile(r"[-@.:](?:20\d{2}-?[01]\d-?[0-3]\d|v?\d{3,4}|latest|preview)$")
+
+
+_PLAIN_TIERS: Final = frozenset({"", "auto", "default", "standard", "on_demand"})
+
+
+def same_tier(asked: str, served: str) -> bool:
+    """Whether both name one service tier; providers have several words for the plain one."""
+    one, other = asked.lower(), served.lower()
+    return not other or one == other or (one in _PLAIN_TIERS and other in _PLAIN_TIERS)
 
 
 def same_model(asked: str, served: str) -> bool:

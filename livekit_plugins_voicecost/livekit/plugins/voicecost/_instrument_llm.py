@@ -12,7 +12,7 @@ from livekit.agents.llm import ChatChunk
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults, _wire_clients
-from ._answers import Answer, same_model
+from ._answers import Answer, same_model, same_tier
 from ._estimates import Counts, Estimates, estimates_for, llm_usage
 from ._instrument_attempts import Attempt, describe, was_refused
 from ._prompts import answered, billed_items, count_prompt
@@ -149,10 +149,15 @@ class LLMAttempt(Attempt):
             counts.waited_ms = self._elapsed_ms()
         self._hidden_tokens = self._estimates.hidden_tokens(counts)[0]
 
-    def answer_served_by(self, model: str) -> None:
-        """The provider said which model serves it."""
-        if not same_model(self._tally.attributes.model, model):
-            self._tally.served_by(model)
+    def answer_served_by(self, model: str, service_tier: str) -> None:
+        """The provider said who serves it."""
+        asked = self._tally.attributes
+        if same_model(asked.model, model):
+            model = ""
+        # LiveKit Inference passes on what the model's maker says of a tier it buys itself.
+        if asked.provider == "livekit" or same_tier(asked.service_tier, service_tier):
+            service_tier = ""
+        self._tally.served_by(model, service_tier)
 
     # The end
 
