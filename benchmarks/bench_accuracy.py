@@ -88,7 +88,7 @@ def percent(amount: int, reference: int) -> Percent:
 
 def merged(results: Iterable[Result], field: str) -> dict[str, int]:
     """The sum of one of the results' bills."""
-    amounts = dict.fromkeys(MODALITIES, 0)
+    amounts: dict[str, int] = dict.fromkeys(MODALITIES, 0)
     for result in results:
         for modality, amount in getattr(result, field).items():
             amounts[modality] = amounts.get(modality, 0) + amount

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,8 +14,8 @@ from voicecost_ledger.pricing import PriceBook
 from voicecost_ledger.records import Basis, LegAttributes, Modality
 from voicecost_ledger.stores import LegView
 
-MODALITIES = ("llm", "tts", "stt")
-BILLED_UNITS = {
+MODALITIES: Final[tuple[str, ...]] = ("llm", "tts", "stt")
+BILLED_UNITS: Final = {
     "llm": ("input_tokens", "cached_input_tokens", "output_tokens"),
     "tts": ("characters",),
     "stt": ("audio_ms",),

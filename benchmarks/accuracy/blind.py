@@ -9,8 +9,9 @@ from livekit.plugins.voicecost import _wire_audio, _wire_clients, _wire_openai, 
 
 def see_nothing_on_the_wire() -> None:
     """Forget every protocol and observe no client; before the first `VoiceCost()`."""
-    for table in (_wire_text.TEXT_PROTOCOLS, _wire_text.BODY_PROTOCOLS, _wire_audio._PROTOCOLS):
-        table.clear()
+    _wire_text.TEXT_PROTOCOLS.clear()
+    _wire_text.BODY_PROTOCOLS.clear()
+    _wire_audio._PROTOCOLS.clear()  # pyright: ignore[reportPrivateUsage]  # only for measuring
     _wire_openai.observe_openai_clients = _observe_nothing
     _wire_clients.observe_clients = _observe_nothing
 

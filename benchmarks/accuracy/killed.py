@@ -3,6 +3,7 @@
 It answers one question after another until a SIGKILL ends it; its parent adopts its spool.
 """
 
+# pyright: reportUnknownMemberType=false  # livekit-agents says little of its generics
 from __future__ import annotations
 
 import asyncio

@@ -4,6 +4,7 @@ Everything runs at the speed of speech: the loudspeaker plays as long as the aud
 microphone sends frames as they would be spoken, in irregular sizes. Calls run side by side.
 """
 
+# pyright: reportUnknownMemberType=false  # livekit-agents says little of its generics
 from __future__ import annotations
 
 import asyncio
@@ -313,7 +314,7 @@ class Stage:
         *,
         hears: bool = True,
         speaks: bool = True,
-        turns: str = "manual",
+        turns: str | None = "manual",
         **options: Any,
     ) -> AsyncGenerator[LiveCall]:
         """A metered session; closed at the end of the block at the latest.
@@ -322,7 +323,8 @@ class Stage:
             agent: Its agent.
             hears: Whether it has a microphone.
             speaks: Whether it has a loudspeaker; without one it is a text-only session.
-            turns: `manual`, or `stt`: the caller's voice decides, as in a phone call.
+            turns: `manual`; `stt`: the caller's voice decides, as in a phone call; None: so too,
+                and LiveKit generates preemptively.
             options: For AgentSession; by default the first provider of each kind.
         """
         makers = {"stt": self.stt, "llm": self.llm, "tts": self.tts}

@@ -163,7 +163,7 @@ class _Told(NamedTuple):
     output_tokens: int
     line: Line
     weight: int
-    count: int
+    parts: int
     tokens: int
 
 
@@ -205,16 +205,16 @@ class Ruler:
             told = _Told(reading, output_tokens, self._call, call, calls, tokens)
         else:
             told = _Told(reading, output_tokens, self._prose, prose, 1, tokens)
-        told.line.learn(told.weight, told.count, told.tokens)
+        told.line.learn(told.weight, told.parts, told.tokens)
         self._told.append(told)
         self._judge(prior)
 
     def _judge(self, prior: Scale) -> None:
         self.misses, self.missed = [], 0
-        for reading, output_tokens, line, weight, count, tokens in self._told:
-            line.learn(weight, count, tokens, times=-1)
+        for reading, output_tokens, line, weight, parts, tokens in self._told:
+            line.learn(weight, parts, tokens, times=-1)
             missed = output_tokens * ONE - self.scale(prior).whole(reading)
-            line.learn(weight, count, tokens)
+            line.learn(weight, parts, tokens)
             self.misses.append((rounded(missed), output_tokens + _CALL_TOKENS * reading[2]))
             if not reading[2]:
                 self.missed += abs(missed)

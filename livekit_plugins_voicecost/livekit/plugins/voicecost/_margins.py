@@ -1,8 +1,8 @@
 """By how much an estimate may be off: learned from what the same rule foretold and was then told.
 
-Every completed prompt is foretold before its report is learned, and every completed answer from the
-reports on all the others: so the model's own misses say how far off the next estimate may be. A miss is judged by how much text had to be guessed: chance
-makes it grow with the root of that, a wrong idea of the encoder in proportion.
+Every completed prompt is foretold before its report is learned, and every completed answer from
+the reports on all the others: so the model's own misses say how far off the next estimate may be.
+A miss is judged by how much text had to be guessed: chance makes it grow with the root of that.
 """
 
 from __future__ import annotations
