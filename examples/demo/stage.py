@@ -34,6 +34,7 @@ from voicecost_ledger.records import LegAttributes, Modality
 
 _AGENT: Final = Path(__file__).with_name("agent.py")
 _AGENT_NAME: Final = "waiter"
+_REGISTERED: Final = '"registered worker"'
 
 
 class Providers:
@@ -161,11 +162,27 @@ class Stage:
         """
         assert self.livekit is not None, "there is no LiveKit server on this stage"
         assert self._worker is not None
-        registered = '"registered worker"'
-        times = self._worker.output().count(registered)
+        times = self._worker.output().count(_REGISTERED)
         self.livekit.kill()
         await self.livekit.start()
-        await self._worker.ready(lambda output: output.count(registered) > times)
+        await self._worker_registered(times)
+
+    async def replace_worker(self) -> Child:
+        """Tell the worker to go, as a rolling deployment does, and start another.
+
+        Returns:
+            The old worker: it takes no more calls, and ends when those that it has are over.
+
+        Raises:
+            NotReadyError: The other one does not register.
+        """
+        assert self._worker is not None, "without rooms there is no worker"
+        old = self._worker
+        times = old.output().count(_REGISTERED)
+        os.kill(old.pid, signal.SIGTERM)  # not its jobs: it lets them end
+        self._start_worker()
+        await self._worker_registered(times)
+        return old
 
     def kill_agent(self, name: str) -> None:
         """SIGKILL the process of that call's agent, and nothing else."""
@@ -227,12 +244,19 @@ class Stage:
         )
         # Both take seconds to import what they need: side by side.
         if self.livekit is not None:
-            command = [sys.executable, "-m", "livekit.agents", "start", _AGENT]
-            self._worker = self._processes.start("agent", command, env=self._agent_env)
+            self._start_worker()
         await self._rest.enter_async_context(self.sidecar)
         if self._worker is not None:
-            # A call that comes before the worker has registered gets no agent, ever.
-            await self._worker.ready(lambda output: '"registered worker"' in output)
+            await self._worker_registered()
+
+    def _start_worker(self) -> None:
+        command = [sys.executable, "-m", "livekit.agents", "start", _AGENT]
+        self._worker = self._processes.start("agent", command, env=self._agent_env)
+
+    async def _worker_registered(self, times: int = 0) -> None:
+        """Return when that was logged more often; a call that comes before gets no agent, ever."""
+        assert self._worker is not None
+        await self._worker.ready(lambda output: output.count(_REGISTERED) > times)
 
     def _start_roomless_agent(self, port: int, name: str, terms: str) -> None:
         module = "examples.demo.roomless_agent"
