@@ -5,11 +5,20 @@ from __future__ import annotations
 import array
 import asyncio
 import random
-from collections.abc import AsyncIterable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import grpc
+from google.auth.credentials import AnonymousCredentials
+from google.cloud.speech_v1 import SpeechAsyncClient as SpeechAsyncClientV1
+from google.cloud.speech_v1.services.speech.transports import (
+    SpeechGrpcAsyncIOTransport as SpeechGrpcAsyncIOTransportV1,
+)
+from google.cloud.speech_v2 import SpeechAsyncClient
+from google.cloud.speech_v2.services.speech.transports import SpeechGrpcAsyncIOTransport
 from livekit import rtc
 from livekit.agents import APIConnectOptions, inference
 from livekit.agents.stt import STT, RecognizeStream, SpeechEvent, SpeechEventType
@@ -18,6 +27,10 @@ from livekit.plugins.cartesia import STT as CartesiaSTT
 from livekit.plugins.deepgram import STT as DeepgramSTT
 from livekit.plugins.deepgram import STTv2 as FluxSTT
 from livekit.plugins.elevenlabs import STT as ElevenLabsSTT
+from livekit.plugins.google import STT as GoogleSTT
+from livekit.plugins.openai import STT as OpenAISTT
+from livekit.plugins.speechmatics import STT as SpeechmaticsSTT
+from livekit.plugins.speechmatics import TurnDetectionMode
 
 from tests.plugin.metered_session import RecordingMeter, SeenLeg
 from tests.simulators import BillRow
@@ -26,7 +39,10 @@ from tests.simulators.cartesia_listen import CartesiaListenSimulator
 from tests.simulators.deepgram import DeepgramSimulator
 from tests.simulators.deepgram_flux import DeepgramFluxSimulator
 from tests.simulators.elevenlabs_listen import ElevenLabsListenSimulator
+from tests.simulators.google_speech import GoogleSpeechSimulator
 from tests.simulators.inference_stt import InferenceSTTSimulator
+from tests.simulators.openai_transcriptions import OpenAITranscriptionsSimulator
+from tests.simulators.speechmatics_listen import SpeechmaticsSimulator
 from voicecost_ledger.records import Modality
 
 TRANSCRIPTS = ("Hello there, who is it?", "And how is the weather in Paris today?")
@@ -44,6 +60,8 @@ class Recogniser:
     plugin: Callable[[Any, aiohttp.ClientSession], STT[Any]]
     ends: bool = True
     """Whether the plugin's stream ends by itself, and soon, when its input does."""
+    tokens: bool = False
+    """Whether the provider reports tokens, and bills by them."""
 
     def __str__(self) -> str:
         return self.name
@@ -92,6 +110,42 @@ def _inference(simulator: InferenceSTTSimulator, http: aiohttp.ClientSession) ->
     )
 
 
+def _google(simulator: GoogleSpeechSimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    stt = GoogleSTT(credentials=AnonymousCredentials(), project="p", model="chirp_2")
+
+    async def connect(_: float) -> SpeechAsyncClient:
+        channel = grpc.aio.insecure_channel(simulator.target)
+        return SpeechAsyncClient(transport=SpeechGrpcAsyncIOTransport(channel=channel))
+
+    stt._pool._connect_cb = connect  # the plugin has no option for another endpoint
+    return stt
+
+
+def _google_v1(simulator: GoogleSpeechSimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    stt = GoogleSTT(credentials=AnonymousCredentials(), model="latest_long")
+
+    async def connect(_: float) -> SpeechAsyncClientV1:
+        channel = grpc.aio.insecure_channel(simulator.target)
+        return SpeechAsyncClientV1(transport=SpeechGrpcAsyncIOTransportV1(channel=channel))
+
+    stt._pool._connect_cb = connect
+    return stt
+
+
+def _speechmatics(simulator: SpeechmaticsSimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    return SpeechmaticsSTT(
+        turn_detection_mode=TurnDetectionMode.VAD, base_url=simulator.base_url, api_key="x"
+    )
+
+
+def _openai(simulator: OpenAITranscriptionsSimulator, http: aiohttp.ClientSession) -> STT[Any]:
+    stt = OpenAISTT(
+        model="gpt-4o-transcribe", use_realtime=True, base_url=simulator.base_url, api_key="x"
+    )
+    stt._session = http
+    return stt
+
+
 def _with_words(simulate: Callable[..., Any]) -> Callable[[], Any]:
     return lambda: simulate(transcripts=TRANSCRIPTS)
 
@@ -104,6 +158,12 @@ RECOGNISERS = (
     Recogniser("cartesia ink-whisper", _with_words(CartesiaListenSimulator), _ink_whisper),
     Recogniser("elevenlabs", _with_words(ElevenLabsListenSimulator), _scribe, ends=False),
     Recogniser("livekit inference", _with_words(InferenceSTTSimulator), _inference, ends=False),
+    Recogniser("speechmatics", _with_words(SpeechmaticsSimulator), _speechmatics, ends=False),
+    Recogniser("google", _with_words(GoogleSpeechSimulator), _google),
+    Recogniser("google v1", _with_words(GoogleSpeechSimulator), _google_v1),
+    Recogniser(
+        "openai", _with_words(OpenAITranscriptionsSimulator), _openai, ends=False, tokens=True
+    ),
 )
 
 
@@ -129,6 +189,25 @@ def silence(ms: int, *, sample_rate: int = 16_000) -> Iterator[rtc.AudioFrame]:
     samples = sample_rate // 100
     for _ in range(ms // 10):
         yield rtc.AudioFrame(bytes(2 * samples), sample_rate, 1, samples)
+
+
+@asynccontextmanager
+async def open_microphone(stream: RecognizeStream) -> AsyncGenerator[None]:
+    """Push silence in frames of 10 ms, faster than it passes, as long as the context lasts."""
+
+    async def feed() -> None:
+        while True:
+            for frame in silence(10):
+                stream.push_frame(frame)
+            await asyncio.sleep(0.001)
+
+    task = asyncio.create_task(feed())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def push(stream: RecognizeStream, frames: Iterator[rtc.AudioFrame] | None = None) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from livekit import rtc
+from livekit.agents import APIStatusError
 from livekit.agents.stt import SpeechEvent, SpeechEventType
 
 from voicecost_ledger.records import Basis, Modality, Outcome
@@ -38,6 +39,9 @@ _UNSEEN_MS_MAX: Final = 2_000
 
 _UNSENT_MS_MAX: Final = 200
 """Audio that a plugin gathers before it sends it: 50 to 160 ms in those we know."""
+
+_REFUSALS: Final = frozenset({401, 403, 404, 429})
+"""No credentials, no right, no such model, no quota: found before anything is recognised."""
 
 _TRANSCRIPTS: Final = frozenset(
     {
@@ -95,7 +99,11 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
             getattr(getattr(self, channel, None), "__dict__", {}).pop(name, None)
         if self._tally is None:
             return
-        if outcome is Outcome.FAILED and self._connection is None and was_refused(error):
+        if outcome is Outcome.FAILED and (
+            (self._connection is None and was_refused(error))
+            # Over gRPC a call is refused when it seems to be open already.
+            or (isinstance(error, APIStatusError) and error.status_code in _REFUSALS)
+        ):
             self._tally.stop(
                 self.outcome_of(outcome, self._tally),
                 {"audio_ms": 0, "connected_ms": 0},
@@ -133,7 +141,7 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         self._audio_sending(size_of(payload) if size_of is not None else 0)
 
     def request_sending(self, connection: object, request: Any) -> None:
-        """The same over gRPC, where the first audio shows that the connection is open."""
+        """The same over gRPC."""
         size_of = self._protocol.request if self._protocol is not None else None
         size = size_of(request) if size_of is not None else 0
         if size:

@@ -155,8 +155,10 @@ def _observe_aiohttp() -> Callable[[], None]:
 def _observe_websockets(module: Any) -> Callable[[], None]:
     """The `websockets` library's client, which has no hook of its own for a sent message."""
     client: Any = module.ClientConnection
+    names = ("handshake", "send", "close", "connection_lost")
+    own = {name: vars(client)[name] for name in names if name in vars(client)}
     handshake, send, close = client.handshake, client.send, client.close
-    inherited = {name for name in ("send", "close") if name not in vars(client)}
+    connection_lost = client.connection_lost
 
     @functools.wraps(handshake)
     async def observed_handshake(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -180,15 +182,20 @@ def _observe_websockets(module: Any) -> Callable[[], None]:
         _tell_closed(self)
         return await close(self, *args, **kwargs)
 
+    @functools.wraps(connection_lost)
+    def observed_connection_lost(self: Any, *args: Any) -> None:
+        _tell_closed(self)  # called in the context that made the connection
+        connection_lost(self, *args)
+
     client.handshake, client.send, client.close = observed_handshake, observed_send, observed_close
+    client.connection_lost = observed_connection_lost
 
     def undo() -> None:
-        client.handshake = handshake
-        for name, original in (("send", send), ("close", close)):
-            if name in inherited:
+        for name in names:
+            if name in own:
+                setattr(client, name, own[name])
+            else:  # inherited
                 delattr(client, name)
-            else:
-                setattr(client, name, original)
 
     return undo
 
@@ -196,17 +203,22 @@ def _observe_websockets(module: Any) -> Callable[[], None]:
 class _ObservedRequests:
     """A gRPC call's requests, each shown to the observer when the call takes it to send it."""
 
-    __slots__ = ("_observer", "_requests")
+    __slots__ = ("_observer", "_requests", "_taken")
 
     def __init__(self, requests: Any, seen_by: ConnectionObserver) -> None:
         self._requests = aiter(requests)
         self._observer = seen_by
+        self._taken = 0
 
     def __aiter__(self) -> _ObservedRequests:
         return self
 
     async def __anext__(self) -> Any:
+        if self._taken == 1:  # it asks for the second once it has written the first
+            with _faults.contained("wire_opened"):
+                self._observer.connection_opened(self)
         request = await anext(self._requests)
+        self._taken += 1
         with _faults.contained("wire_request"):
             self._observer.request_sending(self, request)
         return request
