@@ -108,11 +108,19 @@ def accruing(db: apsw.Connection, project: str | None) -> int:
     return query(db, sql, (project,))[0][0]
 
 
+_COUNTED: Final = (
+    "budget_ended_calls",
+    "checkpoints",
+    "quarantined_records",
+    "tick_faults",
+    "unexplained_control_totals",
+)
+
+
 def counters(db: apsw.Connection) -> dict[str, int]:
     """Counters, and gauges read off the tables; names are fixed words."""
-    found: dict[str, int] = {
-        row[0]: row[1] for row in query(db, "SELECT name, value FROM counters")
-    }
+    found = dict.fromkeys(_COUNTED, 0)  # an alert can tell "none yet" from "not counted"
+    found.update({row[0]: row[1] for row in query(db, "SELECT name, value FROM counters")})
     for state, count in query(db, "SELECT state, count(*) FROM calls GROUP BY state"):
         found[f"calls_{state}"] = count
     for name, sql in (
