@@ -98,7 +98,7 @@ async def test_agents_with_voices_of_their_own(monkeypatch: pytest.MonkeyPatch) 
 
 async def test_two_sessions_share_one_voice(monkeypatch: pytest.MonkeyPatch) -> None:
     """One plugin instance, one socket, two callers: each pays for its own text."""
-    texts = (LONG_ANSWER, "It is sunny in Paris today.")
+    texts = ("Good morning to you, and thank you for asking.", "It is sunny in Paris today.")
     async with (
         simulated_voice("elevenlabs", monkeypatch) as voice,
         simulated_providers() as providers,
