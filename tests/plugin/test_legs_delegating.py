@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from livekit.agents import APIConnectOptions
-from livekit.agents.llm import LLM, ChatContext, LLMStream
+from livekit.agents.llm import LLM, ChatChunk, ChatContext, ChoiceDelta, LLMStream
 from livekit.agents.tts import TTS, ChunkedStream, SynthesizeStream, TTSCapabilities
 from livekit.plugins.openai.llm import LLMStream as OpenAIStream
 
@@ -62,14 +62,25 @@ async def test_a_router_is_not_charged_for_what_the_llm_behind_it_answers(
     meter = RecordingMeter()
     with _attribution.scoped(meter):
         await _read(Router(Router(providers.llm())).chat(chat_ctx=_question()))
-    await meter.stopped(Modality.LLM, 3)
     await providers.bill.settled()
     for unit in ("input_tokens", "output_tokens"):
         assert meter.total(Modality.LLM, unit) == providers.bill.total(unit, service="llm")
-    used = [leg for leg in meter.of(Modality.LLM) if any(leg.usage.values())]
-    assert [leg.attributes.model for leg in used] == ["gpt-4o-mini"]
-    assert {leg.outcome for leg in meter.of(Modality.LLM)} == {Outcome.SERVED}
-    assert {leg.stop_count for leg in meter.of(Modality.LLM)} == {1}
+    (leg,) = meter.of(Modality.LLM)  # none of the routers, which would be unpriced
+    assert (leg.attributes.model, leg.outcome, leg.stop_count) == ("gpt-4o-mini", Outcome.SERVED, 1)
+
+
+async def test_a_router_that_answers_itself_is_charged_for_that(providers: Providers) -> None:
+    class Own(_RoutedStream):
+        async def _run(self) -> None:
+            delta = ChoiceDelta(role="assistant", content="No, never.")
+            self._event_ch.send_nowait(ChatChunk(id="1", delta=delta))
+
+    meter, router = RecordingMeter(), Router(providers.llm())
+    with _attribution.scoped(meter):
+        await _read(Own(router, chat_ctx=_question(), tools=[], conn_options=ONCE))
+    (leg,) = meter.of(Modality.LLM)
+    assert leg.usage["completion_characters"] == len("No, never.")
+    assert (leg.attributes.model, leg.outcome) == ("unknown", Outcome.SERVED)
 
 
 @pytest.mark.parametrize("first", ["the check", "the answer"])

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
-from livekit.agents import APIError, APIStatusError
+from livekit.agents import APIError, APIStatusError, llm, stt, tts
 
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
@@ -208,6 +208,7 @@ class Attempt(HttpObserver):
         self.cut = False
         self._tallies: list[Tally] = []
         self._delegates = False
+        self._asked_another = False
         self._requests_itself = False
         self._http_requests = 0
         self._task = asyncio.current_task()
@@ -271,10 +272,12 @@ class Attempt(HttpObserver):
         """A new leg of this attempt."""
         tally = Tally(self.owner, attributes, self.speech)
         tally.heard_by_livekit = _has_listeners(self.stream)
+        if not self._delegates:
+            self._tallies.append(tally)
+            # As long as it does: a router's every request would be a leg that used nothing.
+            self._delegates = not self._requests_itself and _holds_another(self.stream)
         if self._delegates:
             tally.withdraw()
-        else:
-            self._tallies.append(tally)
         return tally
 
     def delegates(self) -> None:
@@ -282,10 +285,15 @@ class Attempt(HttpObserver):
 
         So does a router or a guardrail around another plugin: what went through it is billed once.
         """
+        self._asked_another = True
         if not self._requests_itself:
             self._delegates = True
             for tally in self._tallies:
                 tally.withdraw()
+
+    def was_presumed_to_delegate(self) -> bool:
+        """Whether it holds another plugin, and has asked nobody in this run."""
+        return self._delegates and not self._asked_another
 
     def requests_itself(self) -> None:
         """A request of its own was seen on the wire, whatever else it asks others for."""
@@ -327,6 +335,29 @@ class Attempt(HttpObserver):
         elif outcome is Outcome.INTERRUPTED:
             return Outcome.DISCARDED
         return outcome
+
+
+_COMPONENTS: Final[dict[str, type[Any]]] = {"_llm": llm.LLM, "_tts": tts.TTS, "_stt": stt.STT}
+
+
+def _holds_another(stream: Any) -> bool:
+    """Whether the stream's component is one around another of its kind, or around several."""
+    for name, kind in _COMPONENTS.items():
+        component = getattr(stream, name, None)
+        if component is not None:
+            attributes: dict[str, Any] = vars(component)
+            return any(
+                isinstance(part, kind) and part is not component
+                for held in attributes.values()
+                for part in _parts(held)
+            )
+    return False
+
+
+def _parts(held: Any) -> Iterable[Any]:
+    if isinstance(held, dict):
+        return cast("dict[Any, Any]", held).values()
+    return cast("list[Any]", held) if isinstance(held, list | tuple) else (held,)
 
 
 def _has_listeners(stream: Any) -> bool:
@@ -446,6 +477,8 @@ def _outcome(attempt: Attempt, error: BaseException) -> Outcome:
 
 def _finish(attempt: Attempt, outcome: Outcome, error: BaseException | None) -> None:
     try:
+        if attempt.was_presumed_to_delegate():
+            attempt.requests_itself()
         attempt.finish(outcome, error)
         attempt.tell_unmetered()
     except Exception as fault:
