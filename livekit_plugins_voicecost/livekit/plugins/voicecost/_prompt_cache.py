@@ -16,6 +16,7 @@ from typing import Final
 _STEP: Final = 128
 _STEP_MIN: Final = 8  # no provider's: what looks like smaller steps has none
 _TOKENS_MIN: Final = 1024
+_COUNTED_OFF: Final = 16  # tokens that our own count of a beginning may be off
 
 
 class PromptCache:
@@ -62,11 +63,11 @@ class PromptCache:
             self._step = step if step >= _STEP_MIN else 1
             self._tokens_min = min(self._tokens_min, cached_tokens)
         foretold = self.cut(shared_tokens)
-        if cached_tokens > foretold + self._step:
+        off = max(self._step, _COUNTED_OFF)
+        if cached_tokens > foretold + off:
             return True
         if foretold > 0:
-            # One step less is our own count of tokens, at its edge.
-            found = foretold if cached_tokens + self._step >= foretold else cached_tokens
+            found = foretold if cached_tokens + off >= foretold else cached_tokens
             # The newest count most: a cache is emptied, and filled again.
             self._foretold += foretold - self._foretold // 8
             self._found += found - self._found // 8
