@@ -345,7 +345,7 @@ def _holds_another(stream: Any) -> bool:
     for name, kind in _COMPONENTS.items():
         component = getattr(stream, name, None)
         if component is not None:
-            attributes: dict[str, Any] = vars(component)
+            attributes = cast("dict[str, Any]", vars(component))
             return any(
                 isinstance(part, kind) and part is not component
                 for held in attributes.values()
