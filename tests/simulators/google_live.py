@@ -204,7 +204,7 @@ class _Connection:
         async for message in self._websocket:
             if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                 return
-            event: dict[str, Any] = json.loads(message.data)
+            event: dict[str, Any] = _camel_case(json.loads(message.data))
             if "setup" in event:
                 await self._set_up(event["setup"])
             elif "clientContent" in event:
@@ -241,7 +241,8 @@ class _Connection:
             text = "".join(part.get("text", "") for part in turn.get("parts") or [])
             self._context["TEXT"] += count_tokens(text) + 2
             role = "user" if turn.get("role") == "user" else "assistant"
-            self._messages.append({"role": role, "content": text})
+            if text != ".":  # what clients say who have nothing to say, but want an answer
+                self._messages.append({"role": role, "content": text})
         if content.get("turnComplete"):
             await self._interrupt()
             await self._answer()
@@ -255,7 +256,7 @@ class _Connection:
     async def _take_input(self, given: dict[str, Any]) -> None:
         for blob in [given.get("audio"), *(given.get("mediaChunks") or [])]:
             if blob is not None:
-                await self._hear(base64.b64decode(blob["data"]))
+                await self._hear(base64.urlsafe_b64decode(blob["data"]))
 
     async def _hear(self, audio: bytes) -> None:
         duration_ms = len(audio) // _IN_BYTES_PER_MS
@@ -383,6 +384,19 @@ class _Connection:
     async def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(ConnectionError):
             await self._websocket.send_bytes(json.dumps(message).encode())
+
+
+def _camel_case(value: Any) -> Any:
+    """JSON names of protocol buffers may be written either way, and the client does."""
+    if isinstance(value, list):
+        return [_camel_case(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    renamed: dict[str, Any] = {}
+    for key, each in value.items():
+        first, *rest = key.split("_")
+        renamed[first + "".join(part.capitalize() for part in rest)] = _camel_case(each)
+    return renamed
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:

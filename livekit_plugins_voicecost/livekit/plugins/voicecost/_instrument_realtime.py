@@ -27,12 +27,14 @@ from voicecost_ledger.records import Outcome
 from . import _attribution, _faults
 from ._faults import contained
 from ._realtime_events import LiveKitEvents
+from ._realtime_google import GoogleLive, observe_connection
 from ._realtime_live import GPTLive
 from ._realtime_openai import OpenAIRealtime
 from ._realtime_session import SessionLegs
 
 _WATCHED: Final = "_voicecost_watched"
 _DELEGATING: Final = frozenset({"_FallbackRealtimeSession", "_DuplexRealtimeSession"})
+_GOOGLE: Final = "livekit.plugins.google"
 _RAW_SENT: Final = "openai_client_event_queued"
 _RAW_RECEIVED: Final = "openai_server_event_received"
 
@@ -133,6 +135,7 @@ class _Watched:
         self.legs = SessionLegs(session, model, duplex=duplex)
         self.events = LiveKitEvents(self.legs)
         self.raw: OpenAIRealtime | GPTLive | None = None
+        self.google: GoogleLive | None = None
         self.legs.protocol = self.events
         self._asked: Any = None  # the SpeechHandle for which a response was asked last
 
@@ -147,7 +150,7 @@ class _Watched:
         elif event == "metrics_collected":
             if getattr(args[0], "acquire_time", 0.0) and not getattr(args[0], "total_tokens", 0):
                 self.legs.connected()
-            elif self.raw is None:
+            elif self.raw is None and self.google is None:
                 self.events.reported(args[0])
 
     def generation_created(self, event: Any, speeches: list[Any]) -> None:
@@ -215,6 +218,10 @@ class _Watched:
         for name, observe in (("_create_ws_conn", self._connecting), ("_run_ws", self._running)):
             if inspect.iscoroutinefunction(getattr(session, name, None)):
                 setattr(session, name, observe(getattr(session, name)))
+        if any(each.__module__.startswith(_GOOGLE) for each in type(session).__mro__):
+            self.google = self.legs.protocol = GoogleLive(self.legs)
+            session._send_task = self._on_google(session._send_task, self.google)
+            session._recv_task = self._on_google(session._recv_task, self.google)
 
     def _asking(self, ask: Callable[..., asyncio.Future[Any]]) -> Callable[..., Any]:
         @functools.wraps(ask)
@@ -261,6 +268,26 @@ class _Watched:
 
         return observed_run
 
+    def _on_google(self, run: Callable[..., Any], google: GoogleLive) -> Callable[..., Any]:
+        """Both of the plugin's tasks are given the connection; whichever is first shows it."""
+        sends = run.__name__ == "_send_task"
+
+        @functools.wraps(run)
+        async def observed_run(connection: Any, *args: Any, **kwargs: Any) -> Any:
+            with contained("realtime_connection"):
+                if "_receive" not in connection.__dict__:
+                    observe_connection(self.legs.session, connection, google)
+            try:
+                return await run(connection, *args, **kwargs)
+            finally:
+                if not sends:
+                    with contained("realtime_connection"):
+                        failed = getattr(self.legs.session, "_session_error", None) is not None
+                        google.disconnected(Outcome.FAILED if failed else Outcome.INTERRUPTED)
+                        self.legs.disconnected(Outcome.FAILED if failed else Outcome.SERVED)
+
+        return observed_run
+
     def _unheard(self, text: str) -> None:
         """A message arrived while the session closes: the plugin drops it without a word."""
         if self.legs.closing and isinstance(self.raw, OpenAIRealtime):
@@ -269,6 +296,8 @@ class _Watched:
     def _closed(self) -> None:
         if self.raw is not None:
             self.raw.closed()
+        if self.google is not None:
+            self.google.closed()
         self.events.closed()
         self.legs.disconnected(Outcome.SERVED)
 

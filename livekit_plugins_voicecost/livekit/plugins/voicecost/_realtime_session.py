@@ -21,6 +21,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 from livekit.agents.llm.realtime import RealtimeError
 
@@ -107,7 +108,7 @@ class SessionLegs:
             provider=str(self.model.provider),
             model=model,
             label=str(self.model.label),
-            host=host_of(self.session, self.model),
+            host=host_of(self.session, self.model) or _google_host(self.session),
             voice=option_text(self.session, self.model, "voice") if realtime else "",
             service_tier=option_text(self.session, self.model, "service_tier") if realtime else "",
         )
@@ -321,6 +322,13 @@ def settle(
     tally.usage, tally.basis, tally.outcome = usage, basis, outcome
     if tally.leg is not None:
         tally.leg.correct(usage, basis, outcome)
+
+
+def _google_host(session: Any) -> str:
+    """The host of a google-genai client, which keeps it to itself."""
+    client = getattr(getattr(session, "_client", None), "_api_client", None)
+    url = getattr(getattr(client, "_http_options", None), "base_url", None)
+    return urlsplit(url).netloc if isinstance(url, str) else ""
 
 
 def _count(samples: dict[int, int], frame: Any) -> None:
