@@ -13,7 +13,8 @@ from livekit import rtc
 
 from tests.plugin.metered_session import Call, Microphone, RecordingMeter, SeenLeg
 from tests.simulators import Bill, BillRow
-from voicecost_ledger.records import Basis, Modality, Outcome
+from voicecost_ledger.records import Basis, LegAttributes, Outcome
+from voicecost_ledger.stores import CallDetail
 
 INPUT_TOKENS_OFF_MAX: Final = 4
 OUTPUT_TOKENS_OFF_MAX: Final = 8
@@ -33,6 +34,25 @@ def held_against_the_bill(call: Call, *, input_tokens_off_max: int = INPUT_TOKEN
     )
 
 
+def calls_held_against(
+    calls: Iterable[CallDetail], *bills: Bill, input_tokens_off_max: int = INPUT_TOKENS_OFF_MAX
+) -> str:
+    """See `meter_held_against`, for all legs that the ledger has of these calls."""
+    legs = [
+        SeenLeg(
+            LegAttributes(leg.modality, leg.provider, leg.model),
+            leg.usage,
+            leg.basis,
+            leg.speech_id,
+            leg.outcome,
+        )
+        for call in calls
+        for leg in call.legs
+    ]
+    rows = [row for bill in bills for row in bill.rows]
+    return _held_against(legs, rows, input_tokens_off_max, sort=True)
+
+
 def meter_held_against(
     *meters_and_bill: RecordingMeter | Bill, input_tokens_off_max: int = INPUT_TOKENS_OFF_MAX
 ) -> str:
@@ -47,14 +67,21 @@ def meter_held_against(
         `"stt served, llm served interrupted, tts served"`; `refused` is a failed one that the
         provider did not accept.
     """
-    # Of several meters the requests come in any order: the smaller ones first, here and there.
+    # Requests of several meters come in any order: the smaller ones first, here and there.
     meters = [each for each in meters_and_bill if isinstance(each, RecordingMeter)]
     (bill,) = (each for each in meters_and_bill if isinstance(each, Bill))
+    legs = [leg for meter in meters for leg in meter.legs.values()]
+    return _held_against(legs, bill.rows, input_tokens_off_max, sort=len(meters) > 1)
+
+
+def _held_against(
+    all_legs: list[SeenLeg], all_rows: list[BillRow], input_tokens_off_max: int, *, sort: bool
+) -> str:
     said: list[str] = []
     for service in ("stt", "llm", "tts"):
-        legs = [leg for meter in meters for leg in meter.of(Modality(service))]
-        rows = [row for row in bill.rows if row.service == service]
-        if len(meters) > 1:
+        legs = [leg for leg in all_legs if leg.attributes.modality.value == service]
+        rows = [row for row in all_rows if row.service == service]
+        if sort:
             unit = _UNITS[service][-1]
             legs.sort(key=lambda leg: leg.usage.get(unit, 0))
             rows.sort(key=lambda row: row.units[unit])

@@ -339,7 +339,7 @@ async def metered_call(
             tts_conn_options=one_try_more,
             stt_conn_options=one_try_more,
         ),
-        session_close_transcript_timeout=0.2,
+        session_close_transcript_timeout=0.05,
         **options,
     )
     meter = RecordingMeter(limit_nano_usd=limit_nano_usd)

@@ -12,7 +12,13 @@ from livekit.agents.voice.events import CloseReason
 
 from livekit.plugins.voicecost import _attribution
 from tests.plugin.endings import Caller, held_against_the_bill, meter_held_against
-from tests.plugin.metered_session import Call, Providers, metered_call, simulated_providers
+from tests.plugin.metered_session import (
+    Call,
+    Loudspeaker,
+    Providers,
+    metered_call,
+    simulated_providers,
+)
 from tests.simulators import LONG_ANSWER, Reply
 from voicecost_ledger.records import Basis, Modality, Outcome
 
@@ -113,6 +119,7 @@ async def test_a_session_that_is_started_twice(providers: Providers) -> None:
     async with metered_call(providers, hears=True) as call:
         await _ask(call)
         await call.session.aclose()
+        call.session.output.audio = Loudspeaker()
         await call.session.start(Agent(instructions="You are another one."))
         await _ask(call)
         await call.close()
