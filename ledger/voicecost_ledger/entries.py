@@ -26,6 +26,7 @@ class Leg(msgspec.Struct, kw_only=True):
     call_id: str
     attributes: LegAttributes  # as asked for
     served_model: str | None = None  # what the provider says served it, where it said another
+    served_tier: str | None = None  # the service tier that did, where it was not asked for
     priced_as: str | None = None  # what served it, where that has a price of its own
     started_at_unix_ms: int
     speech_id: str | None = None

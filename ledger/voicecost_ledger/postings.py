@@ -35,7 +35,7 @@ from voicecost_ledger.stores import Session
 MAX_LEG_NANO_USD: Final = 10_000 * NANO_USD_PER_USD
 """No request of today's providers costs $10,000: a count that says so is a fault or a fraud, and
 sums of what is accepted stay far inside int64."""
-MODEL_NAME_MAX: Final = 256
+NAME_MAX: Final = 256
 
 _COVERAGE_ORDER = [Coverage.COMPLETE, Coverage.PARTIAL, Coverage.METRICS_ONLY]
 
@@ -100,9 +100,9 @@ class Postings:
             for unit, quantity in leg.usage.items():
                 if usage.get(unit, 0) < quantity:
                     return f"{unit} shrank from {quantity} to {usage.get(unit, 0)}"
-        served_model = self._served_model(tx, meter, record)
+        served_model = self._served(tx, meter, record, "served_model")
+        served_tier = self._served(tx, meter, record, "served_tier")
         price = self._price_of(tx, leg)
-        served_tier = record.served_tier if isinstance(record, LegStop) else ""
         served = None
         if served_model or served_tier:
             served = self._price_as_served(leg, served_model, served_tier, usage)
@@ -129,11 +129,11 @@ class Postings:
         was_outcome, was_model = leg.outcome, leg.billed_model
         if isinstance(record, LegStop):
             self._stop(tx, meter, leg, record)
-            if served_model:
-                leg.served_model = served_model
+            leg.served_model = served_model or leg.served_model
+            leg.served_tier = served_tier or leg.served_tier
             if served is not None:
                 self._give_price(tx, leg, served)
-                leg.priced_as = served_model
+                leg.priced_as = served_model or leg.priced_as
         leg.basis = record.basis
         leg.margins = self._margins(tx, meter, record)
         self._set_usage(meter, leg, usage, price, rated)
@@ -278,15 +278,16 @@ class Postings:
             return {}
         return dict(record.margins)
 
-    def _served_model(
-        self, tx: Session, meter: Meter, record: LegStart | LegInterim | LegStop
+    def _served(
+        self, tx: Session, meter: Meter, record: LegStart | LegInterim | LegStop, field: str
     ) -> str | None:
-        if not isinstance(record, LegStop) or not record.served_model:
+        """A name that a stop gives of what served its leg; None where it gives none, or garbage."""
+        name: str = getattr(record, field) if isinstance(record, LegStop) else ""
+        if not name:
             return None
-        name = record.served_model
-        if len(name) <= MODEL_NAME_MAX and name.isprintable() and name == name.strip():
+        if len(name) <= NAME_MAX and name.isprintable() and name == name.strip():
             return name
-        self.quarantine(tx, meter, record, "served_model is no model's name: it is not believed")
+        self.quarantine(tx, meter, record, f"{field} is no such name: it is not believed")
         return None
 
     def _stop(self, tx: Session, meter: Meter, leg: Leg, record: LegStop) -> None:
@@ -353,13 +354,13 @@ class Postings:
         return price
 
     def _price_as_served(
-        self, leg: Leg, model: str | None, service_tier: str, usage: dict[str, int]
+        self, leg: Leg, model: str | None, tier: str | None, usage: dict[str, int]
     ) -> Price | None:
         """The price of what served a leg, where it has one of its own that knows these units."""
         as_served = msgspec.structs.replace(
             leg.attributes,
-            model=model or leg.attributes.model,
-            service_tier=service_tier or leg.attributes.service_tier,
+            model=model or leg.billed_model,
+            service_tier=tier or leg.served_tier or leg.attributes.service_tier,
         )
         price = self._prices.price_for(as_served, leg.started_at_unix_ms)
         if price is None or price.price_id == leg.price_id or price.rate(usage) is None:

@@ -154,7 +154,10 @@ class _LegsTable:
 
 
 def _model_text(leg: LegView) -> str:
-    return f"{leg.model} (served by {leg.served_model})" if leg.served_model else leg.model
+    served = " ".join(
+        filter(None, (leg.served_model, leg.served_tier and f"{leg.served_tier} tier"))
+    )
+    return f"{leg.model} (served by {served})" if served else leg.model
 
 
 def _leg_cost_text(leg: LegView) -> str:

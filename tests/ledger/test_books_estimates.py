@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -234,6 +235,18 @@ def test_what_was_asked_for_has_no_price_but_what_served_has() -> None:
     desk.check()
 
 
+def test_the_tier_that_served_is_shown_beside_the_one_that_was_asked_for() -> None:
+    desk = Desk()
+    meter = desk.meter()
+    asked = msgspec.structs.replace(LLM, service_tier="priority")
+    meter.stop(meter.start(asked), told={"served_tier": "default"}, input_tokens=1)
+    meter.stop(meter.start(asked), told={"served_tier": "\x00"}, input_tokens=1)
+    meter.send()
+    tiers = [(leg.service_tier, leg.served_tier) for leg in desk.call().legs]
+    assert tiers == [("priority", "default"), ("priority", None)]
+    assert "served_tier is no such name" in desk.call().quarantined[0].reason
+
+
 @pytest.mark.parametrize("garbage", ["x" * 257, "a\nb", "\x1b[2J", " gpt ", "\u202egpt"])
 def test_garbage_for_a_model_is_not_believed(garbage: str) -> None:
     desk = Desk()
@@ -242,7 +255,7 @@ def test_garbage_for_a_model_is_not_believed(garbage: str) -> None:
     meter.send()
     call = desk.call()
     assert (call.legs[0].served_model, call.legs[0].outcome) == (None, Outcome.SERVED)
-    assert "served_model is no model's name" in call.quarantined[0].reason
+    assert "served_model is no such name" in call.quarantined[0].reason
 
 
 # ---- how soon, how long -------------------------------------------------------------------------

@@ -224,8 +224,8 @@ def test_what_a_leg_used_is_said_in_the_units_people_think_in(
         {field.encode_name: None for field in msgspec.structs.fields(LegView)}
         | {
             "meter_id": "", "leg": 1, "provider": "", "model": "", "billed_model": "", "host": "",
-            "language": "", "margins": {}, "basis": "reported", "posted_nano_usd": 0,
-            "started_at_unix_ms": 0, "modality": modality, "usage": usage,
+            "language": "", "service_tier": "", "margins": {}, "basis": "reported",
+            "posted_nano_usd": 0, "started_at_unix_ms": 0, "modality": modality, "usage": usage,
         },
         LegView,
     )  # fmt: skip

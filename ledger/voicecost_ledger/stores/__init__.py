@@ -101,7 +101,8 @@ class LegView(msgspec.Struct, frozen=True, kw_only=True):
     """One leg as the ledger has it now. `amount_nano_usd` None: no price known.
 
     `model` is what was asked for. `served_model` is what the provider said instead, None where it
-    said nothing else; `billed_model` is the one whose price rates the leg.
+    said nothing else; `billed_model` is the one whose price rates the leg. `service_tier` and
+    `served_tier` likewise.
 
     `uncertainty_nano_usd`: by how much the amount may be off, 19 times of 20; 0 where it is exact,
     None where nobody can say. `time_to_first_ms` is from the start to the first token or byte of
@@ -116,6 +117,8 @@ class LegView(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     served_model: str | None
     billed_model: str
+    service_tier: str  # "" where none was asked for
+    served_tier: str | None
     host: str
     language: str
     usage: dict[str, int]

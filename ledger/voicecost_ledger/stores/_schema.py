@@ -142,6 +142,7 @@ CREATE TABLE legs (
   duration_ms INTEGER,
   speech_id TEXT,
   served_model TEXT,
+  served_tier TEXT,
   priced_as TEXT,
   usage TEXT NOT NULL,
   margins TEXT NOT NULL,

@@ -165,6 +165,7 @@ _LEG_COLUMNS = (
     "meter_id",
     "number",
     "served_model",
+    "served_tier",
     "model",  # the billed one
     "basis",
     "outcome",
@@ -182,7 +183,7 @@ _LEG_COLUMNS = (
     "usage",
     "margins",
 )
-_SHOWN_ATTRIBUTES = ("modality", "provider", "model", "host", "language")
+_SHOWN_ATTRIBUTES = ("modality", "provider", "model", "service_tier", "host", "language")
 _LEG_NAMES = {"number": "leg", "model": "billed_model", "rated_nano_usd": "amount_nano_usd"}
 
 

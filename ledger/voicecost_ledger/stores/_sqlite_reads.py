@@ -108,7 +108,7 @@ def accruing(db: apsw.Connection, project: str | None) -> int:
     return query(db, sql, (project,))[0][0]
 
 
-_COUNTED: Final = (
+_COUNTED: Final[tuple[str, ...]] = (
     "budget_ended_calls",
     "checkpoints",
     "quarantined_records",
@@ -119,7 +119,9 @@ _COUNTED: Final = (
 
 def counters(db: apsw.Connection) -> dict[str, int]:
     """Counters, and gauges read off the tables; names are fixed words."""
-    found = dict.fromkeys(_COUNTED, 0)  # an alert can tell "none yet" from "not counted"
+    found: dict[str, int] = dict.fromkeys(
+        _COUNTED, 0
+    )  # an alert can tell "none yet" from "not counted"
     found.update({row[0]: row[1] for row in query(db, "SELECT name, value FROM counters")})
     for state, count in query(db, "SELECT state, count(*) FROM calls GROUP BY state"):
         found[f"calls_{state}"] = count
