@@ -19,7 +19,7 @@ from .texts import LANGUAGES, Language, lookup, order
 
 CALL_S: Final = (20.0, 30.0)
 _BARGE_IN_SHARE: Final = 0.35
-_TOKEN_MS: Final = (10, 20, 35, 60)  # from the fastest hosts to the slowest
+_TOKEN_MS: Final = (7, 12, 20, 35)  # 30 to 140 tokens a second
 
 
 async def converse(stage: Stage) -> None:

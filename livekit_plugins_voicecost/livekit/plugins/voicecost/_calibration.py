@@ -245,8 +245,8 @@ class Rulers:
         self._priors: dict[Read, Scale] = {}
         self._scales: dict[Read, Scale] = {}
         self._spread = Spread(_DEVIATION_PERCENT, None if process is None else process._spread)
-        self.whole_chunks = process is None or process.whole_chunks
-        """Whether every chunk brings a token at least, as far as reports have shown."""
+        self.whole_chunks: bool | None = None if process is None else process.whole_chunks
+        """Whether every chunk brought a token at least; None before any report could show it."""
         self.solve(ONE // TOKEN)
 
     def solve(self, text_rate: int) -> None:
@@ -295,7 +295,7 @@ class Rulers:
         """Take the provider's report on a whole answer."""
         for rulers in (self._process, self):
             if rulers is not None:
-                if answer.prose_chunks + answer.call_chunks > output_tokens:
-                    rulers.whole_chunks = False
+                whole = answer.prose_chunks + answer.call_chunks <= output_tokens
+                rulers.whole_chunks = whole and rulers.whole_chunks is not False
                 for read, ruler in rulers._rulers.items():
                     ruler.learn(read(answer), output_tokens, rulers._priors[read])
