@@ -1,4 +1,80 @@
-"""How the legs of a call are held against the provider's bill."""
+"""Every way a request can end, where each is tested, and how legs are held against the bill.
+
+test_endings_turns.py
+- test_a_clean_turn: clean turn
+- test_a_barge_in_while_the_llm_writes: barge-in while the LLM writes
+- test_a_barge_in_while_only_the_tts_speaks: barge-in while only the TTS speaks
+- test_a_barge_in_when_all_is_generated: barge-in when all is generated
+- test_an_interruption_before_the_first_token: interruption before the first token
+- test_an_interruption_before_the_first_audio: interruption before the first audio
+- test_a_preemptive_generation_that_is_used: preemptive generation used
+- test_a_preemptive_generation_that_is_thrown_away: preemptive generation thrown away
+- test_a_text_only_session: text-only session
+- test_say_is_a_voice_without_an_llm: `session.say`
+- test_an_interrupted_say: `session.say` interrupted
+- test_say_with_cached_audio_costs_nothing: `session.say` with cached audio
+
+test_endings_tools.py
+- test_tool_calls_in_a_row: tool calls in a row
+- test_tool_calls_in_parallel: tool calls in parallel
+- test_a_tool_call_cancelled_with_its_arguments_half_written: tool call cancelled in its arguments
+- test_a_hand_off_and_back: hand-off to own STT, LLM, TTS, and back
+- test_an_agent_task: AgentTask
+
+test_endings_failures.py
+- test_a_refused_request_costs_nothing_and_its_retry_is_a_leg: retry after 429 and 500
+- test_an_llm_stream_that_dies_after_some_tokens: stream dies after k tokens
+- test_a_tts_socket_that_dies_in_mid_audio: TTS socket dies mid-audio
+- test_a_hang_until_the_timeout: hang until timeout, LLM
+- test_a_voice_that_hangs_until_the_timeout: hang until timeout, TTS
+- test_an_stt_connection_that_dies_is_followed_by_another: STT connection dies, reconnect
+- test_an_llm_that_fails_over_and_comes_back: FallbackAdapter, LLM: switch, probe, return
+- test_an_llm_whose_probe_fails_too: FallbackAdapter, LLM: failed probe
+- test_an_llm_probe_that_is_open_when_the_session_closes: FallbackAdapter, LLM: probe open at close
+- test_a_voice_that_fails_over_and_comes_back: FallbackAdapter, TTS: switch, probe, return
+- test_a_voice_probe_that_is_open_when_the_session_closes: FallbackAdapter, TTS: probe open at close
+- test_an_stt_that_fails_over_and_is_probed_until_the_end:
+  FallbackAdapter, STT: switch, probe open at close
+- test_an_stt_probe_ends_with_what_it_understands: FallbackAdapter, STT: probe that succeeds
+
+test_endings_sessions.py
+- test_say_from_another_sessions_task: `session.say` from another session
+- test_a_reconnect_is_another_leg: STT reconnect by an option
+- test_a_session_that_ends_in_mid_speech: session closed in mid-speech, caller hangs up, job ends
+- test_a_job_that_is_drained_says_what_it_has_begun: job drained
+- test_two_sessions_that_share_all_plugins: two sessions sharing plugins
+- test_a_session_that_is_started_twice: session started twice
+- test_a_muted_microphone: muted microphone
+- test_a_long_silence: long silence
+- test_what_was_used_before_a_meter_was_attached: attached late
+
+test_endings_jobs.py
+- test_a_job_that_is_shut_down_in_mid_speech: job shut down in mid-speech, in the ledger
+- test_a_session_started_again_without_a_new_meter: session started twice, not attached again
+- test_two_jobs_of_the_thread_executor: thread executor
+- test_a_call_in_the_console: console
+
+../room/test_endings.py
+- test_a_caller_who_hangs_up_in_mid_speech: the same in a real room
+- test_a_worker_that_is_told_to_go_ends_its_call_first: job drained on worker shutdown
+
+../room/test_calls.py
+- test_a_killed_agent_loses_nothing: SIGKILL
+
+../room/test_host_lost.py
+- test_a_lost_hosts_call_is_settled_from_its_checkpoint: host lost (spool gone)
+
+test_realtime_openai.py
+- test_each_response_is_a_leg_with_what_it_reports: realtime without separate TTS
+- test_an_interrupted_response_costs_what_its_report_says: realtime, barge-in
+
+test_realtime_endings.py
+- test_a_model_that_writes_and_a_voice_that_speaks: realtime with separate TTS
+- test_a_session_closed_in_mid_speech_is_billed_what_its_last_report_says: realtime, closed
+
+test_faults_cancellation.py
+- test_an_llm_request: cancelled wherever it waits
+"""
 
 from __future__ import annotations
 

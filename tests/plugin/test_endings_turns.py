@@ -1,9 +1,10 @@
-"""How a turn can end, on the real AgentSession. `endings_table` says where the others are."""
+"""How a turn can end, on the real AgentSession. `endings` says where the others are."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from livekit import rtc
 from livekit.agents import Agent
 from livekit.agents.llm import ChatContext, ChatMessage
 
+from tests.plugin import endings
 from tests.plugin.endings import Caller, held_against_the_bill
 from tests.plugin.metered_session import Call, metered_call, simulated_providers
 from tests.simulators import LONG_ANSWER, Reply
@@ -40,6 +42,18 @@ async def llm_wrote(call: Call, chunks: int, *, leg: int) -> None:
             and call.meter.of(Modality.LLM)[leg].usage["completion_chunks"] >= chunks
         )
     )
+
+
+def test_the_table_of_endings_names_tests_that_exist() -> None:
+    source, count = "", 0
+    for line in (endings.__doc__ or "").splitlines():
+        if line.endswith(".py"):
+            source = (Path(__file__).parent / line).read_text()
+        elif line.startswith("- "):
+            name = line[2:].partition(":")[0]
+            assert f"async def {name}(" in source, name
+            count += 1
+    assert count > 40
 
 
 async def test_a_clean_turn() -> None:
