@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import aiohttp
 import pytest
 from livekit.agents import APIConnectOptions, APIError
 from livekit.agents.tts import StreamAdapter
@@ -313,3 +314,28 @@ async def test_the_first_byte_is_timed(
         await say(voice, TEXT)
         await voice.bill.settled()
     assert meter.records[-1][1]["time_to_first_ms"] >= 40
+
+
+async def test_a_request_that_is_cut_off_before_it_leaves_costs_nothing(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for one of its client's connections, which another request has."""
+    connector = aiohttp.TCPConnector(limit=1)
+    async with (
+        aiohttp.ClientSession(connector=connector) as http,
+        simulated_voice("azure", monkeypatch) as voice,
+    ):
+        plugin: Any = voice.tts
+        plugin._session = http
+        voice.faults.add(Fault(silent=True))
+        first = voice.tts.synthesize(TEXT, conn_options=ONE_TRY)
+        await voice.bill.accepted()
+        waiting = voice.tts.synthesize(LONG_ANSWER, conn_options=ONE_TRY)
+        await meter.until(lambda: len(meter.of(Modality.TTS)) == 2)
+        await waiting.aclose()
+        await first.aclose()
+        await voice.bill.settled()
+    sent, unsent = meter.of(Modality.TTS)
+    assert sent.usage["characters"] == voice.billed == len(TEXT)
+    assert (unsent.outcome, unsent.basis) == (Outcome.INTERRUPTED, Basis.OBSERVED)
+    assert not any(unsent.usage.values())

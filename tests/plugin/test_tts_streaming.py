@@ -369,3 +369,53 @@ async def test_cached_audio_is_nobodys_bill_and_no_gap(monkeypatch: pytest.Monke
     assert not call.meter.of(Modality.TTS)
     assert not gaps
     assert voice.billed == 0
+
+
+@pytest.mark.parametrize("name", ["deepgram", "cartesia", "inference", "resemble"])
+async def test_a_pooled_socket_that_was_closed_meanwhile_has_taken_nothing(
+    name: str, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin finds out when it sends the first words; the retry says them on another socket."""
+    options = APIConnectOptions(max_retry=1, retry_interval=0, timeout=5)
+    async with simulated_voice(name, monkeypatch) as voice:
+        await speak(voice, "It is sunny in Paris.")
+        connections: Any = voice.tts
+        for each in list(connections._pool._connections):
+            socket = getattr(each, "ws", each)
+            socket._response.connection.transport.abort()  # as when the network is gone
+        await asyncio.sleep(0)
+        await speak(voice, TEXT, options)
+        await settled(voice)
+    legs = meter.of(Modality.TTS)
+    assert [leg.outcome for leg in legs] == [Outcome.SERVED, Outcome.FAILED, Outcome.SERVED]
+    assert not any(legs[1].usage.values())
+    assert is_billed(sum(leg.usage[voice.unit] for leg in legs if any(leg.usage.values())), voice)
+
+
+async def test_text_that_leaves_after_its_stream_has_ended_is_counted(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ElevenLabs' plugin queues text for the task that serves its socket."""
+    from livekit.plugins.elevenlabs.tts import _Connection
+
+    send_content = _Connection.send_content
+    stream: Any = None
+
+    def send_and_interrupt(self: _Connection, content: Any) -> None:
+        send_content(self, content)
+        stream._task.cancel()  # before the task that sends has its turn
+
+    async with simulated_voice("elevenlabs", monkeypatch) as voice:
+        await speak(voice, "It is sunny in Paris.")
+        monkeypatch.setattr(_Connection, "send_content", send_and_interrupt)
+        stream = voice.tts.stream(conn_options=ONE_TRY)
+        stream.push_text(TEXT)
+        stream.end_input()
+        with pytest.raises(asyncio.CancelledError):
+            await stream._task
+        await stream.aclose()
+        monkeypatch.undo()
+        await settled(voice)
+    assert meter.of(Modality.TTS)[-1].outcome is Outcome.INTERRUPTED
+    rows = [row.units["characters"] for row in voice.bill.rows]
+    assert [leg.usage["characters"] for leg in meter.of(Modality.TTS)] == rows

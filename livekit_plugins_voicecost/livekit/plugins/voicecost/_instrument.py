@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -56,6 +58,7 @@ class _State:
 
     coverage = Coverage.COMPLETE
     since_unix_s: float | None = None
+    by_events: Final[set[type[Any]]] = set()  # components that are booked by LiveKit's events
 
 
 _state = _State()
@@ -122,6 +125,7 @@ def uninstrument() -> None:
             _undos.pop()()
         _state.coverage = Coverage.COMPLETE
         _state.since_unix_s = None
+        _state.by_events.clear()
 
 
 def coverage() -> Coverage:
@@ -153,23 +157,19 @@ def _observe_streams(undos: list[Callable[[], None]]) -> list[str]:
          ("_input_ch", "_event_ch", "_stt")),
     )  # fmt: skip
     moved: list[str] = []
-    by_events: set[type[Any]] = set()
     for stream_class, _, component_class, _, _, needed in kinds:
         gone = missing_names(stream_class, needed)
         moved += [f"{stream_class.__name__}.{name}" for name in gone]
-        if gone and component_class not in by_events:
-            by_events.add(component_class)
+        if gone and component_class not in _state.by_events:
+            _state.by_events.add(component_class)
             undos.append(_instrument_metrics.observe_events(component_class))
     for stream_class, attempt_class, component_class, kind, span_name, _ in kinds:
-        if component_class in by_events:
+        if component_class in _state.by_events:
             continue
         delegating = _classes(_DELEGATING[kind])
         undos.append(
             observe_runs(stream_class, attempt_class, delegating=delegating, span_name=span_name)
         )
-    if hasattr(stt.STT, "_recognize_impl") and stt.STT not in by_events:
-        recordings = _classes(_DELEGATING["recordings"])
-        undos.append(observe_recordings(stt.STT, delegating=recordings))
     return moved
 
 
@@ -178,8 +178,9 @@ def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
     from livekit.agents.voice import agent_session, audio_recognition
 
     observers: list[tuple[str, Callable[[], Callable[[], None]]]] = [
+        ("STT._recognize_impl", _observe_recordings),
         ("aiohttp.ClientWebSocketResponse", _wire.observe_websockets),
-        ("aiohttp.ClientSession._request", _wire.observe_bodies),
+        ("aiohttp.ClientSession._request", _wire.observe_requests),
         ("livekit.agents.tokenize", observe_tokenizers),
         ("aiohttp.ClientWebSocketResponse", _wire_connections.observe_connections),
         ("openai.AsyncOpenAI.chat", _wire_openai.observe_openai_clients),
@@ -216,16 +217,40 @@ def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
     return moved
 
 
+def _observe_recordings() -> Callable[[], None]:
+    """Observe whole recordings, unless LiveKit's events count them; returns the undo."""
+    if stt.STT in _state.by_events:
+        return lambda: None
+    stt.STT._recognize_impl  # noqa: B018  (raises where it is gone)
+    return observe_recordings(stt.STT, delegating=_classes(_DELEGATING["recordings"]))
+
+
 def missing_names(stream_class: type[Any], needed: Iterable[str]) -> list[str]:
     """Which of the private names that an attempt reads this class no longer has.
 
     Instance attributes are looked for in the code of `__init__`, which sets them.
     """
-    gone = [] if hasattr(stream_class, "_run") else ["_run"]
+    gone = [] if _runs(stream_class) else ["_run"]
     init: Any = stream_class.__init__
     code = getattr(getattr(init, "__wrapped__", init), "__code__", None)
     names = code.co_names if code is not None else ()
     return gone + [name for name in needed if name not in names]
+
+
+def _runs(stream_class: type[Any]) -> bool:
+    """Whether an attempt still is a call of `_run`, as far as the code of `_main_task` tells."""
+    if not hasattr(stream_class, "_run"):
+        return False
+    main_task: Any = getattr(stream_class, "_main_task", None)
+    if main_task is None:
+        return True  # nobody can tell
+    codes: list[types.CodeType] = [inspect.unwrap(main_task).__code__]
+    while codes:
+        code = codes.pop()
+        if "_run" in code.co_names:
+            return True
+        codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return False
 
 
 def _observe_activity_changes(session_class: Any) -> Callable[[], None]:
@@ -250,7 +275,8 @@ def _observe_activity_changes(session_class: Any) -> Callable[[], None]:
 
 def _observe_stt_changes(recognition_class: Any) -> Callable[[], None]:
     """A stream born while a session changes its STT is that session's."""
-    update_stt = recognition_class._update_stt
+    name = "update_stt" if hasattr(recognition_class, "update_stt") else "_update_stt"  # from 1.6
+    update_stt = getattr(recognition_class, name)
 
     @functools.wraps(update_stt)
     def observed_update_stt(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -260,10 +286,10 @@ def _observe_stt_changes(recognition_class: Any) -> Callable[[], None]:
         finally:
             _attribution.leave_change(token)
 
-    recognition_class._update_stt = observed_update_stt
+    setattr(recognition_class, name, observed_update_stt)
 
     def undo() -> None:
-        recognition_class._update_stt = update_stt
+        setattr(recognition_class, name, update_stt)
 
     return undo
 

@@ -9,7 +9,7 @@ from livekit.agents import APITimeoutError
 
 from voicecost_ledger.records import Modality, Outcome
 
-from . import _faults, _speech_tokens
+from . import _faults, _speech_tokens, _wire
 from ._audio_length import AudioLength, length_of
 from ._instrument_attempts import Attempt, Tally, describe, option_text
 from ._text_units import TextUnits
@@ -19,17 +19,26 @@ from ._wire_text import BILLED_BY_AUDIO, known_by
 class AudioReceived:
     """How much audio was pushed to LiveKit's emitter."""
 
-    __slots__ = ("_frame_samples", "_length", "_sample_rate", "decoded_ms", "is_decoded")
+    __slots__ = (
+        "_frame_samples",
+        "_length",
+        "_sample_rate",
+        "decoded_ms",
+        "is_decoded",
+        "is_expected",
+    )
 
     def __init__(self) -> None:
         self._length: AudioLength | None = None
         self._frame_samples = 0
         self._sample_rate = 0
         self.is_decoded = False
+        self.is_expected = False  # most plugins say so when they have the head of an answer
         self.decoded_ms = 0  # where only LiveKit's decoder can tell
 
     def initialized(self, *, sample_rate: int, num_channels: int, mime_type: str) -> None:
         self._length = length_of(mime_type, sample_rate, num_channels)
+        self.is_expected = True
         self.is_decoded = self._length is None
 
     def pushed(self, data: bytes) -> None:
@@ -50,7 +59,7 @@ class AudioReceived:
         return self.decoded_ms
 
 
-class SpeechAttempt(Attempt):
+class SpeechAttempt(Attempt, _wire.TextObserver):
     """What streamed and whole-text TTS requests share: the audio that comes back."""
 
     modality = Modality.TTS

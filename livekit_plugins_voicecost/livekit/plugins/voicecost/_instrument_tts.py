@@ -87,6 +87,12 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
             self.requests_itself()
             self._given(self._sent, text)
 
+    def text_unsent(self, connection: object, payload: str) -> None:
+        """The connection was gone: the provider has not seen it."""
+        if self._protocol is not None and not self._finished:
+            self._sent.take_back(self._protocol.text_of(payload))
+            self._record()
+
     def tokenizing(self) -> None:
         """The plugin asks a tokenizer for what to send next."""
         if not self._tokenizes:
@@ -208,11 +214,13 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
         )
 
 
-class ChunkedAttempt(SpeechAttempt, _wire.BodyObserver):
+class ChunkedAttempt(SpeechAttempt):
     """One attempt of a request that sends its whole text at once."""
 
     _began = False
     _refused_by_us = False
+    _asked = False  # a request of ours was seen to begin
+    _sent = False  # and to be written
     _tally_made: Tally | None = None
 
     def begin(self, *args: Any) -> None:
@@ -232,13 +240,18 @@ class ChunkedAttempt(SpeechAttempt, _wire.BodyObserver):
         self._began = True
         self._spend()
 
-    def body_sending(self, url: str, body: str) -> None:
+    def request_sending(self, url: str, body: str) -> None:
         """What is billed of a request that is more than its text."""
-        if self._body_text is not None:
+        self._asked = True
+        if self._body_text is not None and body:
             self.requests_itself()
             self._text = TextUnits()
             self._text.add(self._body_text(body))
             self._spend()
+
+    def request_sent(self) -> None:
+        """From now on the provider has the text."""
+        self._sent = True
 
     def audio_received(self) -> None:
         """Count audio."""
@@ -292,6 +305,14 @@ class ChunkedAttempt(SpeechAttempt, _wire.BodyObserver):
             tally.usage = self.with_audio(dict(tally.usage))
             if tally.leg is not None:
                 tally.leg.correct(tally.usage)
+
+    def _was_never_sent(self) -> bool:
+        """Whether the request was cut off while it waited for a connection."""
+        return self._asked and not self._sent and not self._something
+
+    def _has_arrived(self) -> bool:
+        """Whether the provider has the text, as far as a request shows that has no answer."""
+        return self._sent or (not self._asked and self._received.is_expected)
 
     def _spend(self) -> None:
         usage, margins = self._estimated()

@@ -33,6 +33,16 @@ class TextUnits:
         if self._open_tag or "<" in text:
             self._add_markup(text)
 
+    def take_back(self, text: str) -> None:
+        """Forget a message that was counted and then not sent, the last one."""
+        unsent = TextUnits()
+        unsent.add(text)
+        self.characters -= unsent.characters
+        self.utf8_bytes -= unsent.utf8_bytes
+        self.double_width -= unsent.double_width
+        self.markup -= min(self.markup, unsent.markup)
+        self._open_tag = ""
+
     def _add_markup(self, text: str) -> None:
         text = self._open_tag + text
         self.markup += sum(len(tag) for tag in _TAG.findall(text))

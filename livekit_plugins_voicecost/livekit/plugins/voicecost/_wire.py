@@ -41,11 +41,20 @@ class WireObserver(Protocol):
         ...
 
 
-class BodyObserver:
-    """An attempt that wants to see the bodies of its HTTP requests."""
+class TextObserver:
+    """An attempt that also wants to know what became of its text."""
 
-    def body_sending(self, url: str, body: str) -> None:
-        """A request is about to be made; raises CancelledError to keep it from that."""
+    def text_unsent(self, connection: object, payload: str) -> None:
+        """A text message was shown and then not sent: its connection was gone."""
+
+    def request_sending(self, url: str, body: str) -> None:
+        """An HTTP request is about to be made; raises CancelledError to keep it from that.
+
+        `body` is empty where it is no text as it stands: bytes, JSON or a form.
+        """
+
+    def request_sent(self) -> None:
+        """An HTTP request is being written: its connection stands."""
 
 
 observer: ContextVar[WireObserver | None] = ContextVar("voicecost_attempt", default=None)
@@ -98,7 +107,11 @@ def observe_websockets() -> Callable[[], None]:
                 return  # only this message is not sent: others share the connection and its task
             except Exception as error:
                 _faults.count("wire_text", error)
-        await send_str(self, data, *args, **kwargs)
+        try:
+            await send_str(self, data, *args, **kwargs)
+        except aiohttp.ClientConnectionResetError:
+            _unsent(seen_by, self, data)
+            raise
 
     @functools.wraps(send_bytes)
     async def observed_send_bytes(self: Any, data: bytes, *args: Any, **kwargs: Any) -> None:
@@ -123,31 +136,48 @@ def observe_websockets() -> Callable[[], None]:
     return undo
 
 
-def observe_bodies() -> Callable[[], None]:
-    """Show text that aiohttp's client sends as a body to the attempt that asks; returns the undo.
+def _unsent(seen_by: WireObserver | None, connection: object, payload: str) -> None:
+    if isinstance(seen_by, TextObserver):
+        try:
+            seen_by.text_unsent(connection, payload)
+        except Exception as error:
+            _faults.count("wire_text", error)
 
-    A body in bytes, JSON or a form is not shown: nobody needs to read one.
-    """
+
+def observe_requests() -> Callable[[], None]:
+    """Show what aiohttp's client asks, and that it is sent, to the attempt; returns the undo."""
     client: Any = aiohttp.ClientSession
-    request = client._request
+    client_request: Any = aiohttp.ClientRequest
+    request, send = client._request, client_request.send
 
     @functools.wraps(request)
     async def observed_request(
         self: Any, method: str, str_or_url: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        body = kwargs.get("data")
-        if isinstance(body, str):
-            seen_by = observer.get()
-            if isinstance(seen_by, BodyObserver):
-                try:
-                    seen_by.body_sending(str(str_or_url), body)
-                except Exception as error:
-                    _faults.count("wire_body", error)
+        seen_by = observer.get()
+        if isinstance(seen_by, TextObserver):
+            body = kwargs.get("data")
+            try:
+                seen_by.request_sending(str(str_or_url), body if isinstance(body, str) else "")
+            except Exception as error:
+                _faults.count("wire_request", error)
         return await request(self, method, str_or_url, *args, **kwargs)
 
+    @functools.wraps(send)
+    async def observed_send(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen_by = observer.get()
+        if isinstance(seen_by, TextObserver):
+            try:
+                seen_by.request_sent()
+            except Exception as error:
+                _faults.count("wire_request", error)
+        return await send(self, *args, **kwargs)
+
     client._request = observed_request
+    client_request.send = observed_send
 
     def undo() -> None:
         client._request = request
+        client_request.send = send
 
     return undo
