@@ -229,11 +229,12 @@ class _Watched:
             refusal = None
             with contained("realtime_reply"):
                 refusal = self.legs.refusal()
+                # Before it is asked: some sessions answer at once.
+                self._asked = _attribution.current_speech()
             if refusal is not None:
                 return refusal
             future = ask(*args, **kwargs)
             with contained("realtime_reply"):
-                self._asked = _attribution.current_speech()
                 if self.legs.protocol is not None:
                     self.legs.protocol.reply_asked(future, self._asked)
             return future

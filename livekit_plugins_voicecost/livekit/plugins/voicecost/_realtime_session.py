@@ -7,8 +7,8 @@ How legs are cut:
   read again each time), and settled by the report, however late that is.
 - A *connection* is a leg only where the provider bills the time it is open: always for a duplex
   model, otherwise where the model's price is one by time or the model reports its duration. It
-  counts no tokens and says so (`input_tokens` 0), and responses beside it count no time: so
-  either is a known zero for a price by the other, and neither is shown as unpriced noise.
+  counts no tokens and says so (`input_tokens` 0), and responses count no time (`connected_ms` 0):
+  so either is a known zero for a price by the other, and neither is shown as unpriced noise.
 - Input *transcription* is another model's and a leg of modality `stt`, one for each item.
 
 Which events a provider sends, the `Protocol` of a session knows; without one there are LiveKit's
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -28,12 +28,19 @@ from livekit.agents.llm.realtime import RealtimeError
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults
+from ._faults import contained
 from ._instrument_attempts import Tally, host_of, option_text
 from .legs import affordable
 
 NO_TOKENS: Final = {"input_tokens": 0, "output_tokens": 0}
-NO_TIME: Final = {"connected_ms": 0, "input_audio_ms": 0, "output_audio_ms": 0}
-_HOUR: Final = dict.fromkeys(NO_TIME, 3_600_000) | NO_TOKENS
+NO_TIME: Final = {"connected_ms": 0}
+_HOUR: Final = {
+    "connected_ms": 3_600_000,
+    "input_audio_ms": 3_600_000,
+    "output_audio_ms": 3_600_000,
+} | NO_TOKENS
+_LOOK_AGAIN_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""When the price is asked for again: a price book may take a second or two to load."""
 _TICK_S: Final = 1.0  # how often an open connection's time is charged
 _REFUSED: Final = "voicecost did not ask for this response: the budget is used up"
 
@@ -89,7 +96,7 @@ class SessionLegs:
         self._attributes: LegAttributes | None = None
         self._input_samples: dict[int, int] = {}  # by sample rate
         self._output_samples: dict[int, int] = {}
-        self._by_time: bool | None = None
+        self._since_ns = time.monotonic_ns()  # the open connection, or the session
 
     # ---- what it is ------------------------------------------------------------------------------
 
@@ -123,9 +130,10 @@ class SessionLegs:
         margins: Mapping[str, int],
     ) -> None:
         """A response exists: the provider will bill its prompt, whatever becomes of it."""
+        self._open_if_by_time()
         response.tally = tally = Tally(self.owner, self.attributes, speech)
         tally.margins = margins
-        usage = self._with_time(usage)
+        usage = usage | NO_TIME
         if not tally.spend(usage, Basis.ESTIMATED):
             tally.owe(usage, Basis.ESTIMATED)
             self.cut(response)
@@ -136,7 +144,7 @@ class SessionLegs:
         if tally is None or tally.outcome is not None:
             return
         tally.margins = margins
-        usage = self._with_time(usage)
+        usage = usage | NO_TIME
         if not tally.spend(usage, Basis.ESTIMATED):
             tally.owe(usage, Basis.ESTIMATED)  # it has arrived; what is still to come is cut
             self.cut(response)
@@ -154,7 +162,7 @@ class SessionLegs:
             response.tally = Tally(self.owner, self.attributes, None)
         if response.cut and outcome is not Outcome.FAILED:
             outcome = Outcome.CUT
-        settle(response.tally, outcome, self._with_time(usage), basis, margins)
+        settle(response.tally, outcome, usage | NO_TIME, basis, margins)
 
     def cut(self, response: Response) -> None:
         """End a response: the money is gone. What it said by now stays said."""
@@ -172,10 +180,10 @@ class SessionLegs:
         if meter is None:
             return None
         usage = self.protocol.estimate() if self.protocol is not None else dict(NO_TOKENS)
-        if affordable(meter, self.attributes, self._with_time(usage)):
+        if affordable(meter, self.attributes, usage | NO_TIME):
             return None
         tally = Tally(self.owner, self.attributes, _attribution.current_speech())
-        tally.stop(Outcome.CUT, self._with_time(dict(NO_TOKENS)), Basis.OBSERVED)
+        tally.stop(Outcome.CUT, NO_TOKENS | NO_TIME, Basis.OBSERVED)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         future.set_exception(RealtimeError(_REFUSED))
         future.exception()  # seen: whoever asked may never look, and asyncio would say so
@@ -208,13 +216,16 @@ class SessionLegs:
             self._connection.started()  # it was talked to before it was there
             return
         self.disconnected(Outcome.SERVED)
-        if self.duplex or self._billed_by_time():
+        self._since_ns = time.monotonic_ns()
+        if self.duplex:
             self.connection_leg().acquired = True
+        else:
+            self._open_if_by_time(iter(_LOOK_AGAIN_S))
 
     def connection_leg(self) -> Connection:
         """The leg of the open connection; opened where it is not yet."""
         if self._connection is None:
-            self._connection = Connection(self)
+            self._connection = Connection(self, self._since_ns)
         return self._connection
 
     def disconnected(self, outcome: Outcome) -> None:
@@ -224,6 +235,7 @@ class SessionLegs:
             connection.stop(Outcome.CUT if self.must_end() else outcome)
         self._input_samples.clear()
         self._output_samples.clear()
+        self._since_ns = time.monotonic_ns()
 
     def sound_usage(self) -> dict[str, int]:
         """Raw sound of the connection."""
@@ -232,25 +244,33 @@ class SessionLegs:
             "output_audio_ms": _duration_ms(self._output_samples),
         }
 
-    def _billed_by_time(self) -> bool:
-        """Whether the model's price is one by time."""
+    def _open_if_by_time(self, delays_s: Iterator[float] | None = None) -> None:
+        """Open the connection's leg where the model's price is one by time."""
         meter = self.owner.meter()
-        if meter is None:
-            return False
+        if self._connection is not None or meter is None:
+            return
         price = meter.prices.price_for(self.attributes, time.time_ns() // 1_000_000)
-        return price is not None and bool(price.rate(_HOUR))
+        if price is not None:
+            if price.rate(_HOUR):
+                self.connection_leg().acquired = True
+        elif delays_s is not None:
+            delay_s = next(delays_s, None)
+            if delay_s is not None:
+                asyncio.get_running_loop().call_later(delay_s, self._look_again, delays_s)
 
-    def _with_time(self, usage: dict[str, int]) -> dict[str, int]:
-        return usage | NO_TIME if self._connection is not None else usage
+    def _look_again(self, delays_s: Iterator[float]) -> None:
+        with contained("realtime_price"):
+            if not self.closing:
+                self._open_if_by_time(delays_s)
 
 
 class Connection:
     """A connection that is billed by the time it is open."""
 
-    def __init__(self, legs: SessionLegs) -> None:
+    def __init__(self, legs: SessionLegs, opened_ns: int) -> None:
         self._legs = legs
         self._tally = Tally(legs.owner, legs.attributes, None)
-        self._opened_ns = time.monotonic_ns()
+        self._opened_ns = opened_ns
         self._reported_ms = 0
         self._reported_ns: int | None = None
         self._final = False

@@ -1,0 +1,313 @@
+"""Realtime plugins of which nothing is known but LiveKit's base class and its events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import pytest
+from livekit import rtc
+from livekit.agents.llm import (
+    ChatContext,
+    FunctionCall,
+    GenerationCreatedEvent,
+    MessageGeneration,
+    RealtimeCapabilities,
+    RealtimeModel,
+    RealtimeSession,
+    ToolContext,
+)
+from livekit.agents.metrics import RealtimeModelMetrics, STTMetrics
+from livekit.agents.metrics.base import Metadata
+
+from livekit.plugins.voicecost import _faults
+from tests.plugin.metered_session import UnitPrice, UnitPrices
+from tests.plugin.realtime_call import observed, realtime_call, spoken
+from voicecost_ledger.pricing import Price
+from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
+
+
+@pytest.fixture(autouse=True)
+def faults_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOICECOST_RAISE_FAULTS", "1")
+
+
+class OwnModel(RealtimeModel):
+    """A model in this process; each reply is a second of sound."""
+
+    def __init__(self, *, says_what_it_used: bool = True) -> None:
+        super().__init__(
+            capabilities=RealtimeCapabilities(
+                message_truncation=False,
+                turn_detection=True,
+                user_transcription=False,
+                auto_tool_reply_generation=False,
+                audio_output=True,
+                manual_function_calls=False,
+            )
+        )
+        self.says_what_it_used = says_what_it_used
+        self.sessions: list[OwnSession] = []
+
+    @property
+    def model(self) -> str:
+        return "own-voice"
+
+    @property
+    def provider(self) -> str:
+        return "own"
+
+    def session(self, *, turn_detection_disabled: bool = False) -> OwnSession:
+        self.sessions.append(OwnSession(self))
+        return self.sessions[-1]
+
+    async def aclose(self) -> None:
+        pass
+
+
+class OwnSession(RealtimeSession[str]):
+    def __init__(self, model: OwnModel) -> None:
+        super().__init__(model)
+        self._model = model
+        self._replies = 0
+        self.interrupted = 0
+
+    @property
+    def chat_ctx(self) -> ChatContext:
+        return ChatContext.empty()
+
+    @property
+    def tools(self) -> ToolContext:
+        return ToolContext.empty()
+
+    async def update_instructions(self, instructions: str) -> None:
+        pass
+
+    async def update_chat_ctx(self, chat_ctx: ChatContext) -> None:
+        pass
+
+    async def update_tools(self, tools: list[Any]) -> None:
+        pass
+
+    def update_options(self, **_: Any) -> None:
+        pass
+
+    def push_audio(self, frame: rtc.AudioFrame) -> None:
+        pass
+
+    def push_video(self, frame: rtc.VideoFrame) -> None:
+        pass
+
+    def generate_reply(self, **_: Any) -> asyncio.Future[GenerationCreatedEvent]:
+        self._replies += 1
+        reply_id = f"reply-{self._replies}"
+        event = GenerationCreatedEvent(
+            message_stream=_messages(reply_id),
+            function_stream=_calls(),
+            user_initiated=True,
+            response_id=reply_id,
+        )
+        future: asyncio.Future[GenerationCreatedEvent] = asyncio.Future()
+        future.set_result(event)
+        self.emit("generation_created", event)
+        if self._model.says_what_it_used:
+            self.report(reply_id, 100 * self._replies, 50)
+        return future
+
+    def report(self, reply_id: str, input_tokens: int, output_tokens: int, **more: Any) -> None:
+        self.emit("metrics_collected", self.metrics(reply_id, input_tokens, output_tokens, **more))
+
+    def metrics(
+        self, reply_id: str, input_tokens: int, output_tokens: int, **more: Any
+    ) -> RealtimeModelMetrics:
+        details = RealtimeModelMetrics
+        return RealtimeModelMetrics(
+            request_id=reply_id,
+            timestamp=time.time(),
+            label=self._model.label,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            total_tokens=input_tokens + output_tokens,
+            input_token_details=details.InputTokenDetails(
+                audio_tokens=input_tokens // 2, cached_tokens=input_tokens // 4
+            ),
+            output_token_details=details.OutputTokenDetails(audio_tokens=output_tokens // 2),
+            **more,
+        )
+
+    def commit_audio(self) -> None:
+        pass
+
+    def clear_audio(self) -> None:
+        pass
+
+    def interrupt(self) -> None:
+        self.interrupted += 1
+
+    def truncate(self, **_: Any) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def _messages(reply_id: str) -> AsyncGenerator[MessageGeneration]:
+    modalities: asyncio.Future[Any] = asyncio.Future()
+    modalities.set_result(["audio", "text"])
+    yield MessageGeneration(reply_id, _text(), _audio(), modalities)
+
+
+async def _text() -> AsyncGenerator[str]:
+    yield "Good morning!"
+
+
+async def _audio() -> AsyncGenerator[rtc.AudioFrame]:
+    for frame in spoken(1_000):
+        yield frame
+
+
+async def _calls() -> AsyncGenerator[FunctionCall]:
+    return
+    yield
+
+
+async def test_livekits_own_metrics_are_the_report() -> None:
+    model = OwnModel()
+    async with observed(), realtime_call(model) as call:
+        speeches = [call.session.generate_reply(), call.session.generate_reply()]
+        for speech in speeches:
+            await speech
+        await call.close()
+
+    assert [leg.usage["input_tokens"] for leg in call.responses] == [100, 200]
+    for leg, speech in zip(call.responses, speeches, strict=True):
+        assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.REPORTED)
+        assert (leg.attributes.provider, leg.attributes.model) == ("own", "own-voice")
+        assert leg.usage["output_tokens"] == 2 * leg.usage["output_audio_tokens"] == 50
+        assert leg.speech_id == speech.id
+
+
+async def test_a_report_that_comes_twice_or_late_counts_once() -> None:
+    model = OwnModel(says_what_it_used=False)
+    async with observed(), realtime_call(model) as call:
+        await call.session.generate_reply()
+        (session,) = model.sessions
+        session.report("reply-1", 0, 0)  # nothing is no report
+        session.report("reply-1", 100, 50)
+        session.report("reply-1", 100, 50)
+        session.report("reply-1", 110, 60, cancelled=True)
+        await call.close()
+
+    (leg,) = call.responses
+    assert (leg.outcome, leg.basis) == (Outcome.INTERRUPTED, Basis.REPORTED)
+    assert (leg.usage["input_tokens"], leg.usage["output_tokens"]) == (110, 60)
+
+
+async def test_a_report_of_what_nobody_announced_is_a_leg() -> None:
+    model = OwnModel()
+    async with observed(), realtime_call(model) as call:
+        (session,) = model.sessions
+        session.report("", 70, 30)
+        session.report("", 80, 40)
+        await call.close()
+
+    assert [leg.usage["input_tokens"] for leg in call.responses] == [70, 80]
+
+
+async def test_a_response_that_is_never_reported_shows() -> None:
+    model = OwnModel(says_what_it_used=False)
+    async with observed(), realtime_call(model) as call:
+        await call.session.generate_reply()
+        model.sessions[0].report("reply-1", 100, 50)
+        await call.session.generate_reply()
+        await call.close()
+
+    second = call.responses[1]
+    assert (second.outcome, second.basis) == (Outcome.INTERRUPTED, Basis.ESTIMATED)
+    assert second.usage["input_tokens"] == 150
+
+
+async def test_another_models_transcription_is_a_leg_of_its_own() -> None:
+    model = OwnModel()
+    async with observed(), realtime_call(model) as call:
+        metrics = STTMetrics(
+            label="own",
+            request_id="t1",
+            timestamp=time.time(),
+            duration=0.0,
+            audio_duration=2.4,
+            streamed=True,
+            metadata=Metadata(model_name="own-ears", model_provider="own"),
+        )
+        model.sessions[0].emit("metrics_collected", metrics)
+        await call.close()
+
+    (leg,) = call.transcriptions
+    assert leg.attributes.model == "own-ears"
+    assert leg.usage == {"audio_ms": 2_400}
+
+
+class _ByTheMinute(UnitPrice):
+    def rate(self, usage: Mapping[str, int]) -> int | None:
+        return usage["connected_ms"] * 833
+
+
+class _PricesByTheMinute(UnitPrices):
+    def price_for(self, leg: LegAttributes, at_unix_ms: int) -> Price | None:
+        return _ByTheMinute()
+
+
+async def test_a_model_that_is_billed_by_time_has_a_leg_for_its_connection() -> None:
+    model = OwnModel()
+    prices = _PricesByTheMinute()
+    async with observed(), realtime_call(model, prices=prices) as call:
+        model.sessions[0]._report_connection_acquired(0.01)
+        await call.session.generate_reply()
+        await call.close()
+
+    connection, response = call.responses
+    assert (connection.outcome, connection.basis) == (Outcome.SERVED, Basis.OBSERVED)
+    assert connection.usage["connected_ms"] > 0 == connection.usage["input_tokens"]
+    assert (response.usage["connected_ms"], response.usage["input_tokens"]) == (0, 100)
+    assert call.meter.total_nano_usd == connection.usage["connected_ms"] * 833
+
+
+async def test_a_model_that_reports_its_time_is_billed_by_that() -> None:
+    model = OwnModel(says_what_it_used=False)
+    async with observed(), realtime_call(model) as call:
+        session = model.sessions[0]
+        session._report_connection_acquired(0.01)
+        session.report("", 0, 0, session_duration=2.5)
+        closing = session.aclose
+
+        async def report_and_close() -> None:
+            session.report("", 0, 0, session_duration=1.0)
+            await closing()
+
+        session.aclose = report_and_close
+        await call.close()
+
+    (leg,) = call.responses
+    assert leg.usage["connected_ms"] >= 3_500
+    assert call.meter.of(Modality.LLM) == []
+
+
+async def test_a_plugin_that_raises_and_events_that_are_none_harm_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a plugin emits under a known name may be anything: a counted fault, and no more."""
+    monkeypatch.delenv("VOICECOST_RAISE_FAULTS")
+    before = _faults.metering_count()
+    model = OwnModel()
+    async with observed(), realtime_call(model) as call:
+        session: Any = model.sessions[0]
+        session.emit("metrics_collected", None)
+        session.emit("openai_server_event_received", {"type": "response.created"})
+        session.emit("openai_server_event_received", "what?")
+        speech = call.session.generate_reply()
+        await speech
+        await call.close()
+    assert not speech.interrupted
+    assert _faults.metering_count() > before
