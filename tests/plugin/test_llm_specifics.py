@@ -163,6 +163,67 @@ async def test_openais_newer_models_bill_what_they_write_to_the_cache(
     assert_exact(second, rows[1])
 
 
+@pytest.mark.parametrize("how", ["at the end", "with every chunk"])
+@pytest.mark.parametrize("thoughts", ["in the output", "in the total", "in nothing apart"])
+async def test_every_hosts_way_to_count_comes_to_the_same(
+    meter: RecordingMeter, how: str, thoughts: str
+) -> None:
+    """OpenAI's protocol leaves hosts room: xAI counts thoughts beside the completion's tokens."""
+    reply = Reply(text=LONG_ANSWER, thoughts=LONG_ANSWER[:200])
+    async with served(BY_NAME["groq"], meter, reply) as service:
+        service.simulator.tells_usage = how
+        service.simulator.counts_thoughts = thoughts
+        leg = await service.answer("Please explain everything.")
+        service.simulator.token_delay_ms = 2
+        await _interrupt(service, "Please explain everything again.")
+        whole, cut = service.bill.rows
+
+    assert leg.basis is Basis.REPORTED
+    for unit in ("input_tokens", "output_tokens"):
+        assert leg.usage[unit] == whole.units[unit]
+    interrupted = service.legs[-1]
+    for unit in ("input_tokens", "output_tokens"):
+        off = interrupted.usage[unit] - cut.units[unit]
+        assert abs(off) <= interrupted.margins.get(unit, 0)
+
+
+async def test_a_host_that_never_tells_is_estimated(meter: RecordingMeter) -> None:
+    async with served(BY_NAME["ollama"], meter, Reply()) as service:
+        service.simulator.tells_usage = "never"
+        leg = await service.answer("Please explain everything.")
+        (row,) = service.bill.rows
+
+    assert leg.outcome is Outcome.SERVED
+    assert_within_margins(leg, row)
+
+
+@pytest.mark.parametrize("name", ["openai", "responses", "anthropic", "google"])
+async def test_an_interruption_while_the_model_still_thinks(
+    meter: RecordingMeter, name: str
+) -> None:
+    """Nothing was seen of it, and its thoughts so far are billed."""
+    replies = [
+        Reply(match=word, text="I see.", thoughts=LONG_ANSWER[:size])
+        for word, size in (("one", 300), ("two", 340), ("three", 380), ("four", 700))
+    ]
+    async with served(BY_NAME[name], meter, *replies, token_delay_ms=2) as service:
+        if name == "anthropic":
+            service.simulator.shows_thoughts = "omitted"
+        for word in ("one", "two", "three"):
+            await service.answer(f"Think about number {word}.")
+        rows = service.bill.rows
+        async with service.ask("Think about number four."):
+            await service.simulator.until(
+                lambda: len(rows) == 4 and rows[-1].units["output_tokens"] >= 50
+            )
+        await service.bill.settled()
+        leg, row = service.legs[-1], rows[-1]
+
+    assert (leg.outcome, row.ended) == (Outcome.INTERRUPTED, "cancelled")
+    assert leg.usage["completion_chunks"] == 0
+    assert_within_margins(leg, row)
+
+
 async def test_the_gateway_says_who_served(meter: RecordingMeter) -> None:
     async with served(BY_NAME["inference"], meter, Reply(text="Hello.")) as service:
         service.simulator.fallback_model = "google/gemini-2.5-flash"

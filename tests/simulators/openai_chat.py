@@ -27,7 +27,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 
@@ -55,12 +55,19 @@ class OpenAISimulator(ModelSimulator):
     Attributes:
         provider: Its name in the bill; a host that speaks the same protocol has its own.
         service_tier: What the response says served it; None says what was asked for.
+        tells_usage: Where the usage is told; vLLM can do it with every chunk
+            (https://docs.vllm.ai/en/latest/api/vllm/entrypoints/openai/protocol.html,
+            `continuous_usage_stats`), and older servers never do while streaming.
+        counts_thoughts: In `completion_tokens` (OpenAI), beside them and in the total (xAI,
+            https://docs.x.ai/docs/guides/reasoning), or not told apart (many that show them).
         tool_calls_at_once: Whether all tool calls come whole in one chunk (Ollama) or in pieces.
         shows_thoughts: The delta's key under which thoughts are sent; None hides them (OpenAI).
     """
 
     provider = "openai"
     service_tier: str | None = None
+    tells_usage: Literal["at the end", "with every chunk", "never"] = "at the end"
+    counts_thoughts: Literal["in the output", "in the total", "in nothing apart"] = "in the output"
     tool_calls_at_once = False
     shows_thoughts: str | None = None
 
@@ -134,9 +141,19 @@ class OpenAISimulator(ModelSimulator):
         async with self.billing(row, generation, fault, hidden=not streams):
             if streams:
                 include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+                include_usage = include_usage and self.tells_usage != "never"
                 return await self._stream(request, row, completion, fault, include_usage)
             await self.generate_whole(row, generation)
-            return web.json_response(completion.whole(row.units))
+            return web.json_response(completion.whole(self._usage(row.units)))
+
+    def _usage(self, units: dict[str, int]) -> dict[str, Any]:
+        usage = _usage(units)
+        thoughts = units.get("reasoning_tokens", 0)
+        if self.counts_thoughts == "in the total":
+            usage["completion_tokens"] -= thoughts
+        elif self.counts_thoughts == "in nothing apart":
+            del usage["completion_tokens_details"]
+        return usage
 
     async def _stream(
         self,
@@ -161,6 +178,9 @@ class OpenAISimulator(ModelSimulator):
                     await send_event(response, first)
                 delta = completion.delta(piece)
                 if delta is not None:
+                    if self.tells_usage == "with every chunk":
+                        so_far = row.units["output_tokens"] + piece.token_count
+                        extra = {"usage": self._usage(row.units | {"output_tokens": so_far})}
                     await send_event(response, completion.chunk(delta) | extra)
         except DiedError:
             abort(request)
@@ -173,7 +193,7 @@ class OpenAISimulator(ModelSimulator):
             await send_event(response, completion.chunk(calls) | extra)
         await send_event(response, completion.chunk({}, completion.finish_reason) | extra)
         if include_usage:
-            usage = {"usage": _usage(row.units)}
+            usage = {"usage": self._usage(row.units)}
             await send_event(response, completion.chunk(None) | usage)
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
@@ -252,7 +272,7 @@ class _Completion:
         }
         return self._head("chat.completion.chunk") | {"choices": [] if delta is None else [choice]}
 
-    def whole(self, units: dict[str, int]) -> dict[str, Any]:
+    def whole(self, usage: dict[str, Any]) -> dict[str, Any]:
         """The body of a response without streaming."""
         generation = self.generation
         text = generation.text or None
@@ -269,7 +289,7 @@ class _Completion:
             "logprobs": None,
             "finish_reason": self.finish_reason,
         }
-        return self._head("chat.completion") | {"choices": [choice], "usage": _usage(units)}
+        return self._head("chat.completion") | {"choices": [choice], "usage": usage}
 
 
 def count_prompt(row: BillRow, model: str, prompt: Sequence[str], cache: PrefixCache) -> None:

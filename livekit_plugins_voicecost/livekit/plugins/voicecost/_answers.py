@@ -83,7 +83,7 @@ class Answer:
             unbelievable |= {"input_tokens", "cached_input_tokens"}
         if answered and not usage.get("output_tokens"):
             unbelievable |= {"output_tokens", "reasoning_tokens"}
-        # That there were no thoughts is a report; 0/0 is none.
+        # That there were no thoughts, or searches, is a report; 0/0 is none.
         told = {
             unit: quantity
             for unit, quantity in usage.items()
@@ -119,6 +119,11 @@ class Answer:
             counts.report(told)  # the report counts the text that it came with
             self._owner.answer_reported(self)
 
+    def came_to_its_end(self) -> None:
+        """Nothing more is to come: what was told of all that came is what is billed."""
+        told = self.counts.reported
+        self.final = self.final or ("output_tokens" in told and "input_tokens" in told)
+
     def usage(self, estimates: Estimates) -> dict[str, int]:
         """Its totals: as reported, as far as they were, else as estimated."""
         if not self.final:
@@ -130,7 +135,9 @@ class Answer:
             told.get("cached_input_tokens", 0),
             told.get("output_tokens", 0),
         )
-        return {unit: quantity for unit, quantity in told.items() if quantity} | usage
+        # A fee for each request would be charged where nothing is said of how many there were.
+        more = {unit: told[unit] for unit in told if told[unit] or unit == "requests"}
+        return more | usage
 
     def learned(self) -> dict[str, int]:
         """What the provider's report says of its encoder: of the prompt alone while it goes on."""
@@ -139,7 +146,7 @@ class Answer:
 
 
 _ALWAYS: Final = frozenset(
-    {"input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens"}
+    {"input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "requests"}
 )
 _SNAPSHOT: Final = re.compile(r"[-@.:](?:20\d{2}-?[01]\d-?[0-3]\d|v?\d{3,4}|latest|preview)$")
 

@@ -347,11 +347,14 @@ class Estimates:
         self._solve()
         input_tokens = usage["input_tokens"]
         hidden_tokens = usage.get("reasoning_tokens", 0)
-        output_tokens = usage["output_tokens"] - hidden_tokens  # of what was seen
         with _lock:
             if input_tokens > 0:
                 self._learn_prompt(counts, input_tokens, usage)
                 self._solve()  # what the prompt has told of the language is of use for the answer
+            if not hidden_tokens and counts.thinking().weight:  # shown, and not counted apart
+                seen = rounded(self._own.rulers.tokens(counts.answer))
+                hidden_tokens = max(0, usage["output_tokens"] - seen)
+            output_tokens = usage["output_tokens"] - hidden_tokens  # of what was seen
             if usage["output_tokens"] > 0:
                 self._own.thoughts.learn(hidden_tokens, counts.thinking())
             if counts.completion_chunks > 0 and output_tokens > 0:

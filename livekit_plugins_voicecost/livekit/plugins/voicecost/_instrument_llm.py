@@ -180,10 +180,9 @@ class LLMAttempt(Attempt):
             else:
                 self._socket.close()
         answers = self._answers()
-        if outcome is Outcome.SERVED and not self._wire:
-            # Whatever else it may have been: there is no more to come.
-            told = self._shown.counts.reported
-            self._shown.final = "input_tokens" in told and "output_tokens" in told
+        if outcome is Outcome.SERVED:
+            for answer in answers:
+                answer.came_to_its_end()
         outcome = self.outcome_of(outcome, tally)
         for answer in answers:
             if answer.counts.completion_chunks == 0:
@@ -200,7 +199,7 @@ class LLMAttempt(Attempt):
             tally.stop(outcome, usage, Basis.ESTIMATED)
             if tally.leg is not None and len(answers) == 1 and not goes_on:
                 estimates.settle_later(tally.leg, counts)
-        if outcome is Outcome.SERVED:
+        if error is None:
             answered(self.stream, self._billed)
         for answer in answers:
             if answer.final or "input_tokens" in answer.counts.reported:
