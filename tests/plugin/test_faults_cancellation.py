@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from livekit import rtc
 from livekit.agents import AgentSession, APIConnectOptions
-from livekit.agents.llm import ChatContext
+from livekit.agents.llm import ChatContext, FallbackAdapter
+from livekit.agents.tts import StreamAdapter
 
 from livekit.plugins.voicecost import VoiceCost, _attribution, _faults
 from tests.plugin import voicecost_sessions
@@ -91,6 +92,42 @@ async def test_an_llm_request(providers: Providers, meter: RecordingMeter) -> No
     await providers.bill.settled()
     same_requests(meter, Modality.LLM, providers.bill, "input_tokens")
     assert len(meter.of(Modality.LLM)) == n
+
+
+async def test_an_llm_behind_a_fallback_adapter(
+    providers: Providers, meter: RecordingMeter
+) -> None:
+    """The adapter's stream is cancelled: so is the one that it reads from."""
+    for n in range(1, SUSPENSIONS_MAX):
+        adapter = FallbackAdapter([providers.llm(), providers.llm(model="gpt-4o")])
+        with CancelledAt("LLMStream.__init__", n) as walk:
+            stream = adapter.chat(chat_ctx=question(), conn_options=ONE_TRY)
+            await the_end_of(walk)
+        await stream.aclose()
+        await adapter.aclose()
+        if not walk.reached:
+            break
+    assert 2 < n < SUSPENSIONS_MAX - 1
+    await providers.bill.settled()
+    same_requests(meter, Modality.LLM, providers.bill, "input_tokens")
+
+
+async def test_a_tts_behind_a_stream_adapter(providers: Providers, meter: RecordingMeter) -> None:
+    """The adapter cuts the text into sentences; each is a request that can be cancelled."""
+    for n in range(1, SUSPENSIONS_MAX):
+        adapter = StreamAdapter(tts=providers.tts())
+        with CancelledAt("SynthesizeStream", n) as walk:
+            stream = adapter.stream(conn_options=ONE_TRY)
+            stream.push_text("I see you. You do not see me.")
+            stream.end_input()
+            await the_end_of(walk)
+        await stream.aclose()
+        await adapter.aclose()
+        if not walk.reached:
+            break
+    assert 2 < n < SUSPENSIONS_MAX - 1
+    await providers.bill.settled()
+    same_requests(meter, Modality.TTS, providers.bill, "characters")
 
 
 async def test_a_tts_request(providers: Providers, meter: RecordingMeter) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from livekit.agents import stt
 from livekit.agents.llm.fallback_adapter import FallbackLLMStream
 from livekit.agents.voice import agent_activity, agent_session, audio_recognition, speech_handle
 from openai import AsyncOpenAI
@@ -23,6 +24,7 @@ NAMES: list[tuple[Any, str]] = [
     (speech_handle.SpeechHandle, "scheduled"),
     (FallbackLLMStream, "_try_recovery"),
     (AsyncOpenAI, "chat"),
+    (stt.STT, "_recognize_impl"),
 ]
 
 

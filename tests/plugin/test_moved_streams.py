@@ -73,6 +73,21 @@ async def test_a_stream_that_moved_is_metered_by_its_events(
     assert _instrument.coverage() is Coverage.COMPLETE
 
 
+@pytest.mark.parametrize("moved", [each for each, _ in STREAMS])
+def test_attempts_that_are_no_call_of_run_any_more_are_metered_by_events(
+    moved: type[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def moved_main_task(self: Any) -> None:
+        await self._attempt()
+
+    monkeypatch.setattr(moved, "_main_task", moved_main_task)
+    _instrument.instrument()
+    assert _instrument.coverage() is Coverage.METRICS_ONLY
+    _instrument.uninstrument()
+    (warning,) = [r for r in caplog.records if r.name == "livekit.plugins.voicecost"]
+    assert f"{moved.__name__}._run)" in warning.getMessage()
+
+
 @pytest.fixture
 def meter() -> Iterator[RecordingMeter]:
     meter = RecordingMeter()

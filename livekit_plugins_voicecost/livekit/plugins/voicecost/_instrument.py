@@ -221,7 +221,8 @@ def _observe_recordings() -> Callable[[], None]:
     """Observe whole recordings, unless LiveKit's events count them; returns the undo."""
     if stt.STT in _state.by_events:
         return lambda: None
-    stt.STT._recognize_impl  # noqa: B018  (raises where it is gone)
+    if not hasattr(stt.STT, "_recognize_impl"):
+        raise AttributeError("STT._recognize_impl")
     return observe_recordings(stt.STT, delegating=_classes(_DELEGATING["recordings"]))
 
 
