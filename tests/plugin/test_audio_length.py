@@ -68,3 +68,11 @@ def test_tags_and_rubbish_are_not_sound() -> None:
 def test_what_only_a_decoder_can_measure() -> None:
     assert length_of("audio/flac", 24_000, 1) is None
     assert length_of("audio/webm; codecs=opus", 48_000, 1) is None
+
+
+def test_rubbish_before_a_page_is_skipped() -> None:
+    length = length_of("audio/ogg", 48_000, 1)
+    assert length is not None
+    length.push(b"rubbish " * 10 + b"Og")
+    length.push(b"x" + encoded("opus", 48_000, 1_000))
+    assert 999 <= length.audio_ms <= 1_001

@@ -118,7 +118,7 @@ class MP3Length:
                 continue
             size, microseconds = _mp3_frame(data[at], data[at + 1], data[at + 2])
             self._microseconds += microseconds
-            at += size or 1  # not at a frame: look for the next one
+            at = at + size if size else _next(data, b"\xff", at + 1)
         self._skip = max(0, at - len(data))
         self._rest = data[at:]
 
@@ -141,6 +141,12 @@ def _mp3_frame(first: int, second: int, third: int) -> tuple[int, int]:
     return samples // 8 * kilobits * 1000 // rate + (third >> 1 & 1), samples * 1_000_000 // rate
 
 
+def _next(data: bytes, mark: bytes, at: int) -> int:
+    """Where a frame may begin from here on; its mark may be cut off at the end."""
+    found = data.find(mark, at)
+    return found if found >= 0 else max(at, len(data) - len(mark) + 1)
+
+
 class OpusLength:
     """Ogg pages, each of which says how many samples of 48 kHz there are up to its end.
 
@@ -160,7 +166,7 @@ class OpusLength:
         data, at = self._rest + data, 0
         while len(data) - at >= 27:
             if data[at : at + 4] != b"OggS":
-                at += 1
+                at = _next(data, b"OggS", at + 1)
                 continue
             segments = at + 27
             body = segments + data[at + 26]
