@@ -6,6 +6,7 @@ The meter keeps the records as a spool would, so tests read legs from records al
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -328,20 +329,18 @@ async def metered_call(
         "tts": providers.tts,
     }
     plugins = {name: options.pop(name, None) or make() for name, make in defaults.items()}
-    session: AgentSession[None] = AgentSession(
-        **plugins,
-        vad=None,
-        turn_handling=options.pop(
-            "turn_handling", {"turn_detection": "manual", "interruption": _NO_RESUMING}
-        ),
-        conn_options=SessionConnectOptions(
+    settings: dict[str, Any] = {
+        "vad": None,
+        "turn_handling": {"turn_detection": "manual", "interruption": _NO_RESUMING},
+        "conn_options": SessionConnectOptions(
             llm_conn_options=one_try_more,
             tts_conn_options=one_try_more,
             stt_conn_options=one_try_more,
         ),
-        session_close_transcript_timeout=0.05,
-        **options,
-    )
+    }
+    if "session_close_transcript_timeout" in inspect.signature(AgentSession).parameters:
+        settings["session_close_transcript_timeout"] = 0.05  # not yet in the oldest LiveKit
+    session: AgentSession[None] = AgentSession(**plugins, **(settings | options))
     meter = RecordingMeter(limit_nano_usd=limit_nano_usd)
     if attach:
         _attribution.register(session, meter)

@@ -24,9 +24,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from livekit.agents import get_job_context
-
 from . import _estimates, _faults
+from ._livekit import running_job
 
 if TYPE_CHECKING:
     from livekit.agents import AgentSession, JobContext
@@ -162,7 +161,7 @@ def current_owner() -> Owner:
     meter = _scope_meter.get()
     if meter is not None:
         return Owner(scope=meter)
-    return Owner(job=get_job_context(required=False))
+    return Owner(job=running_job())
 
 
 def current_meter() -> LegMeter | None:
@@ -183,7 +182,7 @@ def meter_of(session: AgentSession[Any]) -> LegMeter | None:
 
 def register(session: AgentSession[Any], meter: LegMeter) -> None:
     """A meter serves this session from now on; it adopts the finished legs that wait for it."""
-    job = get_job_context(required=False)
+    job = running_job()
     with _registry.lock:
         _registry.meters[session] = weakref.ref(meter)
         _registry.ended.discard(session)

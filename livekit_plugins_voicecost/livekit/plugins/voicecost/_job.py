@@ -11,9 +11,11 @@ import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
-from livekit.agents import JobContext, get_job_context
+from livekit.agents import JobContext
 
 from voicecost_ledger.records import Environment
+
+from ._livekit import running_job
 
 if TYPE_CHECKING:
     from livekit import rtc
@@ -73,7 +75,7 @@ def under_pytest() -> bool:
 
 def here() -> Place:
     """The place of the running task: call it in a job's entrypoint or in a task made there."""
-    job = get_job_context(required=False)
+    job = running_job()
     if job is None:
         return Place(Environment.TEST if under_pytest() else Environment.PROCESS)
     agent = job.job.agent_name or None

@@ -13,8 +13,8 @@ import weakref
 from typing import Any
 
 import msgspec
-from livekit.agents import get_job_context
 
+from ._livekit import running_job
 from ._prices import prices
 from ._settings import Settings
 from .meter import Meter
@@ -85,4 +85,4 @@ def _close_last() -> None:
 
 
 def _here() -> Any:
-    return get_job_context(required=False) or _NO_JOB
+    return running_job() or _NO_JOB
