@@ -156,7 +156,7 @@ def _observe_websockets(module: Any) -> Callable[[], None]:
     """The `websockets` library's client, which has no hook of its own for a sent message."""
     client: Any = module.ClientConnection
     names = ("handshake", "send", "close", "connection_lost")
-    own = {name: vars(client)[name] for name in names if name in vars(client)}
+    own: dict[str, Any] = {name: vars(client)[name] for name in names if name in vars(client)}
     handshake, send, close = client.handshake, client.send, client.close
     connection_lost = client.connection_lost
 
