@@ -339,3 +339,21 @@ async def test_a_request_that_is_cut_off_before_it_leaves_costs_nothing(
     assert sent.usage["characters"] == voice.billed == len(TEXT)
     assert (unsent.outcome, unsent.basis) == (Outcome.INTERRUPTED, Basis.OBSERVED)
     assert not any(unsent.usage.values())
+
+
+async def test_a_voice_that_costs_by_its_sound_is_cut_when_the_money_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A text billed by characters is paid for when it is sent; here each piece of audio costs."""
+    tokens = 60
+    meter = RecordingMeter(limit_nano_usd=len(LONG_ANSWER) * 30_000 + 300 * 150 + tokens * 600)
+    with _attribution.scoped(meter):
+        async with simulated_voice(
+            "openai", monkeypatch, pace=SLOW, response_format="pcm"
+        ) as voice:
+            await say(voice, LONG_ANSWER)
+            await voice.bill.settled()
+    (leg,), (row,) = meter.of(Modality.TTS), voice.bill.rows
+    assert (leg.outcome, leg.basis) == (Outcome.CUT, Basis.ESTIMATED)
+    assert row.ended == "cancelled"
+    assert row.units["output_tokens"] <= 4 * tokens  # it would be a thousand

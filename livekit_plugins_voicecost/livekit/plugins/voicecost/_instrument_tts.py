@@ -258,8 +258,12 @@ class ChunkedAttempt(SpeechAttempt):
         if self._something:
             self._tally.first_answer()
         usage, margins = self._estimated()
+        basis = Basis.ESTIMATED if margins else Basis.OBSERVED
         self._tally.margins = margins
-        self._tally.owe(usage, Basis.ESTIMATED if margins else Basis.OBSERVED)
+        if self._bills_tokens and not self.cut and not self._tally.spend(usage, basis):
+            self._tally.owe(usage, basis)  # this much has been made
+            self.end_for_budget()
+        self._tally.owe(usage, basis)
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the leg; a refused request cost nothing."""
