@@ -3,13 +3,14 @@
 Each has a clean turn before and, where it lives on, one after, as a call has.
 """
 
-# pyright: reportUnknownMemberType=false  # livekit-agents says little of its generics
+# livekit-agents says little of its generics.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from livekit import rtc
 from livekit.agents import AgentSession, AgentTask, RunContext, function_tool
@@ -255,7 +256,7 @@ class _Consent(AgentTask[bool]):
 
     async def on_enter(self) -> None:
         """Ask, then take the answer as a yes."""
-        session: AgentSession[Any] = self.session
+        session = cast("AgentSession[None]", self.session)
         await session.say("May we record this call?").wait_for_playout()
         await session.generate_reply(user_input="Yes, that is fine.").wait_for_playout()
         self.complete(True)

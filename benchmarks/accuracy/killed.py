@@ -3,7 +3,8 @@
 It answers one question after another until a SIGKILL ends it; its parent adopts its spool.
 """
 
-# pyright: reportUnknownMemberType=false  # livekit-agents says little of its generics
+# livekit-agents says little of its generics.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 import asyncio
@@ -17,7 +18,8 @@ from livekit.plugins.openai import LLM
 
 from livekit.plugins.voicecost import VoiceCost
 
-from .stage import MODEL, Clerk, Loudspeaker, Microphone
+from .audio import Loudspeaker, Microphone
+from .stage import MODEL, Clerk
 from .texts import LANGUAGES
 
 

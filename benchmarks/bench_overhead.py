@@ -1,0 +1,111 @@
+"""What metering takes of an agent's process: loop time, stalls, threads and memory per live call.
+
+    python -m benchmarks.bench_overhead [--calls N] [--seconds N] [--rounds N] [--strict]
+
+The same calls with and without VoiceCost, in turn, each in a process of its own; the simulated
+providers and the sidecar are other processes. Loop time is the CPU time of the event loop's thread.
+Memory is what voicecost's own lines hold, by tracemalloc, in a run of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks import _report
+from examples.demo.livekit_server import free_ports
+from examples.demo.processes import Processes
+from examples.demo.sidecar import Sidecar
+from scripts.tools import ROOT
+
+LOOP_MAX_PERCENT, STALL_MAX_MS, THREADS_MAX, CALL_MAX_KB = 0.3, 100, 1, 100
+
+
+async def run(
+    folder: Path, env: dict[str, str], calls: int, seconds: float, mode: str
+) -> dict[str, Any]:
+    """One process full of calls."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks._overhead_agent",
+        str(folder / "addresses.json"), str(calls), str(seconds), mode,
+        stdout=asyncio.subprocess.PIPE, env=env, cwd=ROOT,
+    )  # fmt: skip
+    output, _ = await child.communicate()
+    if child.returncode:
+        raise SystemExit(f"bench_overhead: the agent failed with exit code {child.returncode}")
+    return json.loads(output.splitlines()[-1])
+
+
+async def measure(
+    folder: Path, calls: int, seconds: float, rounds: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each mode, plain and metered in turn."""
+    with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(Processes(folder / "logs"))
+        (folder / "script.json").write_text(json.dumps({"token_delay_ms": 20}))
+        command = [sys.executable, "-m", "tests.simulators", "--port", "0"]
+        simulators = processes.start(
+            "simulators", [*command, "--script", str(folder / "script.json")], env={}
+        )
+        printed = await simulators.ready(lambda output: "openai_base_url" in output)
+        addresses = next(line for line in printed.splitlines() if "openai_base_url" in line)
+        (folder / "addresses.json").write_text(addresses)
+        host = urlsplit(str(json.loads(addresses)["openai_base_url"])).netloc
+        aliases = {host: "openai", host.replace("127.0.0.1", "localhost"): "openai"}
+        (port,) = free_ports(1)
+        async with Sidecar(processes, folder, port, env={}, host_aliases=aliases) as sidecar:
+            env = {**os.environ, **sidecar.env}
+            runs: dict[str, list[dict[str, Any]]] = {"plain": [], "metered": [], "traced": []}
+            for _ in range(rounds):
+                for mode in ("plain", "metered"):
+                    runs[mode].append(await run(folder, env, calls, seconds, mode))
+            runs["traced"].append(await run(folder, env, calls, min(seconds, 20), "traced"))
+    return runs
+
+
+async def main() -> int:
+    command = _report.parser(__doc__)
+    command.add_argument("--calls", type=int, default=8, help="live calls at once")
+    command.add_argument("--seconds", type=float, default=30, help="of each run")
+    command.add_argument("--rounds", type=int, default=3, help="runs of each kind")
+    arguments = command.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        runs = await measure(Path(folder), arguments.calls, arguments.seconds, arguments.rounds)
+    print(f"{arguments.calls} calls at once, {arguments.rounds} runs of {arguments.seconds:g} s\n")
+    print(f"{'':<10}{'loop % of a core per call':>27}{'worst stall ms':>16}{'peak RSS MB':>13}")
+    for mode in ("plain", "metered"):
+        for each in runs[mode]:
+            print(
+                f"{mode:<10}{each['loop_percent']:>27.3f}{each['stall_ms']:>16.0f}"
+                f"{each['peak_rss_kb'] / 1024:>13.0f}"
+            )
+    plain, metered = (
+        [each["loop_percent"] for each in runs[mode]] for mode in ("plain", "metered")
+    )
+    pairs = [with_us - without for without, with_us in zip(plain, metered, strict=True)]
+    threads = max((each["threads"] for each in runs["metered"]), key=len)
+    print(f"\nthreads of ours: {', '.join(threads) or 'none'}")
+    bars = [
+        _report.Bar("loop time per live call", statistics.median(pairs), LOOP_MAX_PERCENT, "%"),
+        _report.Bar(
+            "longest stall of the loop in our code",
+            max(each["our_stall_ms"] for each in runs["metered"]), STALL_MAX_MS, "ms",
+        ),
+        _report.Bar("threads of ours", len(threads), THREADS_MAX, ""),
+        _report.Bar(
+            "memory per live call", runs["traced"][0]["call_bytes"] / 1024, CALL_MAX_KB, "KB"
+        ),
+    ]  # fmt: skip
+    return _report.conclude(bars, strict=arguments.strict)
+
+
+if __name__ == "__main__":
+    raise SystemExit(asyncio.run(main()))
