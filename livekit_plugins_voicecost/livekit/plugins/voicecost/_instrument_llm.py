@@ -271,7 +271,8 @@ class LLMAttempt(Attempt):
                     "cached_input_tokens": usage.prompt_cached_tokens,
                     "output_tokens": output_tokens,
                     "cache_write_tokens": usage.cache_creation_tokens,
-                    "reasoning_tokens": usage.reasoning_tokens
+                    # Not yet in LiveKit 1.5.
+                    "reasoning_tokens": getattr(usage, "reasoning_tokens", 0)
                     or output_tokens - usage.completion_tokens,
                 },
                 final=False,
