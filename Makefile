@@ -12,6 +12,7 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 ARGS ?=
 SEEDS ?= 2000
+CALLS ?= 200
 
 # No setting of the caller's shell steers pip, pyright or the tests into another environment.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -69,11 +70,12 @@ format: setup ## format the code and repair what ruff can repair
 
 .PHONY: bench
 bench: setup ## measure what metering costs, as ratios to a reference in the same run
-	@for file in benchmarks/bench_*.py; do \
+	@missed=; for file in benchmarks/bench_*.py; do \
 	  name="$$(basename "$$file" .py)"; \
 	  echo "== $${name#bench_} (make bench-$${name#bench_})"; \
-	  $(PY) -m "benchmarks.$$name" $(ARGS); \
+	  $(PY) -m "benchmarks.$$name" $(ARGS) || missed="$$missed $${name#bench_}"; \
 	done
+	if [ -n "$$missed" ]; then echo "bench: these missed a bar or failed:$$missed" >&2; exit 1; fi
 
 bench-%: setup
 	@[ -f benchmarks/bench_$*.py ] || { \
@@ -84,8 +86,9 @@ bench-%: setup
 	$(PY) -m benchmarks.bench_$* $(ARGS)
 
 .PHONY: soak
-soak: setup ## play the simulation's histories, as many as asked: make soak SEEDS=10000
+soak: setup ## play the simulation's histories, then calls against their bills: make soak SEEDS=10000 CALLS=500
 	@VOICECOST_SIMULATION_SEEDS=$(SEEDS) $(PY) -m pytest tests/simulation --quiet $(ARGS)
+	$(PY) -m benchmarks.bench_accuracy --calls $(CALLS)
 
 .PHONY: clean
 clean: ## remove the environment, the built tools and everything that was generated

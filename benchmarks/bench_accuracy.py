@@ -10,7 +10,6 @@ that nobody has looked into. A missed bar makes the exit code 1.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import statistics
@@ -224,7 +223,7 @@ def _size(off: Percent) -> float:
 
 
 async def main() -> int:
-    command = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    command = _report.parser(__doc__)  # `--strict` changes nothing here: accuracy is the promise
     command.add_argument("--calls", type=int, default=40, help="seeded calls")
     command.add_argument("--seed", type=int, default=1, help="of the first call")
     command.add_argument("--only", default="", help="only endings with this in their title")
