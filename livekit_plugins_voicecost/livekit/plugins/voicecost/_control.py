@@ -164,16 +164,28 @@ class ControlTotals:
             if all(left[unit] == added[unit] for unit in added):
                 best = (0, leg)
                 break
-            # Speech is counted by segment, and without what a plugin adds on the wire.
-            fits = model.kind == "tts_usage" and all(left[unit] >= added[unit] for unit in added)
+            # Speech is counted by segment, and without what a plugin adds on the wire; a realtime
+            # response by the plugin's own reading of its report (Google's leaves out thoughts).
+            partly = model.kind == "tts_usage" or leg.attributes.modality is Modality.REALTIME
+            fits = partly and all(left[unit] >= added[unit] for unit in added)
             if fits and (best is None or surplus < best[0]):
                 best = (surplus, leg)
+        if best is None:
+            best = self._said_again(model, added)
         if best is None:
             return False
         counted = self._counted.setdefault(best[1], {})
         for unit, count in added.items():
             counted[unit] = counted.get(unit, 0) + count
         return True
+
+    def _said_again(self, model: _Model, added: Mapping[str, int]) -> tuple[int, Leg] | None:
+        """A realtime response's running total, which LiveKit adds up as if each were the whole."""
+        for leg in reversed(self._legs_of(model)):
+            again = added.get("input_tokens") == leg.usage.get("input_tokens")
+            if again and leg.attributes.modality is Modality.REALTIME and leg in self._counted:
+                return 0, leg
+        return None
 
     def _causes_by_request(self, model: _Model, unit: str, missing: int) -> dict[ControlCause, int]:
         causes: dict[ControlCause, int] = {}
@@ -199,9 +211,16 @@ class ControlTotals:
             for leg in self._legs_of(model)
             if leg.outcome in (Outcome.FAILED, Outcome.PROBE)
         )
+        interrupted = sum(
+            leg.usage.get(unit, 0)
+            for leg in self._legs_of(model)
+            if leg.outcome is Outcome.INTERRUPTED
+        )
         open_ms = sum(leg.usage.get("connected_ms", 0) for leg in self._legs_of(model))
         if 0 < rest <= failed:
             _add(causes, ControlCause.FAILED_ATTEMPT, rest)
+        elif 0 < rest <= interrupted:  # a realtime model's transcription that never came
+            _add(causes, ControlCause.INTERRUPTED, rest)
         elif unit == "audio_ms" and abs(rest) <= _IN_FLIGHT_MS:
             _add(causes, ControlCause.STT_TAIL, rest)
         elif unit == "audio_ms" and livekit <= open_ms + _IN_FLIGHT_MS:

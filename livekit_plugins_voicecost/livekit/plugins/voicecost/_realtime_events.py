@@ -109,7 +109,7 @@ class LiveKitEvents:
         if known is None:
             model = getattr(metrics.metadata, "model_name", None) or ""
             attributes = self._legs.describe(modality, model)
-            known = Tally(self._legs.owner, attributes, None)
+            known = self._legs.tally(attributes)
             if metrics.request_id:
                 self._others = {key: known}  # said again at once, if ever
         settle(known, Outcome.SERVED, usage, Basis.REPORTED)

@@ -85,7 +85,7 @@ class GPTLive:
                 if known is not None:
                     known.stop(Outcome.INTERRUPTED)
                 attributes = self._legs.describe(Modality.LLM, self._backend_model or model)
-                tally = Tally(self._legs.owner, attributes, None)
+                tally = self._legs.tally(attributes)
                 # Its prompt is not to be seen: the one before is the best that is known of it.
                 last = self._last_usage["input_tokens"]
                 tally.margins = {"input_tokens": last, "output_tokens": last}
@@ -96,7 +96,7 @@ class GPTLive:
                 tally = self._delegated.pop(delegation_id, None)
                 if tally is None:
                     attributes = self._legs.describe(Modality.LLM, model)
-                    tally = Tally(self._legs.owner, attributes, None)
+                    tally = self._legs.tally(attributes)
                 failed = event["type"] == "response.failed"
                 outcome = Outcome.FAILED if failed else Outcome.SERVED
                 usage = _part(response, "usage")

@@ -347,7 +347,7 @@ class OpenAIRealtime:
         if not self._transcription_model:
             return
         attributes = self._legs.describe(Modality.STT, self._transcription_model)
-        tally = Tally(self._legs.owner, attributes, None)
+        tally = self._legs.tally(attributes)
         audio = -(-audio_ms // USER_TOKEN_MS)
         usage = {
             "audio_ms": audio_ms,
@@ -378,7 +378,7 @@ class OpenAIRealtime:
             if not usage:
                 return
             attributes = self._legs.describe(Modality.STT, self._transcription_model)
-            tally = Tally(self._legs.owner, attributes, None)
+            tally = self._legs.tally(attributes)
         tally.first_answer()
         units = _transcription_units(usage)
         if units is None:

@@ -120,6 +120,14 @@ class SessionLegs:
             service_tier=option_text(self.session, self.model, "service_tier") if realtime else "",
         )
 
+    def tally(self, attributes: LegAttributes, speech: Any = None) -> Tally:
+        """A new leg over this session's connection."""
+        tally = Tally(self.owner, attributes, speech)
+        # While the session closes, LiveKit is still told of what it does not count any more.
+        listeners = getattr(self.session, "_events", {}).get("metrics_collected")
+        tally.heard_by_livekit = bool(listeners) and not self.closing
+        return tally
+
     # ---- responses -------------------------------------------------------------------------------
 
     def begin(
@@ -131,7 +139,7 @@ class SessionLegs:
     ) -> None:
         """A response exists: the provider will bill its prompt, whatever becomes of it."""
         self._open_if_by_time()
-        response.tally = tally = Tally(self.owner, self.attributes, speech)
+        response.tally = tally = self.tally(self.attributes, speech)
         tally.margins = margins
         usage = usage | NO_TIME
         if not tally.spend(usage, Basis.ESTIMATED):
@@ -159,7 +167,9 @@ class SessionLegs:
     ) -> None:
         """A response is over, or its report came after all: then it corrects what was said."""
         if response.tally is None:
-            response.tally = Tally(self.owner, self.attributes, None)
+            response.tally = self.tally(self.attributes)
+        elif self.closing and response.tally.leg is not None:
+            response.tally.leg.heard_by_livekit = False
         if response.cut and outcome is not Outcome.FAILED:
             outcome = Outcome.CUT
         settle(response.tally, outcome, usage | NO_TIME, basis, margins)
@@ -182,7 +192,7 @@ class SessionLegs:
         usage = self.protocol.estimate() if self.protocol is not None else dict(NO_TOKENS)
         if affordable(meter, self.attributes, usage | NO_TIME):
             return None
-        tally = Tally(self.owner, self.attributes, _attribution.current_speech())
+        tally = self.tally(self.attributes, _attribution.current_speech())
         tally.stop(Outcome.CUT, NO_TOKENS | NO_TIME, Basis.OBSERVED)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         future.set_exception(RealtimeError(_REFUSED))
@@ -269,7 +279,7 @@ class Connection:
 
     def __init__(self, legs: SessionLegs, opened_ns: int) -> None:
         self._legs = legs
-        self._tally = Tally(legs.owner, legs.attributes, None)
+        self._tally = legs.tally(legs.attributes)
         self._opened_ns = opened_ns
         self._reported_ms = 0
         self._reported_ns: int | None = None
