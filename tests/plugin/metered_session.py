@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -229,7 +229,8 @@ class Providers:
     async def close_plugins(self) -> None:
         """Close the plugins' connections: a pool keeps even an interrupted one until then."""
         while self.made:
-            await self.made.pop().aclose()
+            with suppress(asyncio.CancelledError):  # LiveKit 1.5: of a stream that was interrupted
+                await self.made.pop().aclose()
 
     def llm(self, **options: Any) -> LLM:
         settings: dict[str, Any] = {"model": "gpt-4o-mini"} | options
