@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from livekit.agents import APIConnectOptions, APIError, APITimeoutError
-from livekit.agents.llm import FallbackAdapter
+from livekit.agents.llm import FallbackAdapter, ImageContent
 from livekit.plugins.anthropic import LLM as AnthropicLLM
 from livekit.plugins.openai import LLM as OpenAILLM
 
@@ -280,6 +280,36 @@ async def test_an_interrupted_response_over_a_socket_is_billed_to_its_end(
 
     assert (leg.outcome, row.ended) == (Outcome.INTERRUPTED, "completed")
     assert_exact(leg, row)
+
+
+async def test_the_next_request_ends_an_interrupted_response_on_its_socket(
+    meter: RecordingMeter,
+) -> None:
+    provider = BY_NAME["responses over a socket"]
+    replies = (Reply(match="hello", text="Hello there."), Reply())
+    async with served(provider, meter, *replies, token_delay_ms=3) as service:
+        await service.answer("Hello, who is this?")
+        async with service.ask("Please explain everything."):
+            await meter.until(
+                lambda: len(service.legs) == 2 and service.legs[1].usage["completion_chunks"] >= 5
+            )
+        await service.answer("Hello again.")
+        _, interrupted, answered = service.legs
+        _, cancelled, completed = service.bill.rows
+
+    assert (interrupted.outcome, cancelled.ended) == (Outcome.INTERRUPTED, "cancelled")
+    assert_within_margins(interrupted, cancelled)
+    assert_exact(answered, completed)
+
+
+async def test_pictures_are_input_of_their_own_kind(meter: RecordingMeter) -> None:
+    picture = ImageContent(image="data:image/png;base64,iVBORw0KGgo=")
+    async with served(BY_NAME["google"], meter, Reply(text="It is a cat.")) as service:
+        context = asked("What is this?")
+        context.add_message(role="user", content=["And that?", picture])
+        leg = await service.answer(context)
+        assert_exact(leg, service.bill.rows[0])
+    assert leg.usage["input_image_tokens"] == 258
 
 
 async def test_a_budget_hangs_up_on_a_response_over_a_socket(meter: RecordingMeter) -> None:

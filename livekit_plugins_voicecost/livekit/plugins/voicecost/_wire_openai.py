@@ -137,9 +137,11 @@ def _read_message(message: Any, answer: AnswerObserver) -> None:
     if refusal:
         answer.prose(refusal)
     # Not of OpenAI's: DeepSeek, Moonshot and vLLM show thoughts as the first, Groq as the other.
-    thought = field(message, "reasoning_content") or field(message, "reasoning")
-    if thought and isinstance(thought, str):
-        answer.thought(thought)
+    more = field(message, "model_extra")
+    if more:
+        thought = more.get("reasoning_content") or more.get("reasoning")
+        if thought and isinstance(thought, str):
+            answer.thought(thought)
     for call in message.tool_calls or ():
         function = call.function
         if function is not None and (function.name or function.arguments):
