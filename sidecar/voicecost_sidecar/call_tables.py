@@ -21,9 +21,9 @@ from voicecost_ledger.stores import (
 )
 from voicecost_sidecar.tables import (
     WIDE_COLUMNS,
+    LatencyTable,
     cost_text,
     harmless,
-    latency_rows,
     length_text,
     moment_text,
     plain_grid,
@@ -187,7 +187,7 @@ def _turns_table(turns: Sequence[TurnView]) -> RenderableType:
 def _latency_table(rows: Sequence[LatencyRow]) -> RenderableType:
     if not rows:
         return Text("No leg of this call has ended yet.")
-    return latency_rows(rows, ("modality", "provider", "model"))
+    return LatencyTable(rows, ("modality", "provider", "model"))
 
 
 def _control_table(control: Sequence[ControlView]) -> RenderableType:

@@ -78,7 +78,7 @@ def calls_table(found: CallList, time_zone: str) -> RenderableType:
 
 
 class _CallsTable:
-    """One line per call; a narrow terminal goes without length and limit."""
+    """One line per call; on a narrow terminal two, without length and limit."""
 
     def __init__(self, calls: Sequence[CallSummary], time_zone: str) -> None:
         self._calls = calls
@@ -87,14 +87,14 @@ class _CallsTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table that fits."""
         wide = options.max_width >= 100
-        table = plain_table("call", "opened", "state", "project/agent")
+        table = plain_table("call", *(["opened"] if wide else []), "state", "project/agent")
         for name in ("length", "cost", "waste", "limit") if wide else ("cost", "waste"):
             table.add_column(name, justify="right", no_wrap=True)  # an amount is never cut short
         for call in self._calls:
             limit = call.limit_nano_usd
+            opened = moment_text(call.opened_at_unix_ms, self._time_zone, short=True)
             table.add_row(
-                call.call_id,
-                moment_text(call.opened_at_unix_ms, self._time_zone, short=True),
+                *([call.call_id, opened] if wide else [f"{call.call_id}\n{opened}"]),
                 state_text(call),
                 f"{call.project}/{call.agent}" if call.agent else call.project,
                 *([length_text(call)] if wide else []),
@@ -137,25 +137,32 @@ def latency_table(latency: Latency) -> RenderableType:
     span = _span_text(latency)
     if not latency.rows:
         return Text(f"No leg has ended that started from {span}.")
-    return Group(Text(span, style="dim"), latency_rows(latency.rows, latency.group_by))
+    return Group(Text(span, style="dim"), LatencyTable(latency.rows, latency.group_by))
 
 
-def latency_rows(rows: Sequence[LatencyRow], group_by: Sequence[str]) -> RenderableType:
-    """The same without its span; for one call too."""
-    names = tuple(group_by) or ("",)
-    table = plain_table(*names)
-    for name in ("legs", "first P50", "first P95", "took P50", "took P95"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            *(row.group.get(name, "") or "-" for name in names),
-            str(row.leg_count),
-            seconds_text(row.time_to_first_p50_ms),
-            seconds_text(row.time_to_first_p95_ms),
-            seconds_text(row.duration_p50_ms),
-            seconds_text(row.duration_p95_ms),
-        )
-    return table
+class LatencyTable:
+    """One line per group, of a span or of one call; a narrow terminal has both ranks in a cell."""
+
+    def __init__(self, rows: Sequence[LatencyRow], group_by: Sequence[str]) -> None:
+        self._rows = rows
+        self._names = tuple(group_by) or ("",)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table that fits."""
+        wide = options.max_width >= WIDE_COLUMNS
+        table = plain_table(*self._names)
+        ranks = ("first P50", "first P95", "took P50", "took P95")
+        for name in ("legs", *(ranks if wide else ("first P50/95", "took P50/95"))):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self._rows:
+            first = seconds_text(row.time_to_first_p50_ms), seconds_text(row.time_to_first_p95_ms)
+            took = seconds_text(row.duration_p50_ms), seconds_text(row.duration_p95_ms)
+            table.add_row(
+                *(row.group.get(name, "") or "-" for name in self._names),
+                str(row.leg_count),
+                *((*first, *took) if wide else ("\n".join(first), "\n".join(took))),
+            )
+        yield table
 
 
 def share_text(amount_nano_usd: int, per_mille: int) -> str:

@@ -144,6 +144,8 @@ def test_a_call_is_shown_from_every_side(
     with sidecar.agent() as agent:
         agent.send(batch(two_turns()))
         agent.hear_a(Ack)
+        agent.send(batch(a_call("M_" + 32 * "f", project="shop")))
+        agent.hear_a(Ack)
     where = {"VOICECOST_DATABASE_URL": f"sqlite:///{tmp_path / 'ledger.db'}", "COLUMNS": columns}
 
     def shown(*arguments: str) -> str:
@@ -169,13 +171,22 @@ def test_a_call_is_shown_from_every_side(
     assert "(no turn) 1 $0.004800 $0.004800" in turns
     assert "SP_1 1 $0." in turns
     latency = shown("call", "CA_1", "--show", "latency")
-    assert "stt Deepgram nova-3 1 0.18 s 0.18 s 2.34 s 2.34 s" in latency
+    if columns == "250":
+        assert "stt Deepgram nova-3 1 0.18 s 0.18 s 2.34 s 2.34 s" in latency
+    else:
+        assert "stt Deepgram nova-3 1 0.18 s 2.34 s 0.18 s 2.34 s" in latency
     control = shown("call", "CA_1", "--show", "control")
     assert "output_tokens 1,000 0 +1,000" in control
     for cause in ("interrupted +900", "unexplained +100"):
         assert all(word in control for word in cause.split())
     assert "probe" not in control
-    assert "0.18 s 0.18 s" in shown("latency", "--project", "shop")
+    of_project = shown("latency", "--project", "shop")
+    assert (of_project.count("0.18 s"), of_project.count("2.34 s")) == (2, 1)
+    assert "waste" in shown("calls")
+    # Nothing is cut off on a narrow terminal, a long id neither.
+    for command in (["calls"], ["latency"], ["costs"], ["call", "CA_1"]):
+        told = voicecost(tmp_path, *command, **where).stdout
+        assert max(map(len, told.splitlines())) <= int(columns)
     assert shown("latency", "--period", "yesterday").startswith("No leg has ended")
     spent = shown("costs")
     assert "waste" in spent
