@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from livekit.agents import Agent, function_tool
+from livekit.plugins.openai.realtime import InferenceRealtimeModel
 
 from tests.plugin.metered_session import SeenLeg
 from tests.plugin.realtime_call import TOKENS, realtime_call, simulated_openai
@@ -83,6 +84,55 @@ async def test_whisper_transcribes_by_time() -> None:
     assert stt.basis is Basis.REPORTED
 
 
+async def test_turns_that_the_application_ends() -> None:
+    """Without server VAD what was pushed is committed as it is, silence included."""
+    async with simulated_openai(replies=[SHORT], transcripts=["Hello?"]) as openai:
+        model = openai.model(turn_detection=None)
+        manual: Any = {"turn_detection": "manual"}
+        async with realtime_call(model, turn_handling=manual) as call:
+            call.caller.says(1_200, silence_ms=300)
+            await call.caller.until_heard()
+            call.session.commit_user_turn(transcript_timeout=0)
+            await call.meter.until(lambda: call.responses and call.responses[0].outcome)
+            await call.meter.until(lambda: call.transcriptions[0].outcome)
+            await call.close()
+        (row,), (transcription,) = openai.rows(), openai.rows("stt")
+
+    (response,), (stt,) = call.responses, call.transcriptions
+    assert tokens(response.usage) == tokens(row)
+    assert {unit: stt.usage[unit] for unit in transcription} == transcription
+    assert -(-stt.usage["audio_ms"] // 100) == transcription["input_audio_tokens"]
+
+
+async def test_livekit_inference_speaks_the_same_protocol() -> None:
+    async with simulated_openai(replies=[SHORT]) as openai:
+        model = InferenceRealtimeModel(
+            "openai/gpt-realtime",
+            base_url=openai.simulator.base_url,
+            api_key="key",
+            api_secret="a-secret-of-more-than-thirty-two-bytes",
+            http_session=openai.http,
+        )
+        async with realtime_call(model) as call:
+            await call.session.generate_reply(user_input="Hello?")
+            await call.close()
+        (row,) = openai.rows()
+
+    (leg,) = call.responses
+    assert tokens(leg.usage) == tokens(row)
+    assert (leg.attributes.provider, leg.attributes.model) == ("livekit", "openai/gpt-realtime")
+
+
+async def test_how_soon_a_response_answers_is_recorded() -> None:
+    async with simulated_openai(replies=[SHORT], first_token_delay_ms=60) as openai:
+        async with realtime_call(openai.model()) as call:
+            await call.session.generate_reply(user_input="Hello?")
+            await call.close()
+        assert len(openai.rows()) == 1
+    (stop,) = [fields for make, fields in call.meter.records if make is LegStop]
+    assert 50 <= stop["time_to_first_ms"] <= stop["duration_ms"]
+
+
 async def test_an_interrupted_response_costs_what_its_report_says() -> None:
     async with simulated_openai(replies=[Reply(text=LONG_ANSWER)], done_delay_ms=20) as openai:
         async with realtime_call(openai.model()) as call:
@@ -133,7 +183,7 @@ async def test_a_response_cancelled_before_its_first_word() -> None:
     assert leg.usage["output_tokens"] == 0 < leg.usage["input_tokens"]
 
 
-class _Forecaster(Agent):
+class Forecaster(Agent):
     def __init__(self) -> None:
         super().__init__(instructions="You tell people about the weather.")
 
@@ -152,7 +202,7 @@ async def test_a_tool_call_is_two_responses() -> None:
     weather = ToolCall(name="get_weather", arguments={"city": "Paris", "day": "tomorrow"})
     reply = Reply(match="weather", text="It will be sunny in Paris.", tool_call=weather)
     async with simulated_openai(replies=[reply]) as openai:
-        async with realtime_call(openai.model(), agent=_Forecaster()) as call:
+        async with realtime_call(openai.model(), agent=Forecaster()) as call:
             await call.session.generate_reply(user_input="How is the weather in Paris tomorrow?")
             await call.close()
         rows = openai.rows()

@@ -143,7 +143,9 @@ class Prompt:
             said: What it reported as its output, which is input of the next one.
         """
         if self._last_read is not None and self._last_read.total:
-            self._cached_share = min(1.0, cached / self._last_read.total)
+            # Rounded up as it was rounded down: whole steps are cached.
+            most = cached + _CACHE_STEP - 1 if cached else 0
+            self._cached_share = min(1.0, most / self._last_read.total)
         added = _difference(self._size, snapshot).total
         self._size = Size(
             *(
