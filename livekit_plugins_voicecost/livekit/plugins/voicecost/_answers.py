@@ -151,6 +151,21 @@ _ALWAYS: Final = frozenset(
 _SNAPSHOT: Final = re.compile(r"[-@.:](?:20\d{2}-?[01]\d-?[0-3]\d|v?\d{3,4}|latest|preview)$")
 
 
+_MAKERS: Final = {
+    "gpt": "openai", "chatgpt": "openai", "gemini": "google", "kimi": "moonshotai",
+    "deepseek": "deepseek-ai", "grok": "xai", "glm": "zai",
+}  # fmt: skip
+
+
+def with_maker(model: str) -> str:
+    """A model as LiveKit Inference names it, where its maker's own name for it is given.
+
+    `livekit.agents.inference.llm` lists the names: "openai/gpt-4o-mini", "google/gemini-2.5-flash".
+    """
+    maker = _MAKERS.get(model.partition("-")[0].lower())
+    return model if maker is None or "/" in model else f"{maker}/{model}"
+
+
 _PLAIN_TIERS: Final = frozenset({"", "auto", "default", "standard", "on_demand"})
 
 

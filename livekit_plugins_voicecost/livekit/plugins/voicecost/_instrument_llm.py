@@ -12,7 +12,7 @@ from livekit.agents.llm import ChatChunk
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults, _wire_clients
-from ._answers import Answer, same_model, same_tier
+from ._answers import Answer, same_model, same_tier, with_maker
 from ._estimates import Counts, Estimates, estimates_for, llm_usage
 from ._instrument_attempts import Attempt, describe, was_refused
 from ._prompts import answered, billed_items, count_prompt
@@ -154,8 +154,10 @@ class LLMAttempt(Attempt):
         asked = self._tally.attributes
         if same_model(asked.model, model):
             model = ""
-        # LiveKit Inference passes on what the model's maker says of a tier it buys itself.
-        if asked.provider == "livekit" or same_tier(asked.service_tier, service_tier):
+        if asked.provider == "livekit":
+            # What the maker says to LiveKit: its own name of the model, the tier that LiveKit buys.
+            model, service_tier = with_maker(model), ""
+        elif same_tier(asked.service_tier, service_tier):
             service_tier = ""
         self._tally.served_by(model, service_tier)
 
