@@ -17,71 +17,13 @@ from voicecost_ledger.records import ControlTotal, Outcome
 from voicecost_ledger.rooms import RoomParticipant
 from voicecost_ledger.stores._schema import UNIT_COLUMNS
 from voicecost_ledger.stores._sqlite_query import query
+from voicecost_ledger.stores._sqlite_table import Table
 
 QUARANTINE_MAX_PER_METER: Final = 100
 
 
-class _Table:
-    """Maps a row struct to its table: one column per field, nested fields as JSON text."""
-
-    def __init__(
-        self, row_type: type[msgspec.Struct], name: str, key: Sequence[str], **derived: str
-    ) -> None:
-        fields = msgspec.structs.fields(row_type)
-        self.row_type = row_type
-        self.fields = [field.encode_name for field in fields]
-        columns = [*self.fields, *derived]
-        self.derived = derived
-        updates = ", ".join(f"{c} = excluded.{c}" for c in columns if c not in key)
-        self.select = f"SELECT {', '.join(self.fields)} FROM {name}"
-        self.upsert = (
-            f"INSERT INTO {name} ({', '.join(columns)}) "
-            f"VALUES ({', '.join('?' * len(columns))}) "
-            f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"
-        )
-        # Which fields are nested is read off the types once.
-        self.nested = {
-            field.encode_name
-            for field in fields
-            if any(
-                word in str(field.type)
-                for word in ("dict", "list", "LegAttributes", "MeterOpen", "Checkpoint")
-            )
-        }
-        self.booleans = {field.encode_name for field in fields if field.type is bool}
-
-    def values(self, row: msgspec.Struct) -> list[Any]:
-        values: list[Any] = []
-        for name in self.fields:
-            value = getattr(row, name)
-            if name in self.nested:
-                value = msgspec.json.encode(value).decode()
-            elif isinstance(value, bool):
-                value = int(value)
-            elif isinstance(value, str):
-                value = str(value)  # a StrEnum is a str, but apsw wants the exact type
-            values.append(value)
-        for path in self.derived.values():
-            value = row
-            for attribute in path.split("."):
-                value = getattr(value, attribute)
-            values.append(str(value) if isinstance(value, str) else value)
-        return values
-
-    def row(self, values: Sequence[Any]) -> Any:
-        raw: dict[str, Any] = {}
-        for name, value in zip(self.fields, values, strict=True):
-            if name in self.nested:
-                raw[name] = msgspec.json.decode(value)
-            elif name in self.booleans:
-                raw[name] = bool(value)
-            else:
-                raw[name] = value
-        return msgspec.convert(raw, self.row_type)
-
-
-_CALLS = _Table(Call, "calls", ["call_id"])
-_METERS = _Table(
+_CALLS = Table(Call, "calls", ["call_id"])
+_METERS = Table(
     Meter,
     "meters",
     ["meter_id"],
@@ -90,8 +32,8 @@ _METERS = _Table(
     agent="opened.agent",
     tenant="opened.tenant",
 )
-_ROOMS = _Table(Room, "rooms", ["sid"])
-_LEGS = _Table(
+_ROOMS = Table(Room, "rooms", ["sid"])
+_LEGS = Table(
     Leg,
     "legs",
     ["meter_id", "number"],
@@ -99,7 +41,7 @@ _LEGS = _Table(
     provider="attributes.provider",
     model="billed_model",
 )
-_WINDOWS = _Table(Window, "windows", ["scope", "start_unix_ms"])
+_WINDOWS = Table(Window, "windows", ["scope", "start_unix_ms"])
 
 _UNIT_LIST = ", ".join(UNIT_COLUMNS)
 _POST = (
@@ -127,7 +69,7 @@ class SqliteSession:
         self._db = connection
         self._known: dict[tuple[str, Any], Any] = {}
 
-    def _find(self, table: _Table, where: str, *values: Any, index: str | None = None) -> list[Any]:
+    def _find(self, table: Table, where: str, *values: Any, index: str | None = None) -> list[Any]:
         found: list[Any] = []
         # A scan of a whole table, history included, would be paid at every tick: rather an error.
         by = f" INDEXED BY {index}" if index else ""
@@ -135,17 +77,17 @@ class SqliteSession:
             found.append(self._one(table, table.row(raw)))
         return found
 
-    def _one(self, table: _Table, row: Any) -> Any:
+    def _one(self, table: Table, row: Any) -> Any:
         return self._known.setdefault(_identity(row), row)
 
-    def _get(self, table: _Table, identity: tuple[str, Any], where: str, *values: Any) -> Any:
+    def _get(self, table: Table, identity: tuple[str, Any], where: str, *values: Any) -> Any:
         known = self._known.get(identity)
         if known is not None:
             return known
         rows = self._find(table, where, *values)
         return rows[0] if rows else None
 
-    def _save(self, table: _Table, row: Any) -> None:
+    def _save(self, table: Table, row: Any) -> None:
         query(self._db, table.upsert, table.values(row))
         self._known[_identity(row)] = row
 
