@@ -32,6 +32,7 @@ from livekit.plugins.openai import STT as OpenAISTT
 from livekit.plugins.speechmatics import STT as SpeechmaticsSTT
 from livekit.plugins.speechmatics import TurnDetectionMode
 
+from livekit.plugins.voicecost import _instrument
 from tests.plugin.metered_session import RecordingMeter, SeenLeg
 from tests.simulators import BillRow
 from tests.simulators.assemblyai import AssemblyAISimulator
@@ -182,6 +183,19 @@ def sound(*, sample_rate: int = 48_000, seed: int = 1) -> Iterator[rtc.AudioFram
             left -= samples
             tone = [4000 if loud and n // 40 % 2 else 0 for n in range(samples)]
             yield rtc.AudioFrame(array.array("h", tone).tobytes(), sample_rate, 1, samples)
+
+
+@asynccontextmanager
+async def running(recogniser: Recogniser) -> AsyncGenerator[tuple[Any, Any]]:
+    """The simulator and the plugin, observed."""
+    _instrument.instrument()
+    try:
+        async with recogniser.simulate() as simulator, aiohttp.ClientSession() as http:
+            stt = recogniser.plugin(simulator, http)
+            yield simulator, stt
+            await stt.aclose()
+    finally:
+        _instrument.uninstrument()
 
 
 def silence(ms: int, *, sample_rate: int = 16_000) -> Iterator[rtc.AudioFrame]:

@@ -6,14 +6,12 @@ The provider's bill is the measure, to the millisecond; plugins report late, or 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Iterator
 
 import aiohttp
 import pytest
 
-from livekit.plugins.voicecost import _attribution, _instrument, _pulse
+from livekit.plugins.voicecost import _attribution, _pulse
 from tests.plugin.metered_session import RecordingMeter
 from tests.plugin.stt_streams import (
     ONE_TRY,
@@ -26,11 +24,19 @@ from tests.plugin.stt_streams import (
     legs_of,
     open_microphone,
     push,
+    running,
     said,
     silence,
 )
 from tests.simulators import Fault
 from voicecost_ledger.records import Basis, LegInterim, LegStop, Modality, Outcome
+
+
+@pytest.fixture(autouse=True)
+def soon_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speechmatics' library waits so long for the last words of a socket that is dead."""
+    monkeypatch.setattr("speechmatics.agent_stt._client.DISCONNECT_TIMEOUT_S", 0.05)
+
 
 every_recogniser = pytest.mark.parametrize("recogniser", RECOGNISERS, ids=str)
 
@@ -40,25 +46,6 @@ def meter() -> Iterator[RecordingMeter]:
     meter = RecordingMeter()
     with _attribution.scoped(meter):
         yield meter
-
-
-@pytest.fixture(autouse=True)
-def soon_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speechmatics' library waits so long for the last words of a socket that is dead."""
-    monkeypatch.setattr("speechmatics.agent_stt._client.DISCONNECT_TIMEOUT_S", 0.05)
-
-
-@asynccontextmanager
-async def running(recogniser: Recogniser) -> AsyncGenerator[tuple[Any, Any]]:
-    """The simulator and the plugin, observed."""
-    _instrument.instrument()
-    try:
-        async with recogniser.simulate() as simulator, aiohttp.ClientSession() as http:
-            stt = recogniser.plugin(simulator, http)
-            yield simulator, stt
-            await stt.aclose()
-    finally:
-        _instrument.uninstrument()
 
 
 @every_recogniser

@@ -1,0 +1,162 @@
+"""Connections that change under a stream: options, failover, the end of the money, sessions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from livekit.agents.stt import FallbackAdapter
+
+from livekit.plugins.voicecost import _attribution, _pulse
+from tests.plugin.metered_session import RecordingMeter, metered_call, simulated_providers
+from tests.plugin.stt_streams import (
+    ONE_TRY,
+    RECOGNISERS,
+    connected_alike,
+    faults_of,
+    legs_of,
+    open_microphone,
+    push,
+    running,
+    said,
+)
+from tests.simulators import Fault
+from voicecost_ledger.records import Basis, LegInterim, Modality, Outcome
+
+BY_NAME = {recogniser.name: recogniser for recogniser in RECOGNISERS}
+
+
+@pytest.fixture
+def meter() -> Iterator[RecordingMeter]:
+    meter = RecordingMeter()
+    with _attribution.scoped(meter):
+        yield meter
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deepgram", {"language": "de"}),
+        ("deepgram flux", {"numerals": True}),
+        ("cartesia ink-whisper", {"language": "fr"}),
+        ("elevenlabs", {"no_verbatim": True}),
+        ("google", {"punctuate": False}),
+    ],
+)
+async def test_an_option_that_needs_a_new_connection_makes_a_new_leg(
+    name: str, options: dict[str, Any], meter: RecordingMeter
+) -> None:
+    async with running(BY_NAME[name]) as (simulator, stt):
+        stream: Any = stt.stream(conn_options=ONE_TRY)
+        async with open_microphone(stream):
+            await meter.until(lambda: meter.total(Modality.STT, "audio_ms") > 500)
+            stt.update_options(**options)
+            await meter.until(lambda: [leg.usage["audio_ms"] > 500 for leg in legs_of(meter)[1:]])
+            await meter.until(lambda: legs_of(meter)[1].usage["audio_ms"] > 500)
+        await stream.aclose()
+        await stt.aclose()
+        await simulator.bill.settled()
+    legs, rows = legs_of(meter), simulator.bill.rows
+
+    assert [leg.outcome for leg in legs] == [Outcome.SERVED, Outcome.SERVED]
+    assert [leg.usage["audio_ms"] for leg in legs] == [row.units["audio_ms"] for row in rows]
+    assert all(connected_alike(leg, row) for leg, row in zip(legs, rows, strict=True))
+    if "language" in options:
+        assert [leg.attributes.language for leg in legs][1] == options["language"]
+
+
+async def test_failover_switches_probes_and_returns(meter: RecordingMeter) -> None:
+    deepgram, flux = BY_NAME["deepgram"], BY_NAME["deepgram flux"]
+    async with running(deepgram) as (first, main), running(flux) as (second, spare):
+        faults_of(first).add(Fault(status=503))
+        adapter = FallbackAdapter([main, spare], max_retry_per_stt=0)
+        async with adapter.stream(conn_options=ONE_TRY) as stream:
+            recovered = asyncio.Event()
+            adapter.on("stt_availability_changed", lambda ev: ev.available and recovered.set())
+            await meter.until(lambda: len(legs_of(meter)) >= 3)  # failed, the other, the probe
+            push(stream)
+            await said(stream, words=1)
+            async with asyncio.timeout(10):
+                await recovered.wait()
+        await meter.stopped(Modality.STT, 3)
+        async with adapter.stream(conn_options=ONE_TRY) as stream:
+            push(stream)
+            await meter.until(
+                lambda: len(legs_of(meter)) == 4 and legs_of(meter)[3].usage["audio_ms"] > 500
+            )
+        await adapter.aclose()
+        await first.bill.settled()
+        await second.bill.settled()
+    legs = legs_of(meter)
+
+    assert sorted(leg.outcome or "" for leg in legs) == ["failed", "probe", "served", "served"]
+    assert legs[3].attributes.model == "nova-3"
+    (failed,) = [leg for leg in legs if leg.outcome is Outcome.FAILED]
+    assert failed.usage["audio_ms"] == 0
+    for simulator, model in ((first, "nova-3"), (second, "flux-general-en")):
+        ours = sum(leg.usage["audio_ms"] for leg in legs if leg.attributes.model == model)
+        assert ours == simulator.bill.total("audio_ms") > 0
+
+
+async def test_a_muted_call_ends_when_the_money_is_gone(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open socket may be billed by its time: nobody has to speak for that."""
+    monkeypatch.setattr(_pulse, "PULSE_S", 0.02)
+    async with running(BY_NAME["assemblyai"]) as (simulator, stt):
+        stream = stt.stream(conn_options=ONE_TRY)
+        await meter.until(lambda: meter.total(Modality.STT, "connected_ms") > 30)
+        meter.cut = True
+        assert [event async for event in stream] == []  # it ends, and raises nothing
+        await stream.aclose()
+        await simulator.bill.settled()
+    (leg,) = legs_of(meter)
+    assert leg.outcome is Outcome.CUT
+
+
+async def test_nothing_is_watched_once_streams_are_closed(meter: RecordingMeter) -> None:
+    async with running(BY_NAME["assemblyai"]) as (_, stt):
+        streams = [stt.stream(conn_options=ONE_TRY) for _ in range(3)]
+        pulse = _pulse._pulses
+        await meter.until(lambda: len(legs_of(meter)) == 3)
+        assert len(pulse[asyncio.get_running_loop()].members) == 3
+        for stream in streams:
+            await stream.aclose()
+        assert not pulse[asyncio.get_running_loop()].members
+        assert pulse[asyncio.get_running_loop()].timer is None
+
+
+async def test_a_pulse_writes_nothing_for_a_leg_that_is_written_anyway(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(BY_NAME["deepgram flux"]) as (_, stt):
+        stream = stt.stream(conn_options=ONE_TRY)
+        await meter.until(lambda: meter.total(Modality.STT, "connected_ms") >= 0 and legs_of(meter))
+        async with open_microphone(stream):
+            await meter.until(lambda: meter.total(Modality.STT, "audio_ms") > 300)
+            (attempt,) = _pulse._pulses[asyncio.get_running_loop()].members
+            spends: list[object] = []
+            monkeypatch.setattr(attempt, "_spend", spends.append)
+            attempt.pulse()
+        assert spends == []
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("name", ["assemblyai", "elevenlabs", "livekit inference", "google"])
+async def test_a_session_is_billed_to_its_last_silence(name: str) -> None:
+    """`aclose` itself pushes silence, to get the last words out: that is billed too."""
+    recogniser = BY_NAME[name]
+    async with simulated_providers() as providers, running(recogniser) as (simulator, stt):
+        async with metered_call(providers, hears=True, stt=stt) as call:
+            await call.meter.until(lambda: call.meter.total(Modality.STT, "audio_ms") > 1_000)
+            await call.close()
+        await stt.aclose()
+        await simulator.bill.settled()
+        (leg,), (row,) = legs_of(call.meter), simulator.bill.rows
+
+    assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.OBSERVED)
+    assert leg.usage["audio_ms"] == row.units["audio_ms"] > 1_000
+    assert connected_alike(leg, row)
+    assert any(make is LegInterim for make, _ in call.meter.records)
