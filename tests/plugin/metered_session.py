@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -229,8 +229,11 @@ class Providers:
     async def close_plugins(self) -> None:
         """Close the plugins' connections: a pool keeps even an interrupted one until then."""
         while self.made:
-            with suppress(asyncio.CancelledError):  # LiveKit 1.5: of a stream that was interrupted
-                await self.made.pop().aclose()
+            plugin: Any = self.made.pop()
+            try:
+                await plugin.aclose()
+            except asyncio.CancelledError:  # LiveKit 1.5: of a stream that was interrupted
+                await plugin._pool.aclose()
 
     def llm(self, **options: Any) -> LLM:
         settings: dict[str, Any] = {"model": "gpt-4o-mini"} | options
