@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from livekit.agents import APIConnectOptions, APIError, APITimeoutError
+from livekit.agents import APIConnectOptions, APIError, APITimeoutError, inference
 from livekit.agents.llm import FallbackAdapter, ImageContent
 from livekit.plugins.anthropic import LLM as AnthropicLLM
 from livekit.plugins.openai import LLM as OpenAILLM
@@ -91,6 +91,21 @@ async def test_anthropics_cache_is_written_once_and_read_after(meter: RecordingM
         assert interrupted.usage[unit] == rows[2].units[unit]
     assert set(interrupted.margins) == {"output_tokens"}
     assert_within_margins(interrupted, rows[2])
+
+
+async def test_anthropic_is_overloaded_in_mid_answer(meter: RecordingMeter) -> None:
+    """It says so in the stream, with the status of a refusal: what it wrote is billed."""
+    async with served(BY_NAME["anthropic"], meter) as service:
+        service.simulator.says_why = True
+        service.simulator.faults.add(Fault(dies_after=40))
+        with pytest.raises(APIError):
+            await service.answer("Please explain everything.")
+        await service.bill.settled()
+        (leg,), (row,) = service.legs, service.bill.rows
+
+    assert (leg.outcome, row.ended) == (Outcome.FAILED, "died")
+    assert leg.usage["input_tokens"] == row.units["input_tokens"]
+    assert_within_margins(leg, row)
 
 
 async def test_googles_interrupted_answer_is_as_told_with_its_last_chunk(
@@ -222,6 +237,24 @@ async def test_an_interruption_while_the_model_still_thinks(
     assert (leg.outcome, row.ended) == (Outcome.INTERRUPTED, "cancelled")
     assert leg.usage["completion_chunks"] == 0
     assert_within_margins(leg, row)
+
+
+async def test_a_host_that_is_asked_for_behind_the_gateway_has_its_own_price(
+    meter: RecordingMeter,
+) -> None:
+    def make(simulator: Any) -> inference.LLM:
+        return inference.LLM(
+            "openai/gpt-5",
+            provider="openai",
+            base_url=simulator.base_url,
+            api_key="key",
+            api_secret="s" * 32,
+        )
+
+    routed = Provider("inference", BY_NAME["inference"].simulator_class, make)
+    async with served(routed, meter, Reply(text="Hello.")) as service:
+        leg = await service.answer("Hello.")
+    assert (leg.attributes.model, leg.served_model) == ("openai/gpt-5", "openai/gpt-5@openai")
 
 
 @pytest.mark.parametrize("said", ["google/gemini-2.5-flash", "gemini-2.5-flash"])

@@ -50,12 +50,14 @@ class AnthropicSimulator(ModelSimulator):
 
     Attributes:
         shows_thoughts: In full, or only that there are some, as later models do by default.
+        says_why: Whether it ends a scripted death with an error event, as when it is overloaded.
         reports_thoughts: Whether the usage says how many tokens were thinking.
         service_tier: What the response says served it.
     """
 
     provider = "anthropic"
     shows_thoughts: Literal["full", "omitted"] = "full"
+    says_why = False
     reports_thoughts = True
     service_tier = "standard"
 
@@ -145,7 +147,12 @@ class AnthropicSimulator(ModelSimulator):
             async for piece in self.pieces(row, generation, fault):
                 await blocks.send(piece)
         except DiedError:
-            abort(request)
+            if self.says_why:
+                error = {"type": "overloaded_error", "message": "Overloaded"}
+                await _send(response, {"type": "error", "error": error})
+                await response.write_eof()
+            else:
+                abort(request)
             return response
         await blocks.end()
         delta = {"stop_reason": _stop_reason(generation), "stop_sequence": None}

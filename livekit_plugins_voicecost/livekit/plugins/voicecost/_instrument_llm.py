@@ -157,6 +157,9 @@ class LLMAttempt(Attempt):
         if asked.provider == "livekit":
             # What the maker says to LiveKit: its own name of the model, the tier that LiveKit buys.
             model, service_tier = with_maker(model), ""
+            host = _text(getattr(self.stream, "_provider", None))
+            if host and not model:  # a host that was asked for has prices of its own
+                model = f"{asked.model}@{host}"
         elif same_tier(asked.service_tier, service_tier):
             service_tier = ""
         self._tally.served_by(model, service_tier)

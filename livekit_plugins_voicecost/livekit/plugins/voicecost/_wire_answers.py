@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, cast
 
@@ -137,6 +138,7 @@ class LazyProperty:
         self._make = make = self._property.func
         self._observe = observe
         self._undo_observing: Undo | None = None
+        self._lock = threading.Lock()
 
         @functools.wraps(make)
         def observed(client: Any) -> Any:
@@ -151,8 +153,9 @@ class LazyProperty:
             self._observe_once()
 
     def _observe_once(self) -> None:
-        if self._undo_observing is None:
-            self._undo_observing = self._observe()
+        with self._lock:  # jobs in threads: observed twice, all would count twice
+            if self._undo_observing is None:
+                self._undo_observing = self._observe()
 
     def undo(self) -> None:
         """Take it out again."""
