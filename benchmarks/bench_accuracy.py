@@ -23,28 +23,26 @@ from typing import Final
 import msgspec
 
 from benchmarks import _report
-from benchmarks.accuracy.bills import MODALITIES, Miss, Result
+from benchmarks.accuracy.bills import BILLED_UNITS, MODALITIES, Miss, Result
 from benchmarks.accuracy.play import CASES
 from scripts.tools import ROOT
 
 OVERALL_MAX, MODALITY_MAX, ENDING_MAX, AHEAD_MAX, BLIND_MAX = 0.1, 0.3, 1.0, 1.0, 1.0
+PLUGINS: Final = ("openai", "anthropic", "deepgram", "cartesia", "elevenlabs")
 COVERED_MIN: Final = 90.0
 WORKERS: Final = min(4, os.cpu_count() or 1)
 Percent = float | None
 
 
-async def play(
-    names: Sequence[str], *, at_once: int, blind: bool = False, verbose: bool = False
-) -> list[Result]:
+async def play(names: Sequence[str], *, at_once: int, options: Sequence[str] = ()) -> list[Result]:
     """Play the cases in a few processes; each keeps a ledger of its own."""
     shares = [share for worker in range(WORKERS) if (share := list(names[worker::WORKERS]))]
     with tempfile.TemporaryDirectory() as folder:
         for number in range(len(shares)):
             (Path(folder) / str(number)).mkdir()
+        options = ["--at-once", str(at_once), *options]
         jobs = [
-            _worker(
-                share, Path(folder) / str(number), at_once=at_once, blind=blind, verbose=verbose
-            )
+            _worker([*options, *share], Path(folder) / str(number))
             for number, share in enumerate(shares)
         ]
         played = [result for results in await asyncio.gather(*jobs) for result in results]
@@ -52,19 +50,15 @@ async def play(
     return sorted(played, key=lambda result: order[result.name])
 
 
-async def _worker(
-    names: list[str], folder: Path, *, at_once: int, blind: bool, verbose: bool
-) -> list[Result]:
+async def _worker(arguments: list[str], folder: Path) -> list[Result]:
     env = os.environ | {
         "VOICECOST_DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}",
         "VOICECOST_SPOOL_DIR": str(folder / "spool"),
     }
     for name in ("VOICECOST_URL", "VOICECOST_DISABLED", "VOICECOST_PROJECT"):
         env.pop(name, None)
-    options = ["--at-once", str(at_once)]
-    options += ["--blind"] * blind + ["--verbose"] * verbose
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.accuracy.play", *options, *names,
+        sys.executable, "-m", "benchmarks.accuracy.play", *arguments,
         stdout=asyncio.subprocess.PIPE, env=env, cwd=ROOT,
     )  # fmt: skip
     output, _ = await child.communicate()
@@ -115,6 +109,7 @@ def print_cases(results: Sequence[Result], *, details: bool) -> None:
             units = [
                 f"{unit} {miss.ours[unit]} ± {miss.margins.get(unit, 0)}, billed {billed}"
                 for unit, billed in miss.billed.items()
+                if billed or miss.ours[unit]
             ]
             print(f"    estimated, {miss.outcome}: {'; '.join(units)}")
         if result.unpriced:
@@ -163,7 +158,7 @@ def print_estimates(results: Sequence[Result]) -> float:
     print("\nestimated legs            count    error mean  |error| median  margin median  within")
     within = every = 0
     misses = [miss for result in results for miss in result.estimates]
-    for unit in ("input_tokens", "cached_input_tokens", "output_tokens", "characters", "audio_ms"):
+    for unit in (unit for units in BILLED_UNITS.values() for unit in units):
         of_unit = [miss for miss in misses if miss.billed.get(unit) or miss.ours.get(unit)]
         if not of_unit:
             continue
@@ -230,6 +225,7 @@ async def main() -> int:
     command.add_argument("--no-endings", action="store_true", help="leave the endings out")
     command.add_argument("--no-blind", action="store_true", help="leave the second part out")
     command.add_argument("--at-once", type=int, default=8, help="calls side by side in a process")
+    command.add_argument("--apart", action="store_true", help="calls learn nothing of each other")
     command.add_argument("--details", action="store_true", help="show each estimated leg")
     command.add_argument("--verbose", action="store_true", help="show the agents' logs")
     arguments = command.parse_args()
@@ -239,10 +235,10 @@ async def main() -> int:
         endings = []
     calls = [str(arguments.seed + number) for number in range(arguments.calls)]
 
-    def run(names: list[str], *, blind: bool = False) -> asyncio.Future[list[Result]]:
-        return asyncio.ensure_future(
-            play(names, at_once=arguments.at_once, blind=blind, verbose=arguments.verbose)
-        )
+    options = ["--verbose"] * arguments.verbose + ["--apart"] * arguments.apart
+
+    async def run(names: list[str], *more: str) -> list[Result]:
+        return await play(names, at_once=arguments.at_once, options=[*options, *more])
 
     results = await run([*endings, *calls])
     print_cases(results, details=arguments.details)
@@ -253,7 +249,7 @@ async def main() -> int:
     print_sums("all", results)
     bars = bars_of(results, print_estimates(results))
     if calls and not arguments.no_blind:
-        blind = await run(calls, blind=True)
+        blind = await run(calls, "--blind")
         print_sums("the seeded calls, nothing seen on the wire", blind)
         print_estimates(blind)
         for result in blind:
@@ -264,7 +260,7 @@ async def main() -> int:
     print(f"\n{len(results)} calls in {time.monotonic() - began_at:.0f} s")
     return _report.conclude(
         bars,
-        distributions=("livekit-agents", "livekit-plugins-openai", "livekit-plugins-deepgram"),
+        distributions=("livekit-agents", *(f"livekit-plugins-{name}" for name in PLUGINS)),
         strict=True,
     )
 

@@ -16,7 +16,7 @@ from voicecost_ledger.stores import LegView
 
 MODALITIES: Final[tuple[str, ...]] = ("llm", "tts", "stt")
 BILLED_UNITS: Final = {
-    "llm": ("input_tokens", "cached_input_tokens", "output_tokens"),
+    "llm": ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens"),
     "tts": ("characters",),
     "stt": ("audio_ms",),
 }

@@ -19,6 +19,8 @@ from .texts import LANGUAGES, Language, lookup, order
 
 CALL_S: Final = (20.0, 30.0)
 _BARGE_IN_SHARE: Final = 0.35
+_MODELS: Final = ("openai", "openai", "anthropic")
+_VOICES: Final = ("deepgram", "deepgram", "cartesia", "elevenlabs")
 _TOKEN_MS: Final = (7, 12, 20, 35)  # 30 to 140 tokens a second
 
 
@@ -27,7 +29,9 @@ async def converse(stage: Stage) -> None:
     chance = stage.chance
     language = LANGUAGES[chance.choice(list(LANGUAGES))]
     with_tools = chance.random() < 0.5
-    stage.openai[0].token_delay_ms = chance.choice(_TOKEN_MS)
+    model, voice = chance.choice(_MODELS), chance.choice(_VOICES)
+    served_by = stage.openai[0] if model == "openai" else stage.anthropic
+    served_by.token_delay_ms = chance.choice(_TOKEN_MS)
     # A third of all agents carry a manual: then part of every prompt is cached.
     sentence_count = chance.choice((4, 8, 60))
     questions = list(language.questions)
@@ -36,8 +40,8 @@ async def converse(stage: Stage) -> None:
     stage.script(said=questions, replies=replies)
     if chance.random() < 0.15:
         fault = chance.choice((Fault(status=429), Fault(status=500), Fault(dies_after=12)))
-        stage.openai[0].faults.add(fault)
-    if chance.random() < 0.1:
+        served_by.faults.add(fault)
+    if voice == "deepgram" and chance.random() < 0.2:
         stage.deepgram[0].speak.faults.add(Fault(dies_after=900))
     agent = Clerk(language.manual(chance, sentence_count), tools=with_tools)
     ends_at = time.monotonic() + chance.uniform(*CALL_S)
@@ -45,6 +49,8 @@ async def converse(stage: Stage) -> None:
         agent,
         turns="stt",
         stt=stage.stt(language=language.code),
+        llm=stage.llm() if model == "openai" else stage.claude(),
+        tts={"deepgram": stage.tts, "cartesia": stage.sonic, "elevenlabs": stage.eleven}[voice](),
         handling={"preemptive_generation": {"enabled": chance.random() < 0.5}},
     ) as call:
         await call.spoken(call.session.say(language.greeting))

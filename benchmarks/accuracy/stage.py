@@ -22,11 +22,18 @@ from livekit.agents import Agent, AgentSession, APIConnectOptions, RunContext, f
 from livekit.agents.voice import CloseEvent, io
 from livekit.agents.voice.agent_session import SessionConnectOptions
 from livekit.agents.voice.transcription import TranscriptSynchronizer
+from livekit.plugins.anthropic import LLM as AnthropicLLM
+from livekit.plugins.cartesia import TTS as CartesiaTTS
 from livekit.plugins.deepgram import STT, TTS
+from livekit.plugins.elevenlabs import TTS as ElevenLabsTTS
 from livekit.plugins.openai import LLM
 
 from livekit.plugins.voicecost import VoiceCost
 from tests.simulators import Bill, DeepgramSimulator, OpenAISimulator, Reply
+from tests.simulators.anthropic_messages import AnthropicSimulator
+from tests.simulators.cartesia_speak import CartesiaSpeakSimulator
+from tests.simulators.elevenlabs_speak import ElevenLabsSpeakSimulator
+from tests.simulators.server import Simulator
 
 from .audio import Loudspeaker, Microphone
 from .texts import LOOKUP_SCHEMA, ORDER_SCHEMA
@@ -164,6 +171,11 @@ class Stage:
             for _ in range(2)
         ]
         self.deepgram = [DeepgramSimulator(bill=self.bill) for _ in range(2)]
+        self.anthropic = AnthropicSimulator(
+            bill=self.bill, first_token_delay_ms=250, token_delay_ms=TOKEN_MS
+        )
+        self.cartesia = CartesiaSpeakSimulator(bill=self.bill)
+        self.elevenlabs = ElevenLabsSpeakSimulator(bill=self.bill)
         self.usages: list[list[dict[str, Any]]] = []
         self.http: aiohttp.ClientSession
         self._plugins: list[Any] = []
@@ -171,8 +183,8 @@ class Stage:
 
     def script(self, *, said: Sequence[str] = (), replies: Sequence[Reply]) -> None:
         """Tell the providers what the caller says and what the model answers."""
-        for openai in self.openai:
-            openai.replies = list(replies)
+        for model in (*self.openai, self.anthropic):
+            model.replies = list(replies)
         transcripts = deque(said)  # one for both: what was said is said
         for deepgram in self.deepgram:
             deepgram.listen.transcripts = transcripts
@@ -196,6 +208,25 @@ class Stage:
         url = self.deepgram[which].speak_url
         return self._keep(TTS(base_url=url, api_key="x", http_session=self.http))
 
+    def claude(self) -> AnthropicLLM:
+        """A plugin of Anthropic, which caches what it is told to."""
+        return self._keep(
+            AnthropicLLM(
+                model="claude-haiku-4-5", base_url=self.anthropic.base_url, api_key="x",
+                caching="ephemeral",
+            )
+        )  # fmt: skip
+
+    def sonic(self) -> CartesiaTTS:
+        """A plugin of Cartesia."""
+        url = self.cartesia.url
+        return self._keep(CartesiaTTS(base_url=url, api_key="x", http_session=self.http))
+
+    def eleven(self) -> ElevenLabsTTS:
+        """A plugin of ElevenLabs."""
+        url = self.elevenlabs.base_url
+        return self._keep(ElevenLabsTTS(base_url=url, api_key="x", http_session=self.http))
+
     def _keep(self, plugin: Any) -> Any:
         self._plugins.append(plugin)
         return plugin
@@ -207,8 +238,13 @@ class Stage:
     @property
     def hosts(self) -> dict[str, str]:
         """Whose prices hold for them."""
-        providers = [("openai", each) for each in self.openai]
+        providers: list[tuple[str, Simulator]] = [("openai", each) for each in self.openai]
         providers += [("deepgram", each) for each in self.deepgram]
+        providers += [
+            ("anthropic", self.anthropic),
+            ("cartesia", self.cartesia),
+            ("elevenlabs", self.elevenlabs),
+        ]
         return {simulator.url.removeprefix("http://"): name for name, simulator in providers}
 
     @asynccontextmanager
@@ -281,7 +317,8 @@ class Stage:
             await asyncio.wait_for(self.bill.settled(), 10)
 
     async def __aenter__(self) -> Stage:
-        for simulator in (*self.openai, *self.deepgram):
+        others = (self.anthropic, self.cartesia, self.elevenlabs)
+        for simulator in (*self.openai, *self.deepgram, *others):
             await self._rest.enter_async_context(simulator)
         self.http = await self._rest.enter_async_context(aiohttp.ClientSession())
         return self
