@@ -15,9 +15,11 @@ from livekit.plugins.voicecost import VoiceCost, _faults, _instrument
 from tests.plugin.voicecost_sessions import Host, Providers, ledger, providers, say_hello
 from voicecost_ledger.records import Coverage, Modality
 
+_RECOGNITION = audio_recognition.AudioRecognition
 NAMES: list[tuple[Any, str]] = [
     (agent_session.AgentSession, "_update_activity"),
-    (audio_recognition.AudioRecognition, "_update_stt"),
+    # It was no private name in 1.5.
+    (_RECOGNITION, "_update_stt" if hasattr(_RECOGNITION, "_update_stt") else "update_stt"),
     (agent_activity.AgentActivity, "session"),
     (agent_activity, "_AgentActivityContextVar"),
     (agent_activity, "_SpeechHandleContextVar"),
