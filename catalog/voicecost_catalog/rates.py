@@ -171,7 +171,7 @@ class ModelPrice(
     derived: dict[str, Derived] = {}  # billed unit to what it is made of where it is not counted
     minimum_ms: int = 0  # of a request that sent anything
     step_ms: int = 1  # begun ones are whole ones
-    double_width_weight: int = 1  # what an East Asian wide character counts for
+    double_width_weight: int = 1  # what a Chinese character counts for
     free_markup: bool = False  # SSML tags are no characters
     channel_count: int = 1  # billed apart: `audio_ms` counts one of them
     plan: str = ""

@@ -114,7 +114,7 @@ UNITS: Final = frozenset(
         "connected_ms",  # wall clock for which the provider's connection was open
         "characters",  # Unicode code points sent
         "utf8_bytes",  # the same text in UTF-8 bytes
-        "double_width_characters",  # of these, the East Asian wide and full-width ones
+        "double_width_characters",  # of these, the Chinese ones (hanzi, kanji, hanja)
         "markup_characters",  # of these, those inside SSML tags
         "prompt_characters",  # raw: characters of the rendered LLM request
         "completion_characters",  # raw: characters of the LLM answer received so far

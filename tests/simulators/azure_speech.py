@@ -8,8 +8,8 @@ Billing rules
   characters within the SSML body, blanks, punctuation and markup included, except for the
   `speak` and `voice` tags. So a customer's twelve `<prosody rate="-10.00%">about </prosody>` were
   480 characters (https://learn.microsoft.com/answers/questions/5493673).
-- Each Chinese character counts as two; here every double-width character does, as the catalogue
-  has it. `billed_characters` is the sum.
+- Each Chinese character (hanzi, kanji, hanja) counts as two: `double_width_characters`.
+  `billed_characters` is the sum.
 - Cancelled work is not documented: a request whose client left is billed the whole document, as
   what was asked for. So the second bill adds nothing.
 """
@@ -72,7 +72,7 @@ class AzureSpeechSimulator(Simulator):
         sample_rate = {22: 22_050, 44: 44_100}.get(rate, rate * 1000 if rate < 1000 else rate)
         document = await request.text()
         billed = _FREE_TAGS.sub("", document)
-        wide = sum(unicodedata.east_asian_width(character) in "WF" for character in billed)
+        wide = sum(unicodedata.name(character, "").startswith("CJK") for character in billed)
         voice = re.search(r'<voice name="([^"]*)"', document)
         row = self._open(voice.group(1) if voice else "", len(billed), wide)
         spoken = len(_TAGS.sub("", billed))

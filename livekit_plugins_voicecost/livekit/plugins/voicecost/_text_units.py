@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Final
 
 
@@ -27,9 +26,7 @@ class TextUnits:
             self.utf8_bytes += size
         else:
             self.utf8_bytes += len(text.encode("utf-8", "surrogatepass"))
-            for character in text:
-                if unicodedata.east_asian_width(character) in "WF":
-                    self.double_width += 1
+            self.double_width += len(_IDEOGRAPH.findall(text))
         if self._open_tag or "<" in text:
             self._add_markup(text)
 
@@ -60,6 +57,10 @@ class TextUnits:
         }
 
 
+# Chinese characters, which Azure counts as two, "including kanji used in Japanese, hanja used in
+# Korean, or hanzi used in other languages"; kana, hangul and full-width letters are one each.
+# https://learn.microsoft.com/azure/ai-services/speech-service/text-to-speech#pricing-note
+_IDEOGRAPH: Final = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
 _TAG: Final = re.compile(r"</?[A-Za-z][^<>]*>")
 _OPEN_TAG: Final = re.compile(r"<(?:/?[A-Za-z][^<>]*|/?)$")
 _TAG_CHARACTERS_MAX: Final = 1000
