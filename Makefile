@@ -90,7 +90,11 @@ soak: setup ## play the simulation's histories, then calls against their bills: 
 	@VOICECOST_SIMULATION_SEEDS=$(SEEDS) $(PY) -m pytest tests/simulation --quiet $(ARGS)
 	$(PY) -m benchmarks.bench_accuracy --calls $(CALLS)
 
+.PHONY: contract
+contract: setup ## hold the plugin against the oldest and the newest LiveKit it supports
+	@$(PY) scripts/contract.py $(ARGS)
+
 .PHONY: clean
-clean: ## remove the environment, the built tools and everything that was generated
-	@rm -rf .venv .tools .demo dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+clean: ## remove the environments, the built tools and everything that was generated
+	@rm -rf .venv .venv-contract .tools .demo dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

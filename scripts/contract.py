@@ -1,0 +1,111 @@
+"""Hold the plugin against the oldest and the newest livekit-agents that it claims to work with.
+
+    python scripts/contract.py                  # the oldest supported version, then the newest
+    python scripts/contract.py 1.6.0 newest     # these
+
+The metering reads private names of LiveKit's. For each version an environment is kept in
+`.venv-contract/`, with the provider plugins of the same version, and the tests run in it that
+break first when such a name moves. The lower bound in `pyproject.toml` is the oldest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+ENVIRONMENTS: Final = ROOT / ".venv-contract"
+PLUGINS: Final = ("livekit-plugins-openai", "livekit-plugins-deepgram")
+TOOLS: Final = ("hypothesis", "pytest>=9", "pytest-asyncio>=1.2")
+TESTS: Final = tuple(
+    f"tests/plugin/test_{name}.py"
+    for name in (
+        "attribution",
+        "endings_failures",
+        "endings_tools",
+        "endings_turns",
+        "legs_delegating",
+        "legs_session",
+        "legs_streams",
+        "moved_names",
+        "user_code_nodes",
+        "user_code_record_usage",
+        "voicecost_session",
+    )
+)
+NEWEST: Final = "newest"
+
+
+def oldest_supported() -> str:
+    """The version that `livekit-agents>=` names in `pyproject.toml`."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        dependencies: list[str] = tomllib.load(file)["project"]["dependencies"]
+    for dependency in dependencies:
+        found = re.match(r"livekit-agents>=([\w.]+)", dependency)
+        if found:
+            return found[1]
+    raise SystemExit("contract: pyproject.toml names no livekit-agents>= among its dependencies")
+
+
+def environment(version: str) -> Path:
+    """The Python of an environment with that version installed, made or brought up to date.
+
+    Raises:
+        CalledProcessError: pip could not install it; it has said why.
+    """
+    folder = ENVIRONMENTS / version
+    python, stamp = folder / "bin" / "python", folder / ".installed"
+    pin = "" if version == NEWEST else f"=={version}"
+    wanted = [f"{name}{pin}" for name in ("livekit-agents", *PLUGINS)]
+    digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    if version != NEWEST and stamp.exists() and stamp.read_text() == digest:
+        return python
+    if not python.exists():
+        print(f"contract: a new environment in {folder.relative_to(ROOT)}: a minute or two")
+        venv.create(folder, with_pip=True)
+    # All at once: what pip installs is what a user of that version gets.
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--upgrade", *wanted, *TOOLS, "-e", ROOT],
+        check=True,
+    )
+    stamp.write_text(digest)
+    return python
+
+
+def run(version: str, arguments: Sequence[str]) -> bool:
+    """Run the contract tests on a version; whether they passed."""
+    python = environment(version)
+    show = "import livekit.agents as a; print(a.__version__)"
+    installed = subprocess.run(
+        [python, "-c", show], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    print(f"contract: livekit-agents {installed} ({version})", flush=True)
+    command = [python, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", *TESTS, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"CI": "1"}).returncode == 0
+
+
+def main() -> int:
+    """Run the contract on the versions asked for."""
+    parser = argparse.ArgumentParser(description="Contract tests against livekit-agents.")
+    parser.add_argument(
+        "versions", nargs="*", help=f"versions, or {NEWEST!r}; default: the oldest and the newest"
+    )
+    known, for_pytest = parser.parse_known_args()
+    versions = known.versions or [oldest_supported(), NEWEST]
+    failed = [version for version in versions if not run(version, for_pytest)]
+    if failed:
+        print(f"contract: failed on {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
