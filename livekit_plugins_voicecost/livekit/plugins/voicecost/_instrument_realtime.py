@@ -1,10 +1,10 @@
 """Puts the meter under LiveKit's realtime and duplex sessions.
 
 `RealtimeSession` and `DuplexSession` are the base classes of every such plugin. A session is
-watched from its `__init__`, where it is known whose it is, through what it emits: the provider's
-raw events where the plugin passes them on, LiveKit's own otherwise. On the instance are shadowed:
-`push_audio` and `generate_reply`, so that nothing is asked for when the money is gone; `aclose`,
-which ends the legs; and, where a plugin has them, the methods that hold the connection.
+watched from its `__init__`, where it is known whose it is, by shadows on the instance: of `emit`,
+for the provider's raw events where the plugin passes them on, and LiveKit's own otherwise; of
+`push_audio` and `generate_reply`, so that nothing is asked for when the money is gone; of `aclose`,
+which ends the legs; and, where a plugin has them, of the methods that hold the connection.
 
 Sessions that only pass on to another one (of `RealtimeModelFallbackAdapter`, and of
 `DuplexRealtimeAdapter`) are left alone: the inner ones are observed.
@@ -54,48 +54,22 @@ def observe_realtime() -> Callable[[], None]:
 
 
 def _observe_sessions(session_class: Any, *, duplex: bool) -> Callable[[], None]:
-    init, emit = session_class.__init__, session_class.emit
-    own_emit = "emit" in session_class.__dict__
+    init = session_class.__init__
 
     @functools.wraps(init)
-    def observed_init(self: Any, model: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, model, *args, **kwargs)
+    def observed_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
         if type(self).__name__ not in _DELEGATING:
             with contained("realtime_session"):
+                model = self._duplex_model if duplex else self._realtime_model
                 watched = _Watched(self, model, duplex=duplex)
                 watched.shadow(self)
                 self.__dict__[_WATCHED] = watched
 
-    @functools.wraps(emit)
-    def observed_emit(self: Any, event: Any, *args: Any) -> None:
-        watched: _Watched | None = self.__dict__.get(_WATCHED)
-        if watched is None:
-            emit(self, event, *args)
-        elif event == "generation_created":
-            speeches: list[Any] = []
-            stop_listening = watched.speeches_to(speeches)
-            try:
-                emit(self, event, *args)
-            finally:
-                with contained("realtime_event"):
-                    stop_listening()
-                    watched.generation_created(args[0], speeches)
-        else:
-            try:
-                watched.emitted(event, args)
-            except Exception as error:
-                _faults.count("realtime_event", error)
-            emit(self, event, *args)
-
     session_class.__init__ = observed_init
-    session_class.emit = observed_emit
 
     def undo() -> None:
         session_class.__init__ = init
-        if own_emit:
-            session_class.emit = emit
-        else:
-            del session_class.emit
 
     return undo
 
@@ -153,13 +127,21 @@ class _Watched:
             elif self.raw is None and self.google is None:
                 self.events.reported(args[0])
 
-    def generation_created(self, event: Any, speeches: list[Any]) -> None:
-        """LiveKit has passed a response on, and made a speech of it or given it to one."""
-        speech = speeches[0] if speeches else (self._asked if event.user_initiated else None)
-        if self.legs.protocol is not None:
-            self.legs.protocol.response_created(event.response_id or "", speech)
+    def _pass_on(self, emit: Callable[[], None], event: Any) -> None:
+        """LiveKit passes a response on, and makes a speech of it or gives it to one."""
+        speeches: list[Any] = []
+        stop_listening = self._speeches_to(speeches)
+        try:
+            emit()
+        finally:
+            with contained("realtime_event"):
+                stop_listening()
+                asked = self._asked if event.user_initiated else None
+                speech = speeches[0] if speeches else asked
+                if self.legs.protocol is not None:
+                    self.legs.protocol.response_created(event.response_id or "", speech)
 
-    def speeches_to(self, speeches: list[Any]) -> Callable[[], None]:
+    def _speeches_to(self, speeches: list[Any]) -> Callable[[], None]:
         """Collect the speeches that the session makes until the returned function is called."""
         session: Any = self.legs.owner.session
         if session is None:
@@ -188,7 +170,18 @@ class _Watched:
 
     def shadow(self, session: Any) -> None:
         """Stand before the session's own methods."""
-        push_audio, aclose = session.push_audio, session.aclose
+        emit, push_audio, aclose = session.emit, session.push_audio, session.aclose
+
+        @functools.wraps(emit)
+        def observed_emit(event: Any, *args: Any) -> None:
+            if event == "generation_created":
+                self._pass_on(functools.partial(emit, event, *args), args[0])
+                return
+            try:
+                self.emitted(event, args)
+            except Exception as error:
+                _faults.count("realtime_event", error)
+            emit(event, *args)
 
         @functools.wraps(push_audio)
         def observed_push_audio(frame: Any) -> None:
@@ -210,6 +203,7 @@ class _Watched:
                 with contained("realtime_close"):
                     self._closed()
 
+        session.emit = observed_emit
         session.push_audio = observed_push_audio
         session.aclose = observed_aclose
         for name in ("generate_reply", "say"):

@@ -41,6 +41,7 @@ class _Turn(Response):
         "messages",
         "over",
         "prompt",
+        "prompt_margins",
         "reported",
         "settled",
         "snapshot",
@@ -51,6 +52,7 @@ class _Turn(Response):
     def __init__(self, prompt: Prompt) -> None:
         super().__init__("")
         self.prompt = prompt.estimate()
+        self.prompt_margins = prompt.margins()
         self.snapshot = prompt.snapshot()
         self.audio_bytes = 0
         self.text = RunningWeight()  # written, or thought; a transcript of speech is no output
@@ -244,7 +246,7 @@ class GoogleLive:
             self._legs.settle(turn, outcome, turn.usage(), Basis.ESTIMATED, margins)
 
     def _margins(self, turn: _Turn) -> dict[str, int]:
-        margins = self._prompt.margins()
+        margins = dict(turn.prompt_margins)
         heard_ms = self._legs.sound_usage()["input_audio_ms"] - self._heard_ms
         heard = sound_tokens(max(0, heard_ms))  # any part of it may have been speech
         margins["input_tokens"] += heard

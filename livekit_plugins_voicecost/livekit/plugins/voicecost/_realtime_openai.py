@@ -41,6 +41,7 @@ class _OpenAIResponse(Response):
         "deltas",
         "item_ids",
         "prompt",
+        "prompt_margins",
         "snapshot",
         "started_ns",
         "surfaced",
@@ -51,6 +52,7 @@ class _OpenAIResponse(Response):
         super().__init__(response_id)
         self.client_event_id = client_event_id
         self.prompt = prompt.estimate()
+        self.prompt_margins = prompt.margins()
         self.snapshot = prompt.snapshot()
         self.item_ids: list[str] = []
         self.audio_bytes = 0
@@ -267,14 +269,13 @@ class OpenAIRealtime:
             self._legs.settle(response, outcome, response.usage(), Basis.ESTIMATED, margins)
 
     def _margins(self, response: _OpenAIResponse) -> dict[str, int]:
-        margins = self._prompt.margins()
         said = response.said()
         elapsed_s = max(0.1, (time.monotonic_ns() - response.started_ns) / 1e9)
         ahead = _AHEAD_S / elapsed_s + _OUTPUT_OFF
-        margins["output_tokens"] = 2 + int(said.total * ahead)
-        if said.audio:
-            margins["output_audio_tokens"] = 1 + int(said.audio * ahead)
-        return margins
+        return response.prompt_margins | {
+            "output_tokens": 2 + int(said.total * ahead),
+            "output_audio_tokens": 1 + int(said.audio * ahead) if said.audio else 0,
+        }
 
     # ---- the conversation ------------------------------------------------------------------------
 
