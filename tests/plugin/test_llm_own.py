@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from anthropic import AsyncAnthropic
+from google.genai import Client
+from google.genai.types import HttpOptions
 from livekit.agents import APIConnectOptions
 from livekit.agents.llm import LLM, ChatChunk, ChatContext, ChoiceDelta, LLMStream
 from openai import AsyncOpenAI
 
 from livekit.plugins.voicecost import _attribution, _instrument
 from livekit.plugins.voicecost._answers import same_model
-from tests.plugin.metered_session import RecordingMeter
+from tests.plugin.llm_providers import assert_exact
+from tests.plugin.metered_session import RecordingMeter, SeenLeg
 from tests.simulators import OpenAISimulator, Reply
+from tests.simulators.anthropic_messages import AnthropicSimulator
+from tests.simulators.google_generate import GoogleSimulator
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 ONE_TRY = APIConnectOptions(max_retry=0, timeout=5)
@@ -117,6 +123,82 @@ async def test_whatever_one_run_asks_for_is_one_leg_of_all_of_it(
     assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.REPORTED)
     for unit in ("input_tokens", "output_tokens"):
         assert leg.usage[unit] == openai.bill.total(unit)
+
+
+class Other(LLM[Any]):
+    """Asks another provider's client library by itself, and tells LiveKit no usage."""
+
+    def __init__(self, ask: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self.ask = ask
+
+    def chat(self, *, chat_ctx: ChatContext, **options: Any) -> LLMStream:
+        return OtherStream(self, chat_ctx=chat_ctx, tools=[], conn_options=ONE_TRY)
+
+
+class OtherStream(LLMStream):
+    async def _run(self) -> None:
+        other = self._llm
+        assert isinstance(other, Other)
+        await other.ask()
+
+
+async def _metered(meter: RecordingMeter, ask: Callable[[], Awaitable[None]]) -> SeenLeg:
+    context = ChatContext.empty()
+    context.add_message(role="user", content="Hello.")
+    async with Other(ask).chat(chat_ctx=context) as stream:
+        async for _ in stream:
+            pass
+    (leg,) = await meter.stopped(Modality.LLM)
+    return leg
+
+
+@pytest.mark.parametrize("beta", [False, True], ids=["stable", "beta"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streaming"])
+async def test_anthropics_client_however_it_is_asked(
+    openai: OpenAISimulator, meter: RecordingMeter, beta: bool, stream: bool
+) -> None:
+    async with (
+        AnthropicSimulator(first_token_delay_ms=5, token_delay_ms=0) as simulator,
+        AsyncAnthropic(base_url=simulator.base_url, api_key="x", max_retries=0) as client,
+    ):
+        create: Any = client.beta.messages.create if beta else client.messages.create
+
+        async def ask() -> None:
+            messages: Any = [{"role": "user", "content": "Please explain everything."}]
+            model = "claude-sonnet-4-6"
+            answer = await create(model=model, max_tokens=500, messages=messages, stream=stream)
+            if stream:
+                async for _ in answer:
+                    pass
+
+        leg = await _metered(meter, ask)
+        assert_exact(leg, simulator.bill.rows[0])
+
+
+@pytest.mark.filterwarnings(
+    # Google's client subclasses aiohttp's session, which aiohttp advises against.
+    "ignore:Inheritance class AiohttpClientSession:DeprecationWarning"
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streaming"])
+async def test_googles_client_however_it_is_asked(
+    openai: OpenAISimulator, meter: RecordingMeter, stream: bool
+) -> None:
+    async with GoogleSimulator(first_token_delay_ms=5, token_delay_ms=0) as simulator:
+        options = HttpOptions(base_url=simulator.base_url)
+        async with Client(api_key="x", http_options=options).aio as client:
+            models: Any = client.models
+
+            async def ask() -> None:
+                asked: dict[str, Any] = {"model": "gemini-2.5-flash", "contents": "Explain it."}
+                if stream:
+                    async for _ in await models.generate_content_stream(**asked):
+                        pass
+                else:
+                    await models.generate_content(**asked)
+
+            leg = await _metered(meter, ask)
+        assert_exact(leg, simulator.bill.rows[0])
 
 
 @pytest.mark.parametrize(
