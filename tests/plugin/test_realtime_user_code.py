@@ -197,12 +197,29 @@ async def test_a_report_that_comes_twice_or_late_counts_once() -> None:
         session.report("reply-1", 0, 0)  # nothing is no report
         session.report("reply-1", 100, 50)
         session.report("reply-1", 100, 50)
-        session.report("reply-1", 110, 60, cancelled=True)
+        session.report("reply-1", 100, 60, cancelled=True)
         await call.close()
 
     (leg,) = call.responses
     assert (leg.outcome, leg.basis) == (Outcome.INTERRUPTED, Basis.REPORTED)
-    assert (leg.usage["input_tokens"], leg.usage["output_tokens"]) == (110, 60)
+    assert (leg.usage["input_tokens"], leg.usage["output_tokens"]) == (100, 60)
+
+
+async def test_a_report_in_parts_and_under_an_id_of_its_own() -> None:
+    """As of Amazon Nova Sonic: what was used since the last report, by the id of the session."""
+    model = OwnModel(says_what_it_used=False)
+    async with observed(), realtime_call(model) as call:
+        (session,) = model.sessions
+        for tokens in ((100, 0), (0, 30), (0, 30)):
+            if tokens[0]:
+                await call.session.generate_reply()
+            session.report("session-1", *tokens)
+        await call.session.generate_reply()
+        session.report("session-1", 180, 20)
+        await call.close()
+
+    used = [(leg.usage["input_tokens"], leg.usage["output_tokens"]) for leg in call.responses]
+    assert used == [(100, 60), (180, 20)]
 
 
 async def test_a_report_of_what_nobody_announced_is_a_leg() -> None:

@@ -1,7 +1,9 @@
 """LiveKit's own events of a realtime session, where the provider's raw ones are not to be seen.
 
-They are what a plugin chose to report: a response without a report is settled by the estimate of
-its prompt when the next one is reported or the session closes.
+They are what a plugin chose to report, under ids that need not be those of the responses. Several
+reports of one response are a running total where the prompt is the same, and parts of it (as of
+Amazon's model) where it is not. A response without a report is settled by the estimate of its
+prompt when another one is reported or the session closes.
 """
 
 from __future__ import annotations
@@ -18,21 +20,45 @@ from ._realtime_prompt import Prompt, Size
 from ._realtime_session import NO_TOKENS, Response, SessionLegs, settle
 
 
+class _Reported(Response):
+    """A response, and what was reported of it."""
+
+    __slots__ = ("earlier", "reported")
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(response_id)
+        self.earlier: dict[str, int] = {}
+        self.reported: dict[str, int] = {}  # by the last report
+
+    def add(self, units: dict[str, int]) -> dict[str, int]:
+        """Take a report; returns all that was reported."""
+        said_again = units["input_tokens"] > 0 and (
+            units["input_tokens"] == self.reported.get("input_tokens")
+        )
+        if not said_again:
+            self.earlier = {
+                unit: count + self.earlier.get(unit, 0) for unit, count in self.reported.items()
+            }
+        self.reported = units
+        return {unit: count + self.earlier.get(unit, 0) for unit, count in units.items()}
+
+
 class LiveKitEvents:
     """Follows what one session emits."""
 
     def __init__(self, legs: SessionLegs) -> None:
         self._legs = legs
         self._prompt = Prompt()
-        self._open: dict[str, Response] = {}
-        self._last: Response | None = None
+        self._open: dict[str, _Reported] = {}
+        self._last: _Reported | None = None
+        self._last_request_id = ""
         self._others: dict[tuple[Modality, str], Tally] = {}  # legs of other models
 
     def response_created(self, response_id: str, speech: Any) -> None:
         """See `WireProtocol`. A duplex model's bursts of speech are no requests of their own."""
         if self._legs.duplex:
             return
-        response = self._open[response_id] = Response(response_id)
+        response = self._open[response_id] = _Reported(response_id)
         self._legs.begin(response, speech, self.estimate(), self._prompt.margins())
 
     def reply_asked(self, future: asyncio.Future[Any], speech: Any) -> None:
@@ -64,23 +90,31 @@ class LiveKitEvents:
             })  # fmt: skip
 
     def _response_reported(self, metrics: RealtimeModelMetrics) -> None:
+        response = self._response_of(metrics.request_id)
+        self._last, self._last_request_id = response, metrics.request_id
         units = _units(metrics)
-        response = self._open.pop(metrics.request_id, None)
-        last = self._last
-        if response is None:
-            if last is not None and metrics.request_id and last.id == metrics.request_id:
-                response = last  # said again: the later word stands
-            else:
-                response = Response(metrics.request_id)
         outcome = Outcome.INTERRUPTED if metrics.cancelled else Outcome.SERVED
-        self._legs.settle(response, outcome, units, Basis.REPORTED)
-        self._last = response
-        audio, image = units["input_audio_tokens"], units["input_image_tokens"]
-        read = Size(max(0, units["input_tokens"] - audio - image), audio, image)
-        spoken = units["output_audio_tokens"]
-        said = Size(max(0, units["output_tokens"] - spoken), spoken)
-        self._prompt.reported(self._prompt.snapshot(), read, units["cached_input_tokens"], said)
+        self._legs.settle(response, outcome, response.add(units), Basis.REPORTED)
+        if units["input_tokens"] > 0:
+            audio, image = units["input_audio_tokens"], units["input_image_tokens"]
+            read = Size(max(0, units["input_tokens"] - audio - image), audio, image)
+            spoken = units["output_audio_tokens"]
+            said = Size(max(0, units["output_tokens"] - spoken), spoken)
+            self._prompt.reported(self._prompt.snapshot(), read, units["cached_input_tokens"], said)
         self._settle_unreported()
+
+    def _response_of(self, request_id: str) -> _Reported:
+        """Which response a report is of."""
+        last = self._last
+        if request_id in self._open:
+            return self._open.pop(request_id)
+        if last is not None and request_id and last.id == request_id:
+            return last
+        if self._open:  # the plugin reports under ids of its own
+            return self._open.popitem()[1]
+        if last is not None and request_id and self._last_request_id == request_id:
+            return last
+        return _Reported(request_id)
 
     def _settle_unreported(self) -> None:
         """One response at a time: what was not reported by now will not be."""

@@ -378,8 +378,8 @@ class OpenAIRealtime:
         if tally is None:
             if not usage:
                 return
-            attributes = self._legs.describe(Modality.STT, self._transcription_model)
-            tally = self._legs.tally(attributes)
+            model = self._transcription_model or self._asked_transcription_model()
+            tally = self._legs.tally(self._legs.describe(Modality.STT, model))
         tally.first_answer()
         units = _transcription_units(usage)
         if units is None:
@@ -389,6 +389,12 @@ class OpenAIRealtime:
             tally.stop(Outcome.SERVED, observed | units, Basis.REPORTED)
         else:
             tally.stop(Outcome.SERVED, units, Basis.REPORTED)
+
+    def _asked_transcription_model(self) -> str:
+        """What the plugin was told to ask for, where the provider did not confirm it."""
+        options = getattr(self._legs.session, "_opts", None)
+        model = getattr(getattr(options, "input_audio_transcription", None), "model", None)
+        return model if isinstance(model, str) else ""
 
     def _transcript_failed(self, event: dict[str, Any]) -> None:
         tally = self._transcriptions.pop(event["item_id"], None)
