@@ -111,7 +111,7 @@ class Authenticator:
             raise AuthError("no LiveKit key is configured here: set `livekit` in voicecost.yaml")
         required = ["exp", "iss"] + (["aud"] if audience else [])
         try:
-            claims: dict[str, Any] = jwt.decode(  # pyright: ignore[reportUnknownMemberType] -- `key` has no type
+            claims: dict[str, Any] = jwt.decode(
                 token,
                 key=livekit.api_secret,
                 algorithms=["HS256"],
