@@ -126,7 +126,7 @@ class LazyProperty:
 
     Args:
         client_class: The client.
-        name: Its `cached_property`.
+        name: Its `cached_property`; older clients make it at once, and have loaded it then.
         module: The module that the API's class is loaded from.
         observe: Observes that class; returns the undo.
     """
@@ -134,11 +134,15 @@ class LazyProperty:
     def __init__(
         self, client_class: type[Any], name: str, module: str, observe: Callable[[], Undo]
     ) -> None:
-        self._property: Any = client_class.__dict__[name]
-        self._make = make = self._property.func
         self._observe = observe
         self._undo_observing: Undo | None = None
         self._lock = threading.Lock()
+        self._property: Any = client_class.__dict__.get(name)
+        if not hasattr(self._property, "func"):
+            self._property = None
+            self._observe_once()
+            return
+        self._make = make = self._property.func
 
         @functools.wraps(make)
         def observed(client: Any) -> Any:
@@ -159,7 +163,8 @@ class LazyProperty:
 
     def undo(self) -> None:
         """Take it out again."""
-        self._property.func = self._make
+        if self._property is not None:
+            self._property.func = self._make
         if self._undo_observing is not None:
             self._undo_observing()
 
