@@ -112,6 +112,39 @@ async def test_a_session_that_is_connected_anew_after_a_while() -> None:
     assert {leg.basis for leg in call.responses} == {Basis.REPORTED}
 
 
+async def test_a_response_that_livekit_discards_is_billed() -> None:
+    """It was interrupted before the provider had created it: no metric tells of it."""
+    options = {"created_delay_ms": 60, "first_token_delay_ms": 200}
+    async with simulated_openai(replies=[LONG], **options) as openai:
+        async with realtime_call(openai.model()) as call:
+            speech = call.session.generate_reply(user_input="Please explain everything to me.")
+            await openai.simulator.asked.wait()
+            speech.interrupt()
+            await speech
+            await call.meter.until(lambda: call.responses and call.responses[0].outcome)
+            await call.close()
+        (row,) = openai.rows()
+
+    (leg,) = call.responses
+    assert (leg.outcome, leg.basis) == (Outcome.DISCARDED, Basis.REPORTED)
+    assert tokens(leg.usage) == tokens(row)
+
+
+async def test_two_sessions_with_one_model_pay_for_themselves() -> None:
+    async with simulated_openai(replies=[SHORT]) as openai:
+        model = openai.model()
+        async with realtime_call(model) as one, realtime_call(model) as other:
+            await one.session.generate_reply(user_input="Hello?")
+            await other.session.generate_reply(user_input="Hello there, who is this?")
+            await other.session.generate_reply(user_input="Hello again?")
+            await one.close()
+            await other.close()
+        rows = openai.rows()
+
+    assert [tokens(leg.usage) for leg in one.responses] == [tokens(rows[0])]
+    assert [tokens(leg.usage) for leg in other.responses] == [tokens(row) for row in rows[1:]]
+
+
 class _Clerk(Agent):
     def __init__(self, other: Agent) -> None:
         super().__init__(instructions="You help people to find the right colleague.")

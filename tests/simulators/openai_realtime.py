@@ -19,6 +19,7 @@ Billing rules (https://developers.openai.com/api/docs/guides/realtime-costs)
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -41,6 +42,7 @@ class OpenAIRealtimeSimulator(Simulator):
         token_delay_ms: From text token to text token; speech is generated with its words.
         character_ms: How long one character of a reply is spoken.
         transcription_delay_ms: How long a transcription takes.
+        created_delay_ms: From `response.create` to `response.created`.
         done_delay_ms: From the end of a response to its `response.done`.
 
     Attributes:
@@ -48,6 +50,7 @@ class OpenAIRealtimeSimulator(Simulator):
         faults: Of responses: `dies_after` output tokens the connection breaks, `silent` creates
             the response and generates nothing, `status` fails it.
         connection_faults: Of connections: `status` refuses one.
+        asked: Set with the first `response.create`.
     """
 
     provider = "openai"
@@ -62,6 +65,7 @@ class OpenAIRealtimeSimulator(Simulator):
         token_delay_ms: int = 4,
         character_ms: int = 60,
         transcription_delay_ms: int = 20,
+        created_delay_ms: int = 0,
         done_delay_ms: int = 0,
         speech_rms_min: int = 300,
     ) -> None:
@@ -75,9 +79,11 @@ class OpenAIRealtimeSimulator(Simulator):
         self.token_delay_ms = token_delay_ms
         self.character_ms = character_ms
         self.transcription_delay_ms = transcription_delay_ms
+        self.created_delay_ms = created_delay_ms
         self.done_delay_ms = done_delay_ms
         self.speech_rms_min = speech_rms_min
         self.connections: list[Session] = []
+        self.asked = asyncio.Event()
 
     @property
     def base_url(self) -> str:

@@ -180,7 +180,11 @@ class Session:
             case "conversation.item.truncate":
                 await self._truncate(event)
             case "response.create":
-                await self._create_response(event.get("response") or {}, event)
+                self._simulator.asked.set()
+                if self._simulator.created_delay_ms:
+                    self._spawn(self._create_later(event))
+                else:
+                    await self._create_response(event.get("response") or {}, event)
             case "response.cancel":
                 if self._response is None:
                     message = "Cancellation failed: no active response found"
@@ -338,6 +342,10 @@ class Session:
         )
 
     # ---- responses -------------------------------------------------------------------------------
+
+    async def _create_later(self, event: dict[str, Any]) -> None:
+        await asyncio.sleep(self._simulator.created_delay_ms / 1000)
+        await self._create_response(event.get("response") or {}, event)
 
     async def _create_response(self, params: dict[str, Any], event: dict[str, Any]) -> None:
         if self._response is not None:

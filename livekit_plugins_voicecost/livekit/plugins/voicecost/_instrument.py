@@ -2,6 +2,7 @@
 
 Only LiveKit's base classes are touched, at the first `VoiceCost()`: `LLMStream`,
 `SynthesizeStream`, `ChunkedStream`, `RecognizeStream` and `STT.recognize` (one leg per attempt);
+`RealtimeSession` and `DuplexSession` (one leg per response or connection);
 aiohttp's WebSocket client and the OpenAI client (what really is sent and received);
 `AgentSession._update_activity`, `AudioRecognition._update_stt` (whose a stream is) and
 `_try_recovery` (which attempts are probes).
