@@ -75,7 +75,9 @@ def job_context(
 async def shut_down(context: JobContext) -> None:
     """What LiveKit does at a job's end, after it closed the first session: all at once."""
     await asyncio.gather(*(callback("bye") for callback in context._shutdown_callbacks))
-    await context._on_cleanup()
+    cleaned: Any = context._on_cleanup()
+    if cleaned is not None:  # LiveKit 1.5 does not have to be waited for
+        await cleaned
     await http_context._close_http_ctx()
 
 
