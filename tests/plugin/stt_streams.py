@@ -173,10 +173,13 @@ def faults_of(simulator: Any) -> Any:
     return simulator.listen.faults if isinstance(simulator, DeepgramSimulator) else simulator.faults
 
 
-def sound(*, sample_rate: int = 48_000, seed: int = 1) -> Iterator[rtc.AudioFrame]:
-    """Two sentences with pauses, about 3.3 s, in frames of irregular size."""
+def sound(
+    *, sample_rate: int = 48_000, seed: int = 1, sentences: int = 2
+) -> Iterator[rtc.AudioFrame]:
+    """Two sentences with pauses, about 3.3 s, in frames of irregular size; or only the first."""
     sizes = random.Random(seed)
-    for loud, ms in ((False, 210), (True, 730), (False, 620), (True, 910), (False, 833)):
+    parts = ((False, 210), (True, 730), (False, 620), (True, 910), (False, 833))
+    for loud, ms in parts[: 1 + 2 * sentences]:
         left = sample_rate * ms // 1000
         while left:
             samples = min(left, sizes.randint(sample_rate // 200, sample_rate // 40))
@@ -248,7 +251,12 @@ def legs_of(meter: RecordingMeter) -> list[SeenLeg]:
     return meter.of(Modality.STT)
 
 
-def connected_alike(leg: SeenLeg, row: BillRow, *, within_ms: int = 150) -> bool:
-    """Whether both clocks saw the connection open for as long: they stand a handshake apart."""
+def connected_alike(leg: SeenLeg, row: BillRow, *, within_ms: int = 400) -> bool:
+    """Whether both clocks saw the connection open for as long.
+
+    They stand a handshake apart, and what a busy machine puts between the two.
+    """
     assert row.connected_ms is not None
-    return abs(leg.usage["connected_ms"] - row.connected_ms) <= within_ms
+    apart_ms = abs(leg.usage["connected_ms"] - row.connected_ms)
+    assert apart_ms <= within_ms, f"{leg.usage['connected_ms']=}, {row.connected_ms=}"
+    return True

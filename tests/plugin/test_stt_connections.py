@@ -6,14 +6,19 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import aiohttp
 import pytest
-from livekit.agents.stt import FallbackAdapter
+from livekit import rtc
+from livekit.agents.stt import FallbackAdapter, SpeechEventType
+from livekit.agents.voice import io
+from livekit.plugins.assemblyai import STT as AssemblyAISTT
 
-from livekit.plugins.voicecost import _attribution, _pulse
+from livekit.plugins.voicecost import _attribution, _instrument, _pulse, _transcript_tokens
 from tests.plugin.metered_session import RecordingMeter, metered_call, simulated_providers
 from tests.plugin.stt_streams import (
     ONE_TRY,
     RECOGNISERS,
+    TRANSCRIPTS,
     connected_alike,
     faults_of,
     legs_of,
@@ -21,8 +26,10 @@ from tests.plugin.stt_streams import (
     push,
     running,
     said,
+    sound,
 )
 from tests.simulators import Fault
+from tests.simulators.assemblyai import AssemblyAISimulator
 from voicecost_ledger.records import Basis, LegInterim, Modality, Outcome
 
 BY_NAME = {recogniser.name: recogniser for recogniser in RECOGNISERS}
@@ -160,3 +167,76 @@ async def test_a_session_is_billed_to_its_last_silence(name: str) -> None:
     assert leg.usage["audio_ms"] == row.units["audio_ms"] > 1_000
     assert connected_alike(leg, row)
     assert any(make is LegInterim for make, _ in call.meter.records)
+
+
+class _Muted(io.AudioInput):
+    """A microphone that is muted: not one frame."""
+
+    def __init__(self) -> None:
+        super().__init__(label="muted")
+
+    async def __anext__(self) -> rtc.AudioFrame:
+        await asyncio.Event().wait()
+        raise StopAsyncIteration
+
+
+async def test_a_session_whose_caller_is_muted_pays_for_the_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_pulse, "PULSE_S", 0.02)
+    recogniser = BY_NAME["livekit inference"]
+    async with simulated_providers() as providers, running(recogniser) as (simulator, stt):
+        async with metered_call(providers, hears=_Muted(), stt=stt) as call:
+            await call.meter.until(lambda: call.meter.total(Modality.STT, "connected_ms") > 100)
+            await call.close()
+        await simulator.bill.settled()
+        (leg,), (row,) = legs_of(call.meter), simulator.bill.rows
+
+    assert leg.outcome is Outcome.SERVED
+    # What the plugin buffers of the closing silence is cut off with it.
+    assert leg.usage["audio_ms"] == row.units["audio_ms"]
+    assert connected_alike(leg, row)
+
+
+async def test_audio_is_counted_as_it_was_declared(meter: RecordingMeter) -> None:
+    """AssemblyAI's plugin sends 16-bit samples whatever it declares; the provider reads µ-law."""
+    _instrument.instrument()
+    try:
+        async with AssemblyAISimulator() as simulator, aiohttp.ClientSession() as http:
+            stt = AssemblyAISTT(
+                base_url=simulator.base_url, api_key="x", http_session=http, encoding="pcm_mulaw"
+            )
+            async with stt.stream(conn_options=ONE_TRY) as stream, open_microphone(stream):
+                await meter.until(lambda: meter.total(Modality.STT, "audio_ms") > 500)
+            await simulator.bill.settled()
+    finally:
+        _instrument.uninstrument()
+    (leg,), (row,) = legs_of(meter), simulator.bill.rows
+    assert leg.usage["audio_ms"] == row.units["audio_ms"] > 500
+
+
+async def test_words_on_their_way_when_a_stream_closes_are_estimated(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI bills what it has transcribed; its report comes too late for this stream."""
+    monkeypatch.setattr(_transcript_tokens, "_rates", {})
+    async with running(BY_NAME["openai"]) as (simulator, stt):
+        async with stt.stream(conn_options=ONE_TRY) as stream:
+            push(stream)
+            await said(stream)
+            simulator.transcripts.append(TRANSCRIPTS[0])
+            simulator.answering.clear()
+            push(stream, sound(sentences=1))
+            async for event in stream:
+                if event.type is SpeechEventType.END_OF_SPEECH:
+                    break
+        simulator.answering.set()
+        await stt.aclose()
+        await simulator.bill.settled()
+    (leg,), (row,) = legs_of(meter), simulator.bill.rows
+
+    assert leg.basis is Basis.ESTIMATED
+    assert leg.usage["audio_ms"] == row.units["audio_ms"]
+    for unit in ("input_tokens", "input_audio_tokens", "output_tokens"):
+        off = abs(leg.usage[unit] - row.units[unit])
+        assert off <= 4, (unit, leg.usage, row.units)

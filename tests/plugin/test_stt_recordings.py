@@ -16,7 +16,7 @@ from livekit.agents.vad import VAD, VADCapabilities, VADEvent, VADEventType, VAD
 from livekit.plugins.groq import STT as GroqSTT
 from livekit.plugins.openai import STT as OpenAISTT
 
-from livekit.plugins.voicecost import _attribution, _instrument, _instrument_recordings
+from livekit.plugins.voicecost import _attribution, _instrument, _transcript_tokens
 from tests.plugin.metered_session import RecordingMeter, metered_call, simulated_providers
 from tests.plugin.stt_streams import ONE_TRY, legs_of, said, sound
 from tests.simulators import Fault
@@ -36,7 +36,7 @@ def meter() -> Iterator[RecordingMeter]:
 @pytest.fixture(autouse=True)
 def no_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known of any model yet."""
-    monkeypatch.setattr(_instrument_recordings, "_rates", {})
+    monkeypatch.setattr(_transcript_tokens, "_rates", {})
 
 
 _made: list[OpenAISTT] = []

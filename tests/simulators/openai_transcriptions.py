@@ -108,8 +108,6 @@ class _Realtime(ListenConnection):
     async def _transcribe(self, text: str, *, audio_ms: int) -> None:
         pieces = tokenize(text)
         event = "conversation.item.input_audio_transcription"
-        for start in range(0, len(pieces), 3):
-            await self._event(f"{event}.delta", delta="".join(pieces[start : start + 3]))
         usage: dict[str, Any] = {"type": "duration", "seconds": audio_ms / 1000}
         if is_billed_by_token(self.row.model):
             units = {
@@ -120,6 +118,11 @@ class _Realtime(ListenConnection):
             for unit, count in units.items():
                 self.row.units[unit] = self.row.units.get(unit, 0) + count
             usage = _token_usage(units)
+        simulator = self.simulator
+        assert isinstance(simulator, OpenAITranscriptionsSimulator)
+        await simulator.answering.wait()
+        for start in range(0, len(pieces), 3):
+            await self._event(f"{event}.delta", delta="".join(pieces[start : start + 3]))
         await self._event(f"{event}.completed", content_index=0, transcript=text, usage=usage)
 
     async def _event(self, type: str, **fields: Any) -> None:
@@ -139,6 +142,7 @@ class OpenAITranscriptionsSimulator(ListenSimulator):
     Attributes:
         faults: Of recordings and realtime sessions alike; `silent` never answers a recording.
         accepted: Set once a recording was received.
+        answering: Cleared, the items of a realtime session are billed and not answered.
     """
 
     path = "/v1/realtime"
@@ -156,6 +160,8 @@ class OpenAITranscriptionsSimulator(ListenSimulator):
         self.provider = provider
         self.answer_delay_ms = answer_delay_ms
         self.accepted = asyncio.Event()
+        self.answering = asyncio.Event()
+        self.answering.set()
 
     @property
     def base_url(self) -> str:

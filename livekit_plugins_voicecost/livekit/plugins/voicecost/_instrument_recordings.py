@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from livekit import rtc
 from livekit.agents.stt import SpeechEvent, SpeechEventType
@@ -25,39 +25,9 @@ from ._instrument_attempts import (
     option_text,
     was_refused,
 )
-from ._wire_audio import audio_protocol, token_units
+from ._transcript_tokens import TokenRates, is_billed_by_token, rates_of, token_units
+from ._wire_audio import audio_protocol
 from ._wire_connections import TRANSCRIPTIONS, ConnectionObserver, observe_loaded_libraries
-
-_INPUT_TOKENS_PER_S: Final = 10
-"""1 token per 100 ms of a user's audio: https://platform.openai.com/docs/guides/realtime-costs"""
-_OUTPUT_TOKENS_PER_S: Final = 3
-"""Of fluent speech, 150 words a minute; only until a model has reported its own."""
-
-
-class _TokenRates:
-    """What a model reported so far, to estimate the requests whose report never came."""
-
-    def __init__(self) -> None:
-        self.audio_ms = 0
-        self.tokens: dict[str, int] = {}
-
-    def add(self, audio_ms: int, tokens: dict[str, int]) -> None:
-        self.audio_ms += audio_ms
-        for unit, count in tokens.items():
-            self.tokens[unit] = self.tokens.get(unit, 0) + count
-
-    def estimate(self, audio_ms: int) -> dict[str, int]:
-        if not self.audio_ms:
-            input_tokens = audio_ms * _INPUT_TOKENS_PER_S // 1000
-            return {
-                "input_tokens": input_tokens,
-                "input_audio_tokens": input_tokens,
-                "output_tokens": audio_ms * _OUTPUT_TOKENS_PER_S // 1000,
-            }
-        return {unit: count * audio_ms // self.audio_ms for unit, count in self.tokens.items()}
-
-
-_rates: dict[tuple[str, str], _TokenRates] = {}
 
 
 class RecordingAttempt(Attempt, ConnectionObserver):
@@ -70,7 +40,7 @@ class RecordingAttempt(Attempt, ConnectionObserver):
         """Open the leg, before the recording is sent. `args[0]` is LiveKit's AudioBuffer."""
         component = self.stream
         protocol = audio_protocol(component)
-        if protocol is not None and protocol.report is not None:
+        if protocol is not None and protocol.reports_tokens:
             # Which the plugin's request would load now in any case.
             importlib.import_module(TRANSCRIPTIONS)
         observe_loaded_libraries()
@@ -100,7 +70,7 @@ class RecordingAttempt(Attempt, ConnectionObserver):
             return
         self._tokens = token_units(usage)
         if self._tokens:
-            self._rates().add(self._audio_ms, self._tokens)
+            self._rates().learn(self._audio_ms, self._tokens)
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the leg; a refused request cost nothing."""
@@ -123,18 +93,17 @@ class RecordingAttempt(Attempt, ConnectionObserver):
             basis = Basis.ESTIMATED
         tally.stop(self.outcome_of(outcome, tally), usage, basis)
 
-    def _rates(self) -> _TokenRates:
+    def _rates(self) -> TokenRates:
         tally = self._tally
         assert tally is not None, "asked for by a leg that is open"
         attributes = tally.attributes
-        return _rates.setdefault((attributes.provider, attributes.model), _TokenRates())
+        return rates_of(attributes.provider, attributes.model)
 
     def _is_billed_by_token(self) -> bool:
         tally = self._tally
         assert tally is not None, "asked for by a leg that is open"
         attributes = tally.attributes
-        known = (attributes.provider, attributes.model) in _rates
-        return known or "-transcribe" in attributes.model
+        return is_billed_by_token(attributes.provider, attributes.model)
 
 
 def _audio_ms(buffer: rtc.AudioFrame | list[rtc.AudioFrame]) -> int:

@@ -31,6 +31,7 @@ from ._instrument_attempts import (
     option,
     was_refused,
 )
+from ._transcript_tokens import TokenRates, TranscribedItems, rates_of
 from ._wire_audio import BytesLike, audio_protocol, bytes_per_sample
 from ._wire_connections import ConnectionObserver, observe_loaded_libraries
 
@@ -151,8 +152,9 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
 
     def text_received(self, connection: object, payload: str) -> None:
         """Take tokens as the provider reports them; the plugin passes on only some of it."""
-        report = self._protocol.report if self._protocol is not None else None
-        tokens = report(payload) if report is not None else None
+        if self._items is None or self._tally is None:
+            return
+        tokens = self._items.received(payload, self._rates(self._tally))
         if tokens is not None:
             if not self._tokens_on_wire:
                 self._tokens_on_wire = True
@@ -189,6 +191,7 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         self._wire_bytes = 0
         self._samples_taken: dict[int, int] = {}  # of one channel, by sample rate
         self._tokens: dict[str, int] = {}
+        self._items = TranscribedItems() if protocol and protocol.reports_tokens else None
         self._reported_ms = 0
         self._recorded = True
         self._tally = None
@@ -217,6 +220,12 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
     def _close(self, outcome: Outcome) -> None:
         if self._tally is not None:
             usage, basis = self._measure(self._tally)
+            awaited = self._items.awaited(self._rates(self._tally)) if self._items else {}
+            if awaited:
+                self._tally.margins = {unit: count // 2 for unit, count in awaited.items()}
+                basis = Basis.ESTIMATED
+                for unit, count in awaited.items():
+                    usage[unit] = usage.get(unit, 0) + count
             self._tally.stop(self.outcome_of(outcome, self._tally), usage, basis)
 
     def _audio_sending(self, size: int) -> None:
@@ -308,7 +317,12 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
             until_ns = self._closed_ns or time.monotonic_ns()
             connected_ms = (until_ns - self._opened_ns) // 1_000_000
         usage = {"audio_ms": audio_ms, "connected_ms": connected_ms, **self._tokens}
-        return usage, Basis.REPORTED if self._tokens else basis
+        exact = basis is not Basis.ESTIMATED
+        return usage, Basis.REPORTED if self._tokens and exact else basis
+
+    @staticmethod
+    def _rates(tally: Tally) -> TokenRates:
+        return rates_of(tally.attributes.provider, tally.attributes.model)
 
 
 def _text(stream: Any, component: Any, name: str, *private_names: str) -> str:

@@ -28,7 +28,7 @@ class AudioProtocol:
         taken: Whether every frame is handed on as it is taken, to a library whose own wire is out
             of sight.
         sample_rate: The protocol's own; 0 where it is the stream's option.
-        report: Tokens that a received message reports, by unit; None for other messages.
+        reports_tokens: Whether its messages report tokens, as OpenAI's do.
     """
 
     binary: Callable[[BytesLike], int] | None = None
@@ -36,7 +36,7 @@ class AudioProtocol:
     request: Callable[[Any], int] | None = None
     taken: bool = False
     sample_rate: int = 0
-    report: Callable[[str], dict[str, int] | None] | None = None
+    reports_tokens: bool = False
 
 
 def audio_protocol(component: object) -> AudioProtocol | None:
@@ -115,53 +115,6 @@ def _json_size(
     return size
 
 
-class _TokenDetails(msgspec.Struct):
-    audio_tokens: int = 0
-
-
-class _TokenUsage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_token_details: _TokenDetails | None = None
-
-
-class _Transcribed(msgspec.Struct):
-    type: str = ""
-    usage: _TokenUsage | None = None
-
-
-_transcribed = msgspec.json.Decoder(_Transcribed)
-
-
-def openai_transcribed(payload: str) -> dict[str, int] | None:
-    """Tokens of one `conversation.item.input_audio_transcription.completed`.
-
-    Models billed by duration report seconds instead, which are no tokens: an empty map.
-    https://platform.openai.com/docs/api-reference/realtime-server-events
-    """
-    if "input_audio_transcription.completed" not in payload:
-        return None
-    usage = _transcribed.decode(payload).usage
-    return {} if usage is None else token_units(usage)
-
-
-def token_units(usage: Any) -> dict[str, int]:
-    """OpenAI's token usage of a transcription, as units; empty for one billed by duration.
-
-    `input_tokens` are those of the audio and of the prompt.
-    https://platform.openai.com/docs/api-reference/audio/json-object
-    """
-    units = {
-        "input_tokens": getattr(usage, "input_tokens", 0) or 0,
-        "output_tokens": getattr(usage, "output_tokens", 0) or 0,
-    }
-    if not any(units.values()):
-        return {}
-    details = getattr(usage, "input_token_details", None)
-    units["input_audio_tokens"] = getattr(details, "audio_tokens", 0) or 0
-    return units
-
-
 def _google_audio(request: Any) -> int:
     """Google Cloud Speech: `audio_content` in v1, `audio` in v2; the first request has none."""
     request_class: Any = type(request)  # pyright: ignore[reportUnknownVariableType] (of any)
@@ -193,7 +146,7 @@ _PROTOCOLS: Final[dict[str, AudioProtocol]] = {
     "livekit.plugins.openai.stt": AudioProtocol(
         text=_json_size(_Audio, lambda message: message.audio),
         sample_rate=_OPENAI_SAMPLE_RATE,
-        report=openai_transcribed,
+        reports_tokens=True,
     ),
     # https://cloud.google.com/speech-to-text/v2/docs/reference/rpc/google.cloud.speech.v2
     "livekit.plugins.google.stt": AudioProtocol(request=_google_audio),
