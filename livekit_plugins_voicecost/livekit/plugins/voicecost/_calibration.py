@@ -31,6 +31,7 @@ https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken"""
 _RATE_MIN: Final = ONE // (4 * TOKEN)
 _RATE_MAX: Final = ONE * 4 // TOKEN
 _HANDICAP: Final = 3 * ONE  # tokens by which another ruler must have foretold better than weight
+_CHUNK_SHIFT: Final = 3  # one token of eight: so far off, a chunk is not a token
 _CHARACTER: Final = TOKEN // 4
 
 
@@ -176,7 +177,7 @@ class Ruler:
         missed: Of these, all in all; only prose, for the frame of a call would be the most of it.
     """
 
-    __slots__ = ("_call", "_prose", "_told", "missed", "misses")
+    __slots__ = ("_call", "_prose", "_prose_tokens", "_told", "missed", "misses")
 
     def __init__(self, *, rate_tokens: int) -> None:
         self._prose = Line(constant=_END, rate_tokens=rate_tokens, constant_per=_END_PER)
@@ -186,6 +187,7 @@ class Ruler:
         self._told: deque[_Told] = deque(maxlen=_TOLD_MAX)
         self.misses: list[tuple[int, int]] = []
         self.missed = 0
+        self._prose_tokens = 0
 
     def nominal(self) -> Scale:
         """Before anything was learned."""
@@ -209,8 +211,14 @@ class Ruler:
         self._told.append(told)
         self._judge(prior)
 
+    def score(self, read: Read) -> int:
+        """How badly it foretells; the rulers are compared by that."""
+        if read is by_chunks and self.missed > self._prose_tokens >> _CHUNK_SHIFT:
+            return 1 << 100  # a chunk is no token here, however badly others began
+        return self.missed + _HANDICAP * (read is not by_weight)
+
     def _judge(self, prior: Scale) -> None:
-        self.misses, self.missed = [], 0
+        self.misses, self.missed, self._prose_tokens = [], 0, 0
         for reading, output_tokens, line, weight, parts, tokens in self._told:
             line.learn(weight, parts, tokens, times=-1)
             missed = output_tokens * ONE - self.scale(prior).whole(reading)
@@ -218,11 +226,12 @@ class Ruler:
             self.misses.append((rounded(missed), output_tokens + _CALL_TOKENS * reading[2]))
             if not reading[2]:
                 self.missed += abs(missed)
+                self._prose_tokens += output_tokens * ONE
 
 
 _END_PER: Final = 7
 _CALL_PER: Final = 60
-_TEXT_RATE_TOKENS: Final = 30
+_TEXT_RATE_TOKENS: Final = 22
 _CHUNK_RATE_TOKENS: Final = 2_000  # a chunk is a token, or this ruler is not the better one
 
 
@@ -269,7 +278,7 @@ class Rulers:
             self._scales[read] = ruler.scale(prior)
         # How a provider streams is the same in all calls: the process has seen the most of it.
         seen = self._rulers if self._process is None else self._process._rulers
-        read = min(seen, key=lambda read: seen[read].missed + _HANDICAP * (read is not by_weight))
+        read = min(seen, key=lambda read: seen[read].score(read))
         self.best: tuple[Read, Scale] = read, self._scales[read]
         self._spread.judge(self._rulers[read].misses)
 

@@ -58,7 +58,7 @@ _UNREAD_TOKENS: Final = 2
 _CHUNKS_UNREAD: Final = 2
 """The same where chunks are large, and each tells what was used so far."""
 _FIRST_PERCENT: Final = 30  # of the very first estimate, of a model that nobody has heard of
-_PROMPT_PERCENT: Final = 75
+_PROMPT_PERCENT: Final = 110
 
 
 class Item(NamedTuple):
@@ -114,6 +114,7 @@ class Counts:
         reported: Units that the provider has told of a request that goes on, if it does: those of
             the prompt when the answer begins (Anthropic), or all with every chunk (Google).
         waited_ms: From the request to its first token, or to its end where none came.
+        asked_to_think: Whether the request asks for thoughts, or its model has them unasked.
     """
 
     __slots__ = (
@@ -122,6 +123,7 @@ class Counts:
         "_prose_key",
         "_thought_weight",
         "answer",
+        "asked_to_think",
         "completion_chunks",
         "order",
         "prompt",
@@ -136,6 +138,7 @@ class Counts:
         self.completion_chunks = 0
         self.reported: dict[str, int] = {}
         self.waited_ms = 0
+        self.asked_to_think = False
         self._chunks_reported = 0
         self._thought_weight: RunningWeight | None = None
         self._prose_key = TextKey()
@@ -182,7 +185,7 @@ class Counts:
     def thinking(self) -> Thinking:
         """What was seen of its thoughts."""
         weight = self._thought_weight.value if self._thought_weight is not None else 0
-        return Thinking(weight, self.completion_chunks > 0, self.waited_ms)
+        return Thinking(weight, self.completion_chunks > 0, self.waited_ms, self.asked_to_think)
 
     @property
     def completion_characters(self) -> int:
@@ -338,9 +341,14 @@ class Estimates:
         if reported is not None:
             return reported, 0
         thoughts, thinking = self._own.thoughts, counts.thinking()
-        if not thoughts.thinks and not self._process.thoughts.thinks and not thinking.weight:
-            return 0, 0
-        return thoughts.estimate(thinking)
+        if (
+            thoughts.thinks
+            or self._process.thoughts.thinks
+            or thinking.weight
+            or (thinking.asked and not self._own.thoughts.learned)
+        ):
+            return thoughts.estimate(thinking)
+        return 0, 0
 
     def learn(self, counts: Counts, usage: dict[str, int]) -> None:
         """Take a completed request's reported usage; estimated legs are settled again."""
