@@ -15,6 +15,7 @@ from livekit.agents import AgentSession, JobContext
 
 from ._faults import contained
 from ._job import room_of
+from ._livekit import failed
 from .log import logger
 
 WRAP_UP_TEXT: Final = (
@@ -42,7 +43,7 @@ async def wrap_up(session: AgentSession[Any], text: str) -> bool:
     except Exception as error:  # closed already, no TTS, or it did not finish: the end comes now
         logger.warning("wrap-up sentence not said: %s", type(error).__name__)
         return False
-    return not speech.interrupted and speech.exception() is None
+    return not speech.interrupted and not failed(speech)
 
 
 async def wait_for_sidecar(closed: Callable[[], Awaitable[None]]) -> bool:

@@ -6,6 +6,7 @@ import inspect
 from typing import Final
 
 from livekit.agents import JobContext, get_job_context
+from livekit.agents.voice import SpeechHandle
 
 _MAY_BE_ASKED_ANYWHERE: Final = "required" in inspect.signature(get_job_context).parameters
 
@@ -18,3 +19,9 @@ def running_job() -> JobContext | None:
         return get_job_context()  # 1.5 knows no other way
     except RuntimeError:
         return None
+
+
+def failed(speech: SpeechHandle) -> bool:
+    """Whether a speech that is over failed. LiveKit 1.5 does not tell: then it did not."""
+    error = getattr(speech, "exception", None)
+    return error is not None and error() is not None
