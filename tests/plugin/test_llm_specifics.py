@@ -239,6 +239,31 @@ async def test_an_interruption_while_the_model_still_thinks(
     assert_within_margins(leg, row)
 
 
+async def test_the_first_request_of_a_model_that_thinks_is_interrupted(
+    meter: RecordingMeter,
+) -> None:
+    """Nobody knows how much it thinks: what it had the time for, give or take all of it."""
+
+    def make(simulator: Any) -> OpenAILLM:
+        return OpenAILLM(
+            model="gpt-5", base_url=simulator.base_url, api_key="x", reasoning_effort="high"
+        )
+
+    thinks = Provider("openai", BY_NAME["openai"].simulator_class, make)
+    reply = Reply(text="I see.", thoughts=LONG_ANSWER)
+    async with served(thinks, meter, reply, token_delay_ms=12) as service:
+        rows = service.bill.rows
+        async with service.ask("Think about it."):
+            await service.simulator.until(
+                lambda: rows and rows[-1].units.get("reasoning_tokens", 0) >= 20
+            )
+        await service.bill.settled()
+        (leg,), (row,) = service.legs, rows
+
+    assert leg.usage["reasoning_tokens"] > 0
+    assert_within_margins(leg, row)
+
+
 async def test_a_host_that_is_asked_for_behind_the_gateway_has_its_own_price(
     meter: RecordingMeter,
 ) -> None:

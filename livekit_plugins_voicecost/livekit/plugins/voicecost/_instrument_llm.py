@@ -15,7 +15,7 @@ from . import _faults, _wire_clients
 from ._answers import Answer, same_model, same_tier, with_maker
 from ._estimates import Counts, Estimates, estimates_for, llm_usage
 from ._instrument_attempts import Attempt, describe, was_refused
-from ._prompts import answered, billed_items, count_prompt
+from ._prompts import answered, asks_to_think, billed_items, count_prompt
 from ._wire_openai import ResponsesSocket, asks_for_response
 
 CHUNKS_AT_ONCE: Final = 4
@@ -40,6 +40,7 @@ class LLMAttempt(Attempt):
         stream = self.stream
         self._billed = billed_items(stream)
         self._counts = count_prompt(self._billed, stream._tools)
+        self._counts.asked_to_think = asks_to_think(stream)
         attributes = describe(
             stream,
             stream._llm,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import weakref
 from typing import Any, Final, cast
 
@@ -11,6 +12,7 @@ from livekit.agents.llm import ToolContext
 from ._estimates import Counts, Item, Prompt, TextKey
 from ._text_weight import TOKEN
 from ._text_weight import weight as weight_of
+from ._wire_answers import field
 
 _PICTURE_WEIGHT: Final = 500 * TOKEN
 """Between what the providers take a picture for: 258 tokens with Gemini, up to 1,600 with Claude.
@@ -49,6 +51,26 @@ def answered(stream: Any, billed: list[Any]) -> None:
     response_id = getattr(stream, "_response_id", "")
     if response_id:
         _kept[stream._llm] = (response_id, billed)
+
+
+_THINKING_MODELS: Final = re.compile(
+    r"(^|/)(o[1-9]|gemini-(2\.5|3)|deepseek-reasoner|\S*(?<!non)-reasoning)"
+)
+_NO_THOUGHTS: Final = frozenset({"", "none", "minimal", "off", "0"})
+
+
+def asks_to_think(stream: Any) -> bool:
+    """Whether a request asks its model to think, or does not keep one from it that does unasked."""
+    options = getattr(stream, "_extra_kwargs", {})
+    asked = options.get("reasoning_effort")
+    if (reasoning := options.get("reasoning")) is not None:
+        asked = field(reasoning, "effort")
+    if (config := options.get("thinking_config")) is not None:
+        budget = field(config, "thinking_budget")
+        asked = budget if budget is not None else field(config, "thinking_level")
+    if asked is not None:
+        return str(getattr(asked, "value", asked)).lower() not in _NO_THOUGHTS
+    return _THINKING_MODELS.search(stream._llm.model.lower()) is not None
 
 
 def count_prompt(entries: list[Any], tools: list[Any]) -> Counts:

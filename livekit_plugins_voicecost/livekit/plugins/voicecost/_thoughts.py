@@ -15,6 +15,7 @@ from ._text_weight import TOKEN
 
 _REQUESTS_MAX: Final = 32
 _MARGIN_MIN: Final = 2  # tokens
+_TOKENS_PER_S: Final = 60  # of a model of which nothing is known yet
 
 
 class Thinking(NamedTuple):
@@ -29,6 +30,8 @@ class Thinking(NamedTuple):
     weight: int
     answered: bool
     waited_ms: int
+    asked: bool = False
+    """Whether thoughts were asked for, or are the model's habit."""
 
 
 class _Known(NamedTuple):
@@ -52,6 +55,11 @@ class Thoughts:
         self.thinks = False
         """Whether any request ever reported some: most models report none, and cost nothing."""
 
+    @property
+    def learned(self) -> bool:
+        """Whether any request has told how much it thought, none included."""
+        return bool(self._known) or (self._process is not None and self._process.learned)
+
     def learn(self, tokens: int, thinking: Thinking) -> None:
         """Take what a provider reported of a request that came to its end."""
         for thoughts in (self, self._process):
@@ -70,6 +78,8 @@ class Thoughts:
             known = self._process._known
         shown = thinking.weight // TOKEN
         if not known:
+            if thinking.asked:  # it had the time for so many, or for twice as many, or for none
+                shown = max(shown, thinking.waited_ms * _TOKENS_PER_S // 1000)
             return shown, shown
         tokens = [each.tokens for each in known]
         shown_weight = sum(each.thinking.weight for each in known)
