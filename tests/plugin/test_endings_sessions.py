@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from livekit.agents import Agent
@@ -87,7 +88,11 @@ async def test_a_job_that_is_drained_says_what_it_has_begun(providers: Providers
 
 async def test_two_sessions_that_share_all_plugins(providers: Providers) -> None:
     """One process, one LLM, STT and TTS object: each session has what is its own."""
-    shared = {"llm": providers.llm(), "stt": providers.stt(), "tts": providers.tts()}
+    shared: dict[str, Any] = {
+        "llm": providers.llm(),
+        "stt": providers.stt(),
+        "tts": providers.tts(),
+    }
     async with (
         metered_call(providers, hears=True, **shared) as first,
         metered_call(providers, hears=True, **shared) as second,

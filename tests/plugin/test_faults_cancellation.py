@@ -80,6 +80,7 @@ def same_requests(meter: RecordingMeter, modality: Modality, bill: Bill, unit: s
 
 async def test_an_llm_request(providers: Providers, meter: RecordingMeter) -> None:
     """From the connection that is not there yet to the last token."""
+    n = 0
     for n in range(1, SUSPENSIONS_MAX):
         model = providers.llm()  # another client each time, so it has to connect
         with CancelledAt("LLMStream.__init__", n) as walk:
@@ -98,6 +99,7 @@ async def test_an_llm_behind_a_fallback_adapter(
     providers: Providers, meter: RecordingMeter
 ) -> None:
     """The adapter's stream is cancelled: so is the one that it reads from."""
+    n = 0
     for n in range(1, SUSPENSIONS_MAX):
         adapter = FallbackAdapter([providers.llm(), providers.llm(model="gpt-4o")])
         with CancelledAt("LLMStream.__init__", n) as walk:
@@ -114,6 +116,7 @@ async def test_an_llm_behind_a_fallback_adapter(
 
 async def test_a_tts_behind_a_stream_adapter(providers: Providers, meter: RecordingMeter) -> None:
     """The adapter cuts the text into sentences; each is a request that can be cancelled."""
+    n = 0
     for n in range(1, SUSPENSIONS_MAX):
         adapter = StreamAdapter(tts=providers.tts())
         with CancelledAt("SynthesizeStream", n) as walk:
@@ -132,6 +135,7 @@ async def test_a_tts_behind_a_stream_adapter(providers: Providers, meter: Record
 
 async def test_a_tts_request(providers: Providers, meter: RecordingMeter) -> None:
     voice = providers.tts()
+    n = 0
     for n in range(1, SUSPENSIONS_MAX):
         with CancelledAt("SynthesizeStream", n) as walk:
             stream = voice.stream(conn_options=ONE_TRY)
@@ -149,6 +153,7 @@ async def test_a_tts_request(providers: Providers, meter: RecordingMeter) -> Non
 
 async def test_a_tts_request_of_a_whole_text(providers: Providers, meter: RecordingMeter) -> None:
     voice = providers.tts()
+    n = 0
     for n in range(1, SUSPENSIONS_MAX):
         with CancelledAt("ChunkedStream.__init__", n) as walk:
             stream = voice.synthesize(TEXT, conn_options=ONE_TRY)
@@ -165,6 +170,7 @@ async def test_an_stt_connection(providers: Providers, meter: RecordingMeter) ->
     """It runs until it is closed: the last walk is that of the open connection."""
     ear = providers.stt()
     frame = rtc.AudioFrame(bytes(2 * 1_600), 16_000, 1, 1_600)
+    n = 0
     for n in range(1, SUSPENSIONS_MAX):
         with CancelledAt("RecognizeStream._main_task", n) as walk:
             stream = ear.stream(conn_options=ONE_TRY)
@@ -197,6 +203,7 @@ async def test_a_session_from_attach_to_close(world: voicecost_sessions.Provider
         await session.generate_reply(user_input="hello")
         await session.aclose()
 
+    n = 0
     for n in range(1, SUSPENSIONS_MAX):
         session = world.session()
         with CancelledAt("one_life", n) as walk:

@@ -197,7 +197,7 @@ async def test_only_an_http_error_is_a_refusal(
     assert leg.basis is (Basis.ESTIMATED if characters else Basis.OBSERVED)
 
 
-class ReportingEar(stt.STT):
+class ReportingEar(stt.STT[Any]):
     """Somebody's own STT, of a protocol nobody knows."""
 
     def __init__(self, reports: list[stt.RecognitionUsage]) -> None:

@@ -106,7 +106,14 @@ def all_moved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert [each.emit for each in (LLM, TTS, STT)] == emits
 
 
-def llm_event(plugin: Any, *, prompt: int = 20, completion: int = 5, **more: Any) -> LLMMetrics:
+def llm_event(
+    plugin: Any,
+    *,
+    prompt: int = 20,
+    completion: int = 5,
+    cancelled: bool = False,
+    **more: Any,
+) -> LLMMetrics:
     return LLMMetrics(
         label=plugin.label,
         request_id="1",
@@ -118,7 +125,8 @@ def llm_event(plugin: Any, *, prompt: int = 20, completion: int = 5, **more: Any
         prompt_cached_tokens=0,
         total_tokens=prompt + completion,
         tokens_per_second=5,
-        **({"cancelled": False} | more),
+        cancelled=cancelled,
+        **more,
     )
 
 
