@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from livekit.plugins.voicecost._realtime_prompt import Prompt, Size
+from livekit.plugins.voicecost._realtime_prompt import Prompt, Scale, Size
 from tests.plugin.realtime_call import RealtimeCall, realtime_call, simulated_openai
 from tests.plugin.test_realtime_openai import Forecaster
 from tests.simulators import LONG_ANSWER, Reply, ToolCall
@@ -110,3 +110,14 @@ def test_a_prompt_is_what_was_reported_and_what_came_since() -> None:
     assert prompt.snapshot().text < 43
     prompt.restart()
     assert prompt.estimate()["input_tokens"] == 0
+
+
+def test_what_a_model_counts_otherwise_is_learned_from_its_reports() -> None:
+    scale = Scale()
+    assert scale.apply(Size(text=100, audio=200)) == Size(text=100, audio=200)
+    scale.learn(Size(text=50, audio=100), Size(text=60, audio=50))
+    assert scale.apply(Size(text=100, audio=200)) == Size(text=120, audio=100)
+    # A tenth or ten times as much is no other way to count the same.
+    scale = Scale()
+    scale.learn(Size(text=50), Size(text=5))
+    assert scale.apply(Size(text=100)) == Size(text=100)

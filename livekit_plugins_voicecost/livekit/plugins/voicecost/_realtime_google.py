@@ -18,7 +18,7 @@ from typing import Any, Final
 from voicecost_ledger.records import Basis, Outcome
 
 from ._faults import contained
-from ._realtime_prompt import ITEM_TOKENS, Prompt, Size, text_tokens
+from ._realtime_prompt import ITEM_TOKENS, Prompt, Scale, Size, text_tokens
 from ._realtime_session import Response, SessionLegs
 from ._text_weight import TOKEN, RunningWeight
 
@@ -43,14 +43,16 @@ class _Turn(Response):
         "prompt",
         "prompt_margins",
         "reported",
+        "scale",
         "settled",
         "snapshot",
         "started_ns",
         "text",
     )
 
-    def __init__(self, prompt: Prompt) -> None:
+    def __init__(self, prompt: Prompt, scale: Scale) -> None:
         super().__init__("")
+        self.scale = scale
         self.prompt = prompt.estimate()
         self.prompt_margins = prompt.margins()
         self.snapshot = prompt.snapshot()
@@ -66,10 +68,14 @@ class _Turn(Response):
         self.reported: dict[str, int] = {}  # of its last run
         self.started_ns = time.monotonic_ns()
 
-    def said(self) -> Size:
-        """Its output so far, as estimated."""
+    def guess(self) -> Size:
+        """Its output so far, counted as the page says."""
         audio_ms = self.audio_bytes // _OUT_BYTES_PER_MS
         return Size(text=-(-self.text.value // TOKEN), audio=sound_tokens(audio_ms))
+
+    def said(self) -> Size:
+        """The same as this model counts, as far as its reports have shown that."""
+        return self.scale.apply(self.guess())
 
     def usage(self) -> dict[str, int]:
         """All of it so far, as estimated."""
@@ -88,6 +94,7 @@ class GoogleLive:
     def __init__(self, legs: SessionLegs) -> None:
         self._legs = legs
         self._prompt = Prompt()
+        self._scale = Scale()
         self._turn: _Turn | None = None  # the last one; over or not
         self._heard_ms = 0  # by the last report
         self._written = 0
@@ -169,7 +176,7 @@ class GoogleLive:
                 return
             if not turn.settled:  # its report will not come any more
                 self._settle(turn, turn.outcome())
-        self._turn = self._waiting = _Turn(self._prompt)
+        self._turn = self._waiting = _Turn(self._prompt, self._scale)
 
     def _flush(self) -> None:
         if self._waiting is not None:
@@ -214,7 +221,7 @@ class GoogleLive:
             return
         turn = self._turn
         if turn is None:  # of nothing that was seen
-            turn = self._turn = _Turn(self._prompt)
+            turn = self._turn = _Turn(self._prompt, self._scale)
             turn.over = True
         before = turn.reported
         if before and before["input_tokens"] != units["input_tokens"]:
@@ -239,6 +246,9 @@ class GoogleLive:
 
     def _settle(self, turn: _Turn, outcome: Outcome) -> None:
         turn.settled = True
+        if turn.reported and outcome is Outcome.SERVED and not turn.earlier:
+            spoken = turn.reported["output_audio_tokens"]
+            self._scale.learn(turn.guess(), Size(turn.reported["output_tokens"] - spoken, spoken))
         if turn.reported:
             self._legs.settle(turn, outcome, self._reported(turn), Basis.REPORTED)
         else:

@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 from ._instrument_attempts import Tally
-from ._realtime_prompt import IMAGE_TOKENS, ITEM_TOKENS, Prompt, Size, text_tokens
+from ._realtime_prompt import IMAGE_TOKENS, ITEM_TOKENS, Prompt, Scale, Size, text_tokens
 from ._realtime_session import Response, SessionLegs, settle
 from ._text_weight import TOKEN, RunningWeight
 
@@ -42,14 +42,18 @@ class _OpenAIResponse(Response):
         "item_ids",
         "prompt",
         "prompt_margins",
+        "scale",
         "snapshot",
         "started_ns",
         "surfaced",
         "text",
     )
 
-    def __init__(self, response_id: str, client_event_id: str | None, prompt: Prompt) -> None:
+    def __init__(
+        self, response_id: str, client_event_id: str | None, prompt: Prompt, scale: Scale
+    ) -> None:
         super().__init__(response_id)
+        self.scale = scale
         self.client_event_id = client_event_id
         self.prompt = prompt.estimate()
         self.prompt_margins = prompt.margins()
@@ -61,10 +65,14 @@ class _OpenAIResponse(Response):
         self.surfaced = False  # whether LiveKit passed it on; it discards some
         self.started_ns = time.monotonic_ns()
 
-    def said(self) -> Size:
-        """Its output so far, as estimated."""
+    def guess(self) -> Size:
+        """Its output so far, counted as the guide says."""
         audio_ms = self.audio_bytes // _BYTES_PER_MS
         return Size(text=-(-self.text.value // TOKEN), audio=-(-audio_ms // ASSISTANT_TOKEN_MS))
+
+    def said(self) -> Size:
+        """The same as this model counts, as far as its reports have shown that."""
+        return self.scale.apply(self.guess())
 
     def usage(self) -> dict[str, int]:
         """All of it so far, as estimated."""
@@ -78,6 +86,7 @@ class OpenAIRealtime:
     def __init__(self, legs: SessionLegs) -> None:
         self._legs = legs
         self._prompt = Prompt()
+        self._scale = Scale()
         self._open: dict[str, _OpenAIResponse] = {}
         self._output_items: set[str] = set()  # of the responses that are open
         self._asked: dict[str, Any] = {}  # client event id to SpeechHandle
@@ -193,7 +202,7 @@ class OpenAIRealtime:
             self._begin(self._waiting, None)
         made = event["response"]
         client_event_id = _part(made, "metadata").get("client_event_id")
-        response = _OpenAIResponse(str(made["id"]), client_event_id, self._prompt)
+        response = _OpenAIResponse(str(made["id"]), client_event_id, self._prompt, self._scale)
         self._open[response.id] = self._waiting = response
 
     def _begin(self, response: _OpenAIResponse, speech: Any) -> None:
@@ -241,7 +250,7 @@ class OpenAIRealtime:
         if response is None and self._last is not None and self._last.id == done["id"]:
             response = self._last  # said again
         if response is None:  # its creation was not seen
-            response = _OpenAIResponse(str(done["id"]), None, self._prompt)
+            response = _OpenAIResponse(str(done["id"]), None, self._prompt, self._scale)
             response.surfaced = True
         self._last = response
         self._output_items.difference_update(response.item_ids)
@@ -257,6 +266,8 @@ class OpenAIRealtime:
                 units["output_audio_tokens"],
             )
             read = _read(units)
+            if outcome is Outcome.SERVED and response.tally is not None:
+                self._scale.learn(response.guess(), said)
             self._prompt.reported(response.snapshot, read, units["cached_input_tokens"], said)
             for item_id in response.item_ids[::-1]:  # the last one counts for all of them
                 self._prompt.knew(item_id, said)

@@ -22,6 +22,7 @@ _CACHE_STEP: Final = 64
 _FIRST_OFF: Final = 0.25  # how far the first prompt may be off, of which nothing was reported
 _NEW_OFF: Final = 0.1  # the same for what came since a report
 _OFF_MIN: Final = 6
+_LEARN_MIN: Final = 10  # tokens
 
 
 class Size(NamedTuple):
@@ -39,6 +40,29 @@ class Size(NamedTuple):
     def plus(self, other: Size) -> Size:
         """The sum; what falls below zero is none."""
         return Size(*(max(0, mine + its) for mine, its in zip(self, other, strict=True)))
+
+
+class Scale:
+    """How a model's own count of what it said compares with ours, from the reports of a session."""
+
+    def __init__(self) -> None:
+        self._guessed = self._reported = Size()
+
+    def learn(self, guessed: Size, reported: Size) -> None:
+        """A response was said to its end, and reported."""
+        self._guessed = self._guessed.plus(guessed)
+        self._reported = self._reported.plus(reported)
+
+    def apply(self, guessed: Size) -> Size:
+        """A count of ours as the model would have it."""
+        pairs = zip(guessed, self._guessed, self._reported, strict=True)
+        return Size(*(_scaled(count, ours, theirs) for count, ours, theirs in pairs))
+
+
+def _scaled(count: int, ours: int, theirs: int) -> int:
+    if ours < _LEARN_MIN or not ours <= 4 * theirs <= 16 * ours:
+        return count  # too little is known, or something else than what was said was counted
+    return (count * theirs + ours // 2) // ours
 
 
 class Prompt:
