@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from .legs import Leg, LegMeter
 
 _REPORTS_MAX: Final = 32
+_NEAR_MAX: Final = 8
+"""Reports that one estimate looks at: of a long call the nearest few tell it all."""
+_ESTIMATED_MAX: Final = 24
+"""Stopped legs that new reports can still better: each is a tenth of a millisecond, on the loop."""
 _ANSWERS_MAX: Final = 256
 _TOOLS_RATIO: Final = 4
 """How much heavier than its tools a prompt's text has to be, to tell of its encoder."""
@@ -276,7 +280,7 @@ class Estimates:
         self._own = Calibration(process)
         self._process = process
         # Weakly: a leg holds its meter, which must not live for its estimates' sake.
-        self._estimated: list[tuple[weakref.ref[Leg], Counts]] = []
+        self._estimated: deque[tuple[weakref.ref[Leg], Counts]] = deque(maxlen=_ESTIMATED_MAX)
         self._solve()
 
     def usage(self, counts: Counts) -> dict[str, int]:
@@ -397,7 +401,7 @@ class Estimates:
 
     def _prompt(self, counts: Counts) -> PromptEstimate:
         prompt = counts.prompt
-        below, above = self._around(prompt)
+        below, above = self._around(prompt, counts.order)
         if below is None:
             guessed = None
             input_tokens = max(1, PRIMING_TOKENS + rounded(self._text_tokens(prompt, 0)))
@@ -437,23 +441,28 @@ class Estimates:
                 guessed = guessed * beyond // (guessed + beyond)
         return tokens, guessed // TOKEN
 
-    def _around(self, prompt: Prompt) -> tuple[Report | None, Report | None]:
+    def _near(self, order: int) -> list[Report]:
+        """The reports asked shortly before and after, oldest first; other calls' without any."""
+        reports = self._own.reports or self._process.reports
+        if len(reports) <= _NEAR_MAX:
+            return list(reports)
+        near = sorted(reports, key=lambda report: abs(report.order - order))[:_NEAR_MAX]
+        return sorted(near, key=lambda report: report.order)
+
+    def _around(self, prompt: Prompt, order: int) -> tuple[Report | None, Report | None]:
         """The nearest reports on lighter and on heavier prompts; of two as near the later.
 
         One is the first of the two where it is alone.
         """
         below = above = None
-        for reports in (self._own.reports, self._process.reports):
-            below_at = above_at = 0
-            for report in reports:
-                distance = self._distance(report.prompt, prompt)
-                if report.prompt.weight <= prompt.weight:
-                    if below is None or distance <= below_at:
-                        below, below_at = report, distance
-                elif above is None or distance <= above_at:
-                    above, above_at = report, distance
-            if below is not None or above is not None:
-                break
+        below_at = above_at = 0
+        for report in self._near(order):
+            distance = self._distance(report.prompt, prompt)
+            if report.prompt.weight <= prompt.weight:
+                if below is None or distance <= below_at:
+                    below, below_at = report, distance
+            elif above is None or distance <= above_at:
+                above, above_at = report, distance
         return (above, None) if below is None else (below, above)
 
     def _distance(self, one: Prompt, other: Prompt) -> int:
@@ -471,7 +480,7 @@ class Estimates:
         """The longest beginning that was asked before, and the longest that others had cached."""
         shared = warm = 0
         prompt = counts.prompt
-        for report in self._own.reports or self._process.reports:
+        for report in self._near(counts.order):
             earlier = report.order < counts.order
             if earlier or report.warm_tokens:
                 beginning = self._beginning(prompt, input_tokens, report.prompt)
@@ -536,14 +545,15 @@ class Estimates:
         written = usage.get("cache_write_tokens", 0)
         if written:
             own.unwritten = process.unwritten = max(0, input_tokens - cached - written)
-        self._learn_growth(counts.prompt, input_tokens)
+        self._learn_growth(counts, input_tokens)
         report = Report(counts.prompt, counts.order, input_tokens, warm)
         for calibration in (own, process):
             calibration.reports.append(report)
 
-    def _learn_growth(self, prompt: Prompt, input_tokens: int) -> None:
+    def _learn_growth(self, counts: Counts, input_tokens: int) -> None:
         """Learn the rate of the text by which this prompt differs from the nearest reported."""
-        nearest, _ = self._around(prompt)
+        prompt = counts.prompt
+        nearest, _ = self._around(prompt, counts.order)
         if nearest is None:
             # How a provider shows tools to its model is no measure of its encoder.
             text_weight = prompt.weight - prompt.tools_weight
@@ -565,12 +575,16 @@ class Estimates:
 
 def _shared(one: Prompt, other: Prompt) -> int:
     """How many items both prompts begin with."""
-    count = 0
-    for mine, theirs in zip(one.items, other.items, strict=False):
-        if mine.key != theirs.key:
-            break
-        count += 1
-    return count
+    mine, theirs = one.items, other.items
+    # Tuples are compared faster than their items one by one: halve what is left.
+    low, high = 0, min(len(mine), len(theirs))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if mine[low:middle] == theirs[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def llm_usage(counts: Counts, input_tokens: int, cached: int, output: int) -> dict[str, int]:
