@@ -240,3 +240,51 @@ async def test_words_on_their_way_when_a_stream_closes_are_estimated(
     for unit in ("input_tokens", "input_audio_tokens", "output_tokens"):
         off = abs(leg.usage[unit] - row.units[unit])
         assert off <= 4, (unit, leg.usage, row.units)
+
+
+async def test_a_session_that_fails_over_pays_for_both_and_the_probe() -> None:
+    deepgram, flux = BY_NAME["deepgram"], BY_NAME["deepgram flux"]
+    async with (
+        simulated_providers() as providers,
+        running(deepgram) as (first, main),
+        running(flux) as (second, spare),
+    ):
+        faults_of(first).add(Fault(dies_after=400))
+        adapter = FallbackAdapter([main, spare], max_retry_per_stt=0)
+        async with metered_call(providers, hears=True, stt=adapter) as call:
+            await call.meter.until(
+                lambda: [leg.usage["audio_ms"] > 500 for leg in legs_of(call.meter)].count(True) > 1
+            )
+            await call.close()
+        await adapter.aclose()  # LiveKit leaves the probe's socket open until then
+        legs = await call.meter.stopped(Modality.STT, 3)
+        await first.bill.settled()
+        await second.bill.settled()
+
+    died, *others = sorted(legs, key=lambda leg: leg.outcome is not Outcome.FAILED)
+    assert died.outcome is Outcome.FAILED
+    received_ms = first.bill.rows[0].units["audio_ms"]
+    assert 400 <= received_ms <= died.usage["audio_ms"] <= received_ms + 500
+    assert {leg.outcome for leg in others} == {Outcome.SERVED, Outcome.PROBE}
+    for leg in others:
+        (row,) = second.bill.rows if "flux" in leg.attributes.model else first.bill.rows[1:]
+        assert leg.usage["audio_ms"] == row.units["audio_ms"] > 0
+
+
+@pytest.mark.parametrize("name", ["deepgram", "elevenlabs", "livekit inference"])
+async def test_a_session_whose_socket_dies_hears_on_with_another(name: str) -> None:
+    recogniser = BY_NAME[name]
+    async with simulated_providers() as providers, running(recogniser) as (simulator, stt):
+        faults_of(simulator).add(Fault(dies_after=400))
+        async with metered_call(providers, hears=True, stt=stt) as call:
+            await call.meter.until(
+                lambda: [leg.usage["audio_ms"] > 500 for leg in legs_of(call.meter)[1:]] == [True]
+            )
+            await call.close()
+        await simulator.bill.settled()
+    (died, served), rows = legs_of(call.meter), simulator.bill.rows
+
+    assert (died.outcome, served.outcome) == (Outcome.FAILED, Outcome.SERVED)
+    received_ms = rows[0].units["audio_ms"]
+    assert 400 <= received_ms <= died.usage["audio_ms"] <= received_ms + 500
+    assert served.usage["audio_ms"] == rows[1].units["audio_ms"] > 500

@@ -208,6 +208,35 @@ async def test_a_socket_of_its_own_tells_how_long_it_was_open(meter: RecordingMe
     assert abs(leg.usage["connected_ms"] - row.connected_ms) <= 150
 
 
+async def test_a_socket_beside_the_one_that_audio_goes_over_is_no_leg(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Telemetry, a token service: opened first, told something, and never given audio."""
+    protocols: dict[str, Any] = {__name__: _wire_audio.AudioProtocol(binary=len)}
+    monkeypatch.setattr(_wire_audio, "_PROTOCOLS", protocols)
+    async with DeepgramFluxSimulator() as simulator:
+        url = f"{simulator.base_url}?model=plain&sample_rate=48000&encoding=linear16"
+
+        class Stream(_PlainStream):
+            async def _run(self) -> None:
+                async with (
+                    aiohttp.ClientSession(headers={"Authorization": "Token x"}) as http,
+                    http.ws_connect(url) as beside,
+                    http.ws_connect(url) as self._socket,
+                ):
+                    await beside.send_str('{"type": "Hello"}')
+                    await _PlainStream._run(self)
+
+            async def send(self, frame: rtc.AudioFrame) -> None:
+                await self._socket.send_bytes(frame.data.tobytes())
+
+        await _spoken_into(_PlainSTT(Stream, _nothing, sample_rate=48_000), 500)
+        await simulator.bill.settled()
+    (leg,) = legs_of(meter)
+    assert (leg.usage["audio_ms"], leg.basis) == (500, Basis.OBSERVED)
+    assert simulator.bill.total("audio_ms") == 500
+
+
 async def test_where_frames_go_another_way_the_report_is_all_there_is(
     meter: RecordingMeter,
 ) -> None:

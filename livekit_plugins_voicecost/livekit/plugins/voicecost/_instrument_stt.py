@@ -210,7 +210,8 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         self._tally = tally
 
     def _on(self, connection: object) -> None:
-        if self._connection is None:
+        beside = self._closed_ns is None and not self._wire_bytes  # no audio went over the other
+        if self._connection is None or beside:
             self._connection = connection
             self._opened_ns = time.monotonic_ns()  # the leg was opened before it connected
         else:
