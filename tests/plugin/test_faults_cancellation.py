@@ -7,7 +7,9 @@ sees the cancellation come out. What never reached the provider is a leg without
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from livekit import rtc
@@ -16,6 +18,8 @@ from livekit.agents.llm import ChatContext, FallbackAdapter
 from livekit.agents.tts import StreamAdapter
 
 from livekit.plugins.voicecost import VoiceCost, _attribution, _faults
+from livekit.plugins.voicecost._instrument_attempts import Attempt, observed
+from livekit.plugins.voicecost._instrument_llm import LLMAttempt
 from tests.plugin import voicecost_sessions
 from tests.plugin.cancelling import CancelledAt
 from tests.plugin.metered_session import Providers, RecordingMeter, simulated_providers
@@ -44,9 +48,9 @@ def meter() -> Iterator[RecordingMeter]:
 
 @pytest.fixture(autouse=True)
 def no_faults() -> Iterator[None]:
-    before = _faults.counts()
+    before = sum(_faults.counts().values())
     yield
-    assert _faults.counts() == before
+    assert sum(_faults.counts().values()) == before
 
 
 def question() -> ChatContext:
@@ -224,3 +228,45 @@ async def test_a_session_from_attach_to_close(world: voicecost_sessions.Provider
     assert {leg.outcome for leg in legs} == {Outcome.SERVED, Outcome.INTERRUPTED}
     billed = sum(row.units["input_tokens"] for row in world.openai.bill.rows)
     assert sum(leg.usage.get("input_tokens", 0) for leg in legs) == billed
+
+
+class _Watched(Attempt):
+    modality = Modality.LLM
+
+    def finish(self, outcome: Outcome, error: BaseException | None) -> None:
+        self.stream.append((outcome, type(error)))
+
+
+async def test_a_request_that_is_thrown_away_with_its_loop() -> None:
+    """Its coroutine is closed in a context that is not the one it ran in."""
+    ends: list[tuple[Outcome, type[BaseException]]] = []
+
+    async def run() -> None:
+        await asyncio.Event().wait()
+
+    request: Any = observed(ends, _Watched, run)()
+    contextvars.copy_context().run(request.send, None)
+    request.close()
+    assert ends == [(Outcome.INTERRUPTED, GeneratorExit)]
+
+
+async def test_a_leg_whose_end_we_fail_to_tell_is_closed_as_it_was_known(
+    providers: Providers, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VOICECOST_RAISE_FAULTS")
+    before = _faults.counts().get("finish_attempt", 0)
+
+    def broken(*_: object) -> None:
+        raise LookupError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LLMAttempt, "finish", broken)
+        async with providers.llm().chat(chat_ctx=question()) as stream:
+            said = "".join([chunk.delta.content or "" async for chunk in stream if chunk.delta])
+    assert said == TEXT
+    await providers.bill.settled()
+    (leg,) = meter.of(Modality.LLM)
+    assert leg.outcome is Outcome.SERVED
+    assert leg.usage["input_tokens"] == providers.bill.total("input_tokens")
+    assert _faults.counts()["finish_attempt"] == before + 1
+    _faults._counts["finish_attempt"] -= 1  # it was meant

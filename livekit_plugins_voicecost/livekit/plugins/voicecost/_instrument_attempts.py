@@ -9,20 +9,21 @@ gone. Nothing here lets an exception of ours out; cancellation passes through un
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from livekit.agents import APIError, APIStatusError, llm, stt, tts
 
-from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
+from voicecost_ledger.records import LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults, _wire
+from ._tally import Tally as Tally  # who observes imports it from here
 from ._wire_answers import AnswerObserver
 from ._wire_http import HttpObserver
-from .legs import Leg, LegMeter, affordable
 
 UNMETERED_REQUEST: Final = "unmetered_request"
 CLIENT_CLOSED: Final = 499
@@ -30,161 +31,6 @@ CLIENT_CLOSED: Final = 499
 
 probing: ContextVar[bool] = ContextVar("voicecost_probing", default=False)
 """Set while a FallbackAdapter starts a recovery probe, and so in everything the probe does."""
-
-
-class Tally:
-    """What one leg has used so far.
-
-    Args:
-        owner: Whose it is.
-        attributes: What it is.
-        speech: LiveKit's SpeechHandle, if any.
-    """
-
-    __slots__ = (
-        "_first_answer",
-        "_margins",
-        "_served_model",
-        "_served_tier",
-        "attributes",
-        "basis",
-        "heard_by_livekit",
-        "leg",
-        "outcome",
-        "owner",
-        "speech",
-        "usage",
-    )
-
-    def __init__(self, owner: _attribution.Owner, attributes: LegAttributes, speech: Any) -> None:
-        self.owner = owner
-        self.attributes = attributes
-        self.speech = speech
-        self.usage: dict[str, int] = {}
-        self.basis = Basis.ESTIMATED
-        self.outcome: Outcome | None = None
-        self.leg: Leg | None = None
-        self._margins: Mapping[str, int] | None = None
-        self._served_model = ""
-        self._served_tier = ""
-        self._first_answer = False
-        self.heard_by_livekit = False
-
-    @property
-    def margins(self) -> Mapping[str, int]:
-        """By how much each unit may be off, 19 times of 20, as long as it is an estimate."""
-        return self._margins or {}
-
-    @margins.setter
-    def margins(self, margins: Mapping[str, int]) -> None:
-        self._margins = margins
-        if self.leg is not None:
-            self.leg.margins = margins
-
-    def first_answer(self) -> None:
-        """The first token or byte of the answer has arrived. Only the first call counts."""
-        if not self._first_answer:
-            self._first_answer = True
-            if self.leg is not None:
-                self.leg.first_answer()
-
-    def served_by(self, model: str, service_tier: str = "") -> None:
-        """The provider says that another model or service tier serves this than was asked for."""
-        self._served_model, self._served_tier = model, service_tier
-        if self.leg is not None:
-            self.leg.served_by(model, service_tier)
-
-    def spend(self, usage: dict[str, int], basis: Basis, *, ahead: bool = False) -> bool:
-        """Take totals with what is about to be used, unless the meter may not spend that.
-
-        `usage` belongs to the tally from now on. See `Leg.spend`.
-        """
-        leg = self.leg
-        if leg is not None:
-            if not leg.spend(usage, basis, ahead=ahead):
-                return False
-            self.usage, self.basis = usage, basis
-        elif self.outcome is None:
-            meter = self.owner.meter()
-            if meter is not None and not affordable(meter, self.attributes, usage):
-                return False
-            self.usage, self.basis = usage, basis
-            if meter is not None:
-                self._open_with(meter)
-        return True
-
-    def owe(self, usage: dict[str, int], basis: Basis) -> None:
-        """Take totals that the provider will bill in any case."""
-        if self.outcome is not None:
-            return
-        self.usage, self.basis = usage, basis
-        if self.leg is not None:
-            self.leg.observe(usage, basis)
-        else:
-            self._open()
-
-    def stop(
-        self, outcome: Outcome, usage: dict[str, int] | None = None, basis: Basis | None = None
-    ) -> None:
-        """Take the final totals; the leg waits for a meter where there is none yet."""
-        if self.outcome is not None:
-            return
-        if usage is not None:
-            self.usage = usage
-        if basis is not None:
-            self.basis = basis
-        if self.leg is None:
-            self._open()
-        self.outcome = outcome
-        if self.leg is None:
-            self.owner.keep(self)
-        elif self.leg.outcome is None:
-            self.leg.stop(outcome, self.usage, self.basis)
-        else:  # the meter closed first, with what it knew then
-            self.leg.correct(self.usage, self.basis, outcome)
-
-    def withdraw(self) -> None:
-        """Other legs count what this would count twice: it has used nothing, and ends here."""
-        if self.outcome is not None:
-            return
-        if self.leg is not None:
-            self.leg.stop(Outcome.SERVED, dict.fromkeys(self.usage, 0), Basis.OBSERVED)
-            self.leg = None  # nothing settles it again
-        self.outcome = Outcome.SERVED
-
-    def restore(self) -> None:
-        """It was withdrawn too early: it goes on as a new leg."""
-        self.outcome = None
-
-    def discard(self) -> None:
-        """Nobody ever heard it: a preemptive generation that was thrown away after it was done."""
-        if self.outcome is Outcome.SERVED:
-            self.outcome = Outcome.DISCARDED
-            if self.leg is not None:
-                self.leg.correct(outcome=Outcome.DISCARDED)
-
-    def adopted_by(self, meter: LegMeter) -> None:
-        """A meter was attached after this had finished."""
-        assert self.outcome is not None, "only finished tallies wait for a meter"
-        self._open_with(meter)
-        if self.leg is not None:
-            self.leg.stop(self.outcome, self.usage, self.basis)
-
-    def _open(self) -> None:
-        meter = self.owner.meter()
-        if meter is not None:
-            self._open_with(meter)
-
-    def _open_with(self, meter: LegMeter) -> None:
-        speech_id: str | None = getattr(self.speech, "id", None)
-        self.leg = meter.open_leg(
-            self.attributes, self.usage, basis=self.basis, speech_id=speech_id
-        )
-        self.leg.heard_by_livekit = self.heard_by_livekit
-        if self._margins is not None:
-            self.leg.margins = self._margins
-        if self._served_model or self._served_tier:
-            self.leg.served_by(self._served_model, self._served_tier)
 
 
 class Attempt(HttpObserver):
@@ -318,6 +164,14 @@ class Attempt(HttpObserver):
             if meter is not None:
                 meter.gap(UNMETERED_REQUEST, self.modality)
 
+    def stop_as_known(self, outcome: Outcome) -> None:
+        """Close what a fault of ours has left open, with what was recorded last."""
+        for tally in self._tallies:
+            try:
+                tally.stop(outcome)
+            except Exception as fault:
+                _faults.count("finish_attempt", fault)
+
     def must_end(self) -> bool:
         """Whether the money is gone for good, not only for this moment."""
         meter = self.owner.meter()
@@ -450,7 +304,9 @@ def observed(
             if attempt.ended_by_us():  # and the plugin swallowed it
                 _end_cut(attempt)
         finally:
-            _wire.observer.reset(token)
+            # Of another context when the loop is gone, and the coroutine is thrown away.
+            with contextlib.suppress(ValueError):
+                _wire.observer.reset(token)
 
     return observed_run
 
@@ -468,7 +324,7 @@ def _end_cut(attempt: Attempt) -> None:
 def _outcome(attempt: Attempt, error: BaseException) -> Outcome:
     if attempt.cut:
         return Outcome.CUT
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return attempt.cancelled_outcome
     if isinstance(error, APIStatusError) and error.status_code == CLIENT_CLOSED:
         return Outcome.INTERRUPTED  # the plugin's own "client closed request"
@@ -482,6 +338,7 @@ def _finish(attempt: Attempt, outcome: Outcome, error: BaseException | None) -> 
         attempt.finish(outcome, error)
         attempt.tell_unmetered()
     except Exception as fault:
+        attempt.stop_as_known(outcome)
         _faults.count("finish_attempt", fault)
 
 
