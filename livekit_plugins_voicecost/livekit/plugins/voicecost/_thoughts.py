@@ -94,8 +94,11 @@ class Thoughts:
             margin = max(2 * math.isqrt(variance), mean // 10)
         if thinking.answered:
             return max(mean, shown), max(_MARGIN_MIN, margin)
-        waited_ms = sum(each.thinking.waited_ms for each in known)
-        so_far = sum(tokens) * thinking.waited_ms // waited_ms if waited_ms else mean
-        so_far = min(so_far, max(tokens))
+        # At the pace of each; a pause of the network's or the provider's own spoils but some.
+        paces = sorted(
+            min(each.tokens * thinking.waited_ms // max(1, each.thinking.waited_ms), max(tokens))
+            for each in known
+        )
+        so_far = max(paces[len(paces) // 2], shown)
         # The wait holds the network's time too, and nobody knows how much of it.
-        return max(so_far, shown), max(_MARGIN_MIN, margin, so_far)
+        return so_far, max(_MARGIN_MIN, margin, so_far, paces[-1] - so_far)
