@@ -13,15 +13,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from livekit.plugins.voicecost import _estimates
-from livekit.plugins.voicecost._estimates import (
-    Calibration,
-    Counts,
-    Estimates,
-    Item,
-    Prompt,
-    TextKey,
-)
+from livekit.plugins.voicecost._counts import Counts, Item, Prompt, TextKey, llm_usage
+from livekit.plugins.voicecost._estimates import Calibration, Estimates
 from livekit.plugins.voicecost._margins import Spread
 from livekit.plugins.voicecost._prompt_cache import PromptCache
 from livekit.plugins.voicecost._text_weight import weight
@@ -37,7 +30,7 @@ from tests.plugin.test_estimates import (
     _tokens,
 )
 
-UNITS = ("input_tokens", "cached_input_tokens", "output_tokens")
+UNITS: tuple[str, ...] = ("input_tokens", "cached_input_tokens", "output_tokens")
 Cut = Callable[[int], int]
 
 
@@ -137,7 +130,7 @@ class Caller:
         if until is None:
             self.items.append(call or (prose,))
             output_tokens += provider.end_tokens
-            usage = _estimates.llm_usage(counts, input_tokens, cached, output_tokens)
+            usage = llm_usage(counts, input_tokens, cached, output_tokens)
             self.estimates.learn(counts, usage)
             return
         if prose and pieces:  # what was said of it stays in the conversation

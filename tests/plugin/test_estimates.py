@@ -20,15 +20,8 @@ from typing import Any
 
 import pytest
 
-from livekit.plugins.voicecost import _estimates
-from livekit.plugins.voicecost._estimates import (
-    Calibration,
-    Counts,
-    Estimates,
-    Item,
-    Prompt,
-    TextKey,
-)
+from livekit.plugins.voicecost._counts import Counts, Item, Prompt, TextKey, llm_usage
+from livekit.plugins.voicecost._estimates import Calibration, Estimates
 from livekit.plugins.voicecost._text_weight import RunningWeight, weight
 from voicecost_ledger.records import Basis
 
@@ -232,9 +225,7 @@ class Call:
         output_tokens = head + _tokens(pieces)
         if until is None:
             self.items.append(call or (prose,))
-            usage = _estimates.llm_usage(
-                counts, input_tokens, 0, output_tokens + provider.end_tokens
-            )
+            usage = llm_usage(counts, input_tokens, 0, output_tokens + provider.end_tokens)
             self.estimates.learn(counts, usage)
             return
         if prose:  # what was said of it stays in the conversation

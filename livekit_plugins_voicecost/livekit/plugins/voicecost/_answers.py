@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ._estimates import Counts, llm_usage
+from ._counts import Counts, llm_usage
 
 if TYPE_CHECKING:
     from ._estimates import Estimates

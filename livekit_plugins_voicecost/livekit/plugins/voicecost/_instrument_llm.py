@@ -13,7 +13,8 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults, _wire_clients
 from ._answers import Answer, same_model, same_tier, with_maker
-from ._estimates import Counts, Estimates, estimates_for, llm_usage
+from ._counts import Counts, llm_usage
+from ._estimates import Estimates, estimates_for
 from ._instrument_attempts import Attempt, describe, was_refused
 from ._prompts import answered, asks_to_think, billed_items, count_prompt
 from ._wire_openai import ResponsesSocket, asks_for_response

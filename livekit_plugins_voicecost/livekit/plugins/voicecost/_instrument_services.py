@@ -16,7 +16,8 @@ from typing import Any, Final, cast
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults
-from ._estimates import Counts, Item, Prompt, TextKey, estimates_for
+from ._counts import Counts, Item, Prompt, TextKey
+from ._estimates import estimates_for
 from ._instrument_attempts import (
     Attempt,
     Tally,

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 from livekit.agents.llm import ToolContext
 
-from ._estimates import Counts, Item, Prompt, TextKey
+from ._counts import Counts, Item, Prompt, TextKey
 from ._text_weight import TOKEN
 from ._text_weight import weight as weight_of
 from ._wire_answers import field
