@@ -157,7 +157,8 @@ class ControlTotals:
     def _claim(self, model: _Model, added: Mapping[str, int]) -> bool:
         """Find the leg that an addition is of."""
         best: tuple[int, Leg] | None = None
-        for leg in self._legs_of(model):
+        # Of legs that used the same, the one that LiveKit should have counted.
+        for leg in sorted(self._legs_of(model), key=_is_uncounted):
             counted = self._counted.get(leg, {})
             left = {unit: leg.usage.get(unit, 0) - counted.get(unit, 0) for unit in added}
             surplus = sum(left[unit] - added[unit] for unit in added)
@@ -267,6 +268,11 @@ def _model_of(leg: Leg) -> _Model:
     attributes = leg.attributes
     kind = _KIND_OF.get(attributes.modality, "")
     return _Model(kind, attributes.provider, attributes.model)
+
+
+def _is_uncounted(leg: Leg) -> bool:
+    """Whether LiveKit would be expected to leave a leg out."""
+    return not leg.heard_by_livekit or leg.outcome in _BY_OUTCOME
 
 
 def _cause_of(leg: Leg, was_counted: bool) -> ControlCause:
