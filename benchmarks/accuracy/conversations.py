@@ -66,7 +66,11 @@ async def converse(stage: Stage) -> None:
 
 
 def _turns(chance: random.Random) -> Iterator[float | None]:
-    """For each turn: hear the answer to its end (None), or speak after so much of it."""
+    """For each turn: hear the answer to its end (None), or speak after so much of it.
+
+    The first is heard: a call whose every request is interrupted is an ending of its own.
+    """
+    yield None
     while True:
         if chance.random() < _BARGE_IN_SHARE:
             yield chance.choice((0.0, 0.3, 1.0, 2.5, 4.0))

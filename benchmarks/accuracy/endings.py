@@ -158,6 +158,19 @@ class _Undecided(Clerk):
             turn_ctx.add_message(role="system", content="The caller is a frequent flyer.")
 
 
+@ending("every request interrupted: nothing to learn from")
+async def _every_request(stage: Stage) -> None:
+    _script(stage)
+    async with stage.call(_clerk(stage)) as call:
+        await call.spoken(call.session.say(_ENGLISH.greeting))
+        for _ in range(3):
+            rows = len(stage.llm_rows())
+            speech = call.ask("Please explain all of it.")
+            await call.written(40, after_rows=rows)
+            await call.hears(0.5)
+            await _interrupted(call, speech)
+
+
 @ending("preemptive generation, used or thrown away")
 async def _preemptive(stage: Stage) -> None:
     _script(stage)
