@@ -12,6 +12,8 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 ARGS ?=
 SEEDS ?= 2000
+# Most tests wait for a conversation: more processes than cores.
+TEST_PROCESSES ?= 4
 CALLS ?= 200
 
 # No setting of the caller's shell steers pip, pyright or the tests into another environment.
@@ -53,7 +55,7 @@ demo: setup ## three calls in a real room: what they cost, and what LiveKit woul
 .PHONY: test
 test: setup ## run every test, the room tests on a real livekit-server included
 	@$(PY) scripts/tools.py || echo "test: without it the room tests are skipped; with CI=true they fail"
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup $(ARGS)
 
 .PHONY: lint
 lint: setup ## check format, style, types and the direction of imports

@@ -15,6 +15,13 @@ settings.register_profile(
 settings.load_profile("voicecost")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The room tests share one stage, so one process runs them all."""
+    for item in items:
+        if item.get_closest_marker("room") is not None:
+            item.add_marker(pytest.mark.xdist_group("room"))
+
+
 @pytest.fixture(autouse=True)
 def own_environment(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
