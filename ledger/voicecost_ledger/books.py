@@ -98,7 +98,7 @@ class Books:
     def __init__(self, prices: PriceBook, policy: Policy) -> None:
         self._policy = policy
         self._credit = CreditControl(policy)
-        self._postings = Postings(prices, self._credit)
+        self._postings = Postings(prices, self._credit, policy.billing)
         self._logged_faults: set[str] = set()
 
     def receive(self, tx: Session, event: Event, now: int) -> list[Effect]:

@@ -41,6 +41,7 @@ class Window(msgspec.Struct, kw_only=True):
     held_nano_usd: int = 0
     overshoot_nano_usd: int = 0
     cut_nano_usd: int = 0  # by how much the limit was lowered since the window began
+    adjusted_nano_usd: int = 0  # of `spent_nano_usd`, what adjustments added: it ends no live call
     warned: bool = False
 
     @property
@@ -56,7 +57,12 @@ class Window(msgspec.Struct, kw_only=True):
     @property
     def free_nano_usd(self) -> int:
         """What may still be reserved; never negative."""
-        return max(0, self.limit_nano_usd - self.spent_nano_usd - self.held_nano_usd)
+        return max(0, self.limit_nano_usd - self.used_nano_usd - self.held_nano_usd)
+
+    @property
+    def used_nano_usd(self) -> int:
+        """What calls spent, as was known while they did: this may end one, an adjustment not."""
+        return self.spent_nano_usd - self.adjusted_nano_usd
 
     @property
     def warn_nano_usd(self) -> int:
@@ -135,6 +141,18 @@ def settle(
             covered = consumed if window.key in held_keys else 0
             window.overshoot_nano_usd += max(0, amount_nano_usd - covered)
     return consumed
+
+
+def adjust(charged: Sequence[Window], amount_nano_usd: int) -> None:
+    """Post an adjustment: spent moves where it accrued, no hold is consumed, nothing is ended.
+
+    What it adds is overshoot; what it takes back frees credit, but only after what was added.
+    """
+    for window in charged:
+        window.spent_nano_usd += amount_nano_usd
+        window.adjusted_nano_usd = max(0, window.adjusted_nano_usd + amount_nano_usd)
+        if window.enforcing:
+            window.overshoot_nano_usd += max(0, amount_nano_usd)
 
 
 def extension(windows: Sequence[Window], left_nano_usd: int, *, alone: bool = False) -> int:

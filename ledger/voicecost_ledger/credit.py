@@ -95,6 +95,15 @@ class CreditControl:
         for window in {w.key: w for w in (*charged, *held)}.values():
             tx.save_window(window)
 
+    def adjust(self, tx: Session, call: Call, meter: Meter, amount: int, accrued_at: int) -> None:
+        """Count an adjustment to the windows it accrued in; the meter's credit stays as it is."""
+        charged = self.windows(tx, call, meter, accrued_at)
+        budgets.adjust(charged, amount)
+        meter.posted_nano_usd += amount
+        meter.adjusted_nano_usd += amount
+        for window in charged:
+            tx.save_window(window)
+
     def release(self, tx: Session, meter: Meter, amount: int) -> None:
         """Give back so much of a meter's hold."""
         held = self._held_windows(tx, meter, [])
@@ -235,7 +244,7 @@ class CreditControl:
             )
             soft = meter.ceiling_nano_usd - reserve
             leased = meter.lease_until_unix_ms is not None
-            near = leased and call.ending is Ending.NONE and meter.charged_nano_usd >= soft
+            near = leased and call.ending is Ending.NONE and meter.own_total_nano_usd >= soft
             free = min(window.free_nano_usd for window in windows)
             if near and (free > 0 or self._spare(tx, meter) > reserve):
                 # What is free now may not have been when it was granted.
@@ -243,12 +252,12 @@ class CreditControl:
                 windows = self._enforcing(tx, call, meter, now)
                 soft = meter.ceiling_nano_usd - reserve
             # A limit of zero lets what is free run: it is over only when something was spent.
-            charged = meter.charged_nano_usd
-            over = any(w.spent_nano_usd + accruing >= max(1, w.limit_nano_usd) for w in windows)
+            charged = meter.own_total_nano_usd
+            over = any(w.used_nano_usd + accruing >= max(1, w.limit_nano_usd) for w in windows)
             at_ceiling = meter.final and charged >= max(1, meter.ceiling_nano_usd)
             over_soft = reserve > 0 and meter.final and charged >= max(1, soft)
             ended = over or at_ceiling or meter.exhausted
-            tightest = min(windows, key=lambda w: w.limit_nano_usd - w.spent_nano_usd)
+            tightest = min(windows, key=lambda w: w.limit_nano_usd - w.used_nano_usd)
             if ended and call.on_budget is not OnBudget.WRAP_UP:
                 return effects + self.end(tx, call, tightest, now)
             if (ended or over_soft) and call.ending is Ending.NONE:
@@ -371,7 +380,7 @@ def _leased(meter: Meter) -> bool:
 
 def _left(meter: Meter) -> int:
     """What a meter may still spend on its hold."""
-    return max(0, meter.ceiling_nano_usd - meter.charged_nano_usd)
+    return max(0, meter.ceiling_nano_usd - meter.own_total_nano_usd)
 
 
 def _commands(action: Action, meters: list[Meter], window: Window, spent: int) -> list[Effect]:

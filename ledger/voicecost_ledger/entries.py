@@ -12,9 +12,13 @@ from typing import Final
 
 import msgspec
 
+from voicecost_ledger.billing import marked_up
 from voicecost_ledger.records import Basis, LegAttributes, Outcome
 
 QUARTER_HOUR_MS: Final = 15 * 60 * 1000
+FLAT_FEE_NUMBER: Final = 1_000_000_000
+"""Legs from this number on are no requests: the call's flat fee, and above it its adjustments. No
+meter makes so many, and none is believed that says so."""
 
 
 class Leg(msgspec.Struct, kw_only=True):
@@ -22,7 +26,9 @@ class Leg(msgspec.Struct, kw_only=True):
 
     key: int = 0  # the store's own number; 0 until first saved
     meter_id: str
-    number: int  # below 0: no leg of the meter's, but what only its checkpoint tells of
+    # Below 0: no leg of the meter's, but what only its checkpoint tells of; from FLAT_FEE_NUMBER
+    # on: an amount of the call's that is no request.
+    number: int
     call_id: str
     attributes: LegAttributes  # as asked for
     served_model: str | None = None  # what the provider says served it, where it said another
@@ -44,10 +50,23 @@ class Leg(msgspec.Struct, kw_only=True):
     # By how much `rated_nano_usd` may be off; 0 where it is exact, None where nobody can say.
     uncertainty_nano_usd: int | None = None
     posted_nano_usd: int = 0
+    markup_ppm: int = 0  # what held when it began
+    billed_nano_usd: int | None = None  # `rated_nano_usd` with its markup
+    posted_billed_nano_usd: int = 0
     posted_usage: dict[str, int] = {}
     posted_basis: Basis | None = None
     part_count: int = 0
     unpriced_posted: bool = False  # its last entry has a null amount
+
+    @property
+    def is_request(self) -> bool:
+        """Whether it stands for what a provider was asked, and not for a fee or an adjustment."""
+        return self.number < FLAT_FEE_NUMBER
+
+    def set_rated(self, amount_nano_usd: int | None) -> None:
+        """Its whole amount is this now, None: not known; what is billed follows."""
+        self.rated_nano_usd = amount_nano_usd
+        self.billed_nano_usd = marked_up(amount_nano_usd, self.markup_ppm)
 
     @property
     def accruing_nano_usd(self) -> int:
@@ -75,6 +94,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     leg_key: int
     part: int  # 0, 1, 2 ...: the parts of a leg sum to the rate of its total
     amount_nano_usd: int | None  # None means "no price known"; 0 means "free"
+    billed_nano_usd: int | None  # the same with markup: parts of a leg sum to the billed total
     price_id: str | None  # content hash of the price that gave the amount
     basis: Basis
     uncertainty_nano_usd: int | None
@@ -87,6 +107,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(
                 f"entry {self.leg_key}/{self.part}: {self.amount_nano_usd=} with {self.price_id=}; "
                 "every amount leads to a price and no price gives no amount"
+            )
+        if (self.amount_nano_usd is None) != (self.billed_nano_usd is None):
+            raise ValueError(
+                f"entry {self.leg_key}/{self.part}: {self.amount_nano_usd=} with "
+                f"{self.billed_nano_usd=}; what has a cost is billed, and nothing else"
             )
 
 
@@ -102,18 +127,20 @@ def next_part(leg: Leg, *, posted_at_unix_ms: int) -> Entry | None:
     """
     priced = leg.rated_nano_usd is not None
     amount = leg.rated_nano_usd - leg.posted_nano_usd if leg.rated_nano_usd is not None else None
+    billed = None if amount is None else (leg.billed_nano_usd or 0) - leg.posted_billed_nano_usd
     part_usage = {
         unit: quantity - leg.posted_usage.get(unit, 0)
         for unit, quantity in leg.usage.items()
         if quantity != leg.posted_usage.get(unit, 0)
     }
     same_pricing = priced != leg.unpriced_posted and leg.basis == leg.posted_basis
-    if leg.part_count and same_pricing and not part_usage and not amount:
+    if leg.part_count and same_pricing and not part_usage and not (amount or billed):
         return None
     entry = Entry(
         leg_key=leg.key,
         part=leg.part_count,
         amount_nano_usd=amount,
+        billed_nano_usd=billed,
         price_id=leg.price_id if priced else None,
         basis=leg.basis,
         uncertainty_nano_usd=leg.uncertainty_nano_usd,
@@ -123,6 +150,7 @@ def next_part(leg: Leg, *, posted_at_unix_ms: int) -> Entry | None:
     )
     leg.part_count += 1
     leg.posted_nano_usd += amount or 0
+    leg.posted_billed_nano_usd += billed or 0
     leg.posted_usage = dict(leg.usage)
     leg.posted_basis = leg.basis
     leg.unpriced_posted = not priced

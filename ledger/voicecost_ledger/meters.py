@@ -22,7 +22,8 @@ class MeterState(StrEnum):
 class Meter(msgspec.Struct, kw_only=True):
     """One meter.
 
-    `charged_nano_usd` is the rated total of its legs; `posted_nano_usd` of it is in the books.
+    `charged_nano_usd` is the rated total of its legs; `posted_nano_usd` of it is in the books, and
+    `adjusted_nano_usd` of that the meter itself knows nothing of.
     """
 
     meter_id: str
@@ -37,6 +38,7 @@ class Meter(msgspec.Struct, kw_only=True):
     last_heard_at_unix_ms: int = 0
     charged_nano_usd: int = 0
     posted_nano_usd: int = 0
+    adjusted_nano_usd: int = 0
     unpriced_leg_count: int = 0
     # credit (RFC 8506): held_nano_usd is reserved on every window of `held_windows`
     epoch: int = 0
@@ -50,8 +52,13 @@ class Meter(msgspec.Struct, kw_only=True):
 
     @property
     def ceiling_nano_usd(self) -> int:
-        """What the meter's total may reach on its present hold."""
-        return self.posted_nano_usd + self.held_nano_usd
+        """What the meter's own total may reach on its present hold."""
+        return self.posted_nano_usd - self.adjusted_nano_usd + self.held_nano_usd
+
+    @property
+    def own_total_nano_usd(self) -> int:
+        """What its legs were charged, as the meter counts too: without adjustments."""
+        return self.charged_nano_usd - self.adjusted_nano_usd
 
     @property
     def lacks_records(self) -> bool:

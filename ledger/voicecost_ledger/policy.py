@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
+from voicecost_ledger.billing import Billing
+
 
 class BudgetAction(StrEnum):
     """What a project's used-up budget does to its calls."""
@@ -28,6 +30,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     projects: dict[str, ProjectPolicy] = {}
     # The LiveKit project whose webhooks and listings these books hear; None: no LiveKit at all.
     livekit_project: str | None = None
+    billing: Billing = Billing()
     time_zone: str = "UTC"  # IANA name; where a project's day begins
     lease_ms: int = 30_000
     meter_grace_ms: int = 60_000  # an ended call settles at the latest after this

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from voicecost_ledger import entries, quantities
+from voicecost_ledger.billing import Billing
 from voicecost_ledger.calls import Call
 from voicecost_ledger.checkpoints import Checkpoint, CheckpointTotal
 from voicecost_ledger.credit import CreditControl
@@ -51,11 +52,13 @@ class Postings:
     Args:
         prices: Where a leg's price comes from when it starts.
         credit: Counts what is posted to its budgets.
+        billing: What is added to the cost.
     """
 
-    def __init__(self, prices: PriceBook, credit: CreditControl) -> None:
+    def __init__(self, prices: PriceBook, credit: CreditControl, billing: Billing) -> None:
         self._prices = prices
         self._credit = credit
+        self._billing = billing
         self._restored: dict[str, Price] = {}
 
     def apply(
@@ -84,7 +87,7 @@ class Postings:
         problem = quantities.out_of_range(record.usage)
         if problem is not None:
             return problem
-        if record.leg < 1:
+        if not 1 <= record.leg < entries.FLAT_FEE_NUMBER:
             return f"{record.leg} is no leg: a meter numbers them from 1"
         usage = self._believed(tx, meter, record)
         leg = tx.leg(meter.meter_id, record.leg)
@@ -102,10 +105,10 @@ class Postings:
                     return f"{unit} shrank from {quantity} to {usage.get(unit, 0)}"
         served_model = self._served(tx, meter, record, "served_model")
         served_tier = self._served(tx, meter, record, "served_tier")
-        price = self._price_of(tx, leg)
+        price = self.price_of(tx, leg)
         served = None
         if served_model or served_tier:
-            served = self._price_as_served(leg, served_model, served_tier, usage)
+            served = self.price_as_served(leg, served_model, served_tier, usage)
         price = served or price
         rated = None if price is None else price.rate(usage)
         if rated is None and leg.rated_nano_usd is not None and leg.usage:
@@ -132,11 +135,11 @@ class Postings:
             leg.served_model = served_model or leg.served_model
             leg.served_tier = served_tier or leg.served_tier
             if served is not None:
-                self._give_price(tx, leg, served)
+                self.give_price(tx, leg, served)
                 leg.priced_as = served_model or leg.priced_as
         leg.basis = record.basis
         leg.margins = self._margins(tx, meter, record)
-        self._set_usage(meter, leg, usage, price, rated)
+        self.set_usage(meter, leg, usage, price, rated)
         if isinstance(record, LegStop):
             if leg.part_count and (was_outcome, was_model) != (leg.outcome, leg.billed_model):
                 tx.regroup(leg, meter, outcome=was_outcome, model=was_model)
@@ -150,7 +153,7 @@ class Postings:
             leg.outcome = Outcome.LOST
             leg.basis = Basis.ESTIMATED
             leg.stopped_at_unix_ms = leg.last_at_unix_ms
-            self._set_uncertainty(leg, self._price_of(tx, leg))
+            self._set_uncertainty(leg, self.price_of(tx, leg))
             if leg.part_count:
                 tx.regroup(leg, meter, outcome=None, model=leg.billed_model)
             self.post(tx, meter, call, leg, now)
@@ -177,7 +180,7 @@ class Postings:
         standing = {leg.attributes: leg for leg in legs if leg.number < 0}
         recorded: dict[LegAttributes, dict[str, int]] = {}
         for leg in legs:
-            if leg.number > 0:
+            if leg.number > 0 and leg.is_request:
                 known = recorded.setdefault(leg.attributes, {})
                 for unit, quantity in leg.usage.items():
                     known[unit] = known.get(unit, 0) + quantity
@@ -201,7 +204,7 @@ class Postings:
             usage = targets.get(attributes, {})
             if usage == leg.usage and leg.part_count:
                 continue
-            price = self._price_of(tx, leg)
+            price = self.price_of(tx, leg)
             # Nothing of it is left: then it costs nothing, whatever the price asks at the least.
             rated = None if price is None else price.rate(usage) if usage else 0
             if rated is not None and rated > MAX_LEG_NANO_USD:
@@ -209,21 +212,34 @@ class Postings:
                 problem = f"it would cost {amount}, more than any one leg can"
                 self._quarantine_total(tx, meter, seen, problem)
                 continue
-            self._set_usage(meter, leg, usage, price, rated)
+            self.set_usage(meter, leg, usage, price, rated)
             self.post(tx, meter, call, leg, now)
             tx.save_leg(leg)
             posted = True
         return posted
 
-    def post(self, tx: Session, meter: Meter, call: Call, leg: Leg, now: int) -> None:
-        """Post what a leg is rated above what is posted of it, if anything is."""
+    def post(
+        self,
+        tx: Session,
+        meter: Meter,
+        call: Call,
+        leg: Leg,
+        now: int,
+        *,
+        adjustment: bool = False,
+    ) -> None:
+        """Post what a leg is rated above what is posted of it, if anything is.
+
+        `adjustment`: it was spent before anybody knew, and no meter is to answer for it now.
+        """
         entry = entries.next_part(leg, posted_at_unix_ms=now)
         if entry is None:
             return
         if entry.amount_nano_usd:
             # Before the entry: a window made now counts what was posted before it.
             at = entry.accrued_at_unix_ms
-            self._credit.settle(tx, call, meter, entry.amount_nano_usd, at)
+            count = self._credit.adjust if adjustment else self._credit.settle
+            count(tx, call, meter, entry.amount_nano_usd, at)
         tx.post(entry, leg, meter)
         tx.save_leg(leg)
 
@@ -328,22 +344,25 @@ class Postings:
             usage={},
             basis=Basis.ESTIMATED,
             last_at_unix_ms=at,
+            markup_ppm=self._billing.markup_ppm(meter.project, meter.opened.tenant),
         )
         price = self._prices.price_for(attributes, at)
         if price is not None:
-            self._give_price(tx, leg, price)
-        leg.rated_nano_usd = None if price is None else price.rate({})
+            self.give_price(tx, leg, price)
+        leg.set_rated(None if price is None else price.rate({}))
         meter.unpriced_leg_count += leg.rated_nano_usd is None
         meter.charged_nano_usd += leg.rated_nano_usd or 0
         tx.save_leg(leg)
         return leg
 
-    def _give_price(self, tx: Session, leg: Leg, price: Price) -> None:
+    def give_price(self, tx: Session, leg: Leg, price: Price) -> None:
+        """Let a leg be rated by this price from now on, and keep the price."""
         leg.price_id, leg.pricing_source = price.price_id, price.pricing_source
         tx.save_price(price.price_id, price.pricing_source, price.document())
         self._restored[price.price_id] = price
 
-    def _price_of(self, tx: Session, leg: Leg) -> Price | None:
+    def price_of(self, tx: Session, leg: Leg) -> Price | None:
+        """The price that a leg is rated by, as the ledger keeps it; None: none is known."""
         if leg.price_id is None:
             return None
         price = self._restored.get(leg.price_id)
@@ -353,7 +372,7 @@ class Postings:
             price = self._restored[leg.price_id] = self._prices.restore(document)
         return price
 
-    def _price_as_served(
+    def price_as_served(
         self, leg: Leg, model: str | None, tier: str | None, usage: dict[str, int]
     ) -> Price | None:
         """The price of what served a leg, where it has one of its own that knows these units."""
@@ -367,13 +386,14 @@ class Postings:
             return None
         return price
 
-    def _set_usage(
+    def set_usage(
         self, meter: Meter, leg: Leg, usage: dict[str, int], price: Price | None, rated: int | None
     ) -> None:
+        """Note what a leg used and what that comes to, in its meter's totals too."""
         meter.charged_nano_usd += (rated or 0) - (leg.rated_nano_usd or 0)
         meter.unpriced_leg_count += (rated is None) - (leg.rated_nano_usd is None)
         leg.usage = usage
-        leg.rated_nano_usd = rated
+        leg.set_rated(rated)
         self._set_uncertainty(leg, price)
 
     def _set_uncertainty(self, leg: Leg, price: Price | None) -> None:

@@ -32,6 +32,9 @@ class Modality(StrEnum):
     AVATAR = "avatar"
     TURN_DETECTION = "turn_detection"
     INTERRUPTION_DETECTION = "interruption_detection"
+    TELEPHONY = "telephony"  # a phone leg at its carrier
+    PARTICIPANT = "participant"  # a connection to a room, as its LiveKit server bills it
+    EGRESS = "egress"  # a recording or a stream out of a room
     OTHER = "other"  # whatever `record_usage` tells that is none of these
 
 

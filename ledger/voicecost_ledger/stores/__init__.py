@@ -168,6 +168,21 @@ class Session(Protocol):
         """Open legs whose last record lies before an instant and is not wholly posted."""
         ...
 
+    def closed_legs(
+        self,
+        *,
+        from_unix_ms: int,
+        until_unix_ms: int,
+        after: tuple[int, int] | None,
+        provider: str | None,
+        limit: int,
+    ) -> list[Leg]:
+        """Legs with an outcome that started in a span, by start and key; no fees or adjustments.
+
+        `after` is (start, key) of the last one seen; `provider` is taken without regard to case.
+        """
+        ...
+
     def post(self, entry: Entry, leg: Leg, meter: Meter) -> None:
         """Append an entry and move its rollup, in this transaction."""
         ...

@@ -28,7 +28,8 @@ class CallSummary(msgspec.Struct, frozen=True, kw_only=True):
     Waste is the cost of every leg that did not end `served`. `uncertainty_nano_usd` bounds by how
     much the total may be off: the sum over its estimated legs, as if all erred the same way;
     `unknown_uncertainty_leg_count` legs are estimated by nobody knows how much and are not in it.
-    Shares are of `total_nano_usd`, in thousandths.
+    Shares are of `total_nano_usd`, in thousandths. `billed_nano_usd` is the total with markup and
+    flat fee.
     """
 
     call_id: str
@@ -43,6 +44,7 @@ class CallSummary(msgspec.Struct, frozen=True, kw_only=True):
     ended_at_unix_ms: int | None
     settled_at_unix_ms: int | None
     total_nano_usd: int
+    billed_nano_usd: int
     accruing_nano_usd: int
     waste_nano_usd: int
     waste_per_mille: int
@@ -72,7 +74,9 @@ class LegView(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     meter_id: str
-    leg: int  # below 0: no request of its own, but what only a checkpoint tells of
+    # Below 0: no request of its own, but what only a checkpoint tells of. From 1,000,000,000 on:
+    # none either, but the call's flat fee and its adjustments.
+    leg: int
     modality: Modality
     provider: str
     model: str
@@ -87,6 +91,7 @@ class LegView(msgspec.Struct, frozen=True, kw_only=True):
     basis: Basis
     outcome: Outcome | None  # None while the leg is open
     amount_nano_usd: int | None
+    billed_nano_usd: int | None  # with markup
     uncertainty_nano_usd: int | None
     posted_nano_usd: int
     price_id: str | None
@@ -110,6 +115,7 @@ class EntryView(msgspec.Struct, frozen=True, kw_only=True):
     leg: int
     part: int
     amount_nano_usd: int | None
+    billed_nano_usd: int | None  # with markup
     price_id: str | None
     basis: Basis
     uncertainty_nano_usd: int | None
@@ -250,6 +256,7 @@ class CostRow(msgspec.Struct, frozen=True, kw_only=True):
 
     group: dict[str, str]
     amount_nano_usd: int
+    billed_nano_usd: int
     waste_nano_usd: int
     waste_per_mille: int
     leg_count: int

@@ -35,6 +35,11 @@ UNIT_COLUMNS: Final = (
 
 _UNITS_SQL = ",\n  ".join(f"{unit} INTEGER" for unit in UNIT_COLUMNS)
 
+_NEVER_CHANGED = """
+CREATE TRIGGER entries_are_never_changed BEFORE UPDATE ON entries
+  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: post an adjustment instead'); END;
+"""
+
 MIGRATIONS: Final = (
     f"""
 CREATE TABLE ledger (
@@ -179,8 +184,7 @@ CREATE TABLE entries (
   CHECK ((amount_nano_usd IS NULL) = (price_id IS NULL))
 ) STRICT;
 CREATE INDEX entries_by_call ON entries (call_id);
-CREATE TRIGGER entries_are_never_changed BEFORE UPDATE ON entries
-  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: post an adjustment instead'); END;
+{_NEVER_CHANGED}
 CREATE TRIGGER entries_are_never_deleted BEFORE DELETE ON entries
   BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: post an adjustment instead'); END;
 
@@ -246,5 +250,20 @@ CREATE INDEX audit_by_call ON audit (call_id);
 CREATE TABLE counters (
   name TEXT PRIMARY KEY, value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+""",
+    # What is billed, and what adjustments added. Before there were markups, the cost was billed.
+    f"""
+ALTER TABLE legs ADD COLUMN markup_ppm INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE legs ADD COLUMN billed_nano_usd INTEGER;
+ALTER TABLE legs ADD COLUMN posted_billed_nano_usd INTEGER NOT NULL DEFAULT 0;
+UPDATE legs SET billed_nano_usd = rated_nano_usd, posted_billed_nano_usd = posted_nano_usd;
+ALTER TABLE entries ADD COLUMN billed_nano_usd INTEGER;
+DROP TRIGGER entries_are_never_changed;
+UPDATE entries SET billed_nano_usd = amount_nano_usd;
+{_NEVER_CHANGED}
+ALTER TABLE rollups ADD COLUMN billed_nano_usd INTEGER NOT NULL DEFAULT 0;
+UPDATE rollups SET billed_nano_usd = amount_nano_usd;
+ALTER TABLE meters ADD COLUMN adjusted_nano_usd INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE windows ADD COLUMN adjusted_nano_usd INTEGER NOT NULL DEFAULT 0;
 """,
 )

@@ -79,15 +79,17 @@ def _summary(db: apsw.Connection, row: tuple[Any, ...]) -> CallSummary:
     raw["amended"] = bool(raw["amended"])
     by_modality: dict[str, int] = defaultdict(int)
     by_outcome: dict[str, int] = defaultdict(int)
-    accruing = waste = estimated = unpriced = uncertainty = unknown = 0
-    for modality, outcome, basis, rated, posted, null, margin, no_margin in query(
+    accruing = waste = estimated = unpriced = uncertainty = unknown = billed_total = 0
+    for modality, outcome, basis, rated, posted, null, margin, no_margin, billed in query(
         db,
         "SELECT modality, outcome, basis, sum(coalesce(rated_nano_usd, 0)), sum(posted_nano_usd), "
         "sum(rated_nano_usd IS NULL), sum(coalesce(uncertainty_nano_usd, 0)), "
-        "sum(rated_nano_usd IS NOT NULL AND uncertainty_nano_usd IS NULL) "
+        "sum(rated_nano_usd IS NOT NULL AND uncertainty_nano_usd IS NULL), "
+        "sum(coalesce(billed_nano_usd, 0)) "
         "FROM legs WHERE call_id = ? GROUP BY modality, outcome, basis",
         (raw["call_id"],),
     ):
+        billed_total += billed
         by_modality[modality] += rated
         by_outcome[outcome or "open"] += rated
         accruing += rated - posted
@@ -103,6 +105,7 @@ def _summary(db: apsw.Connection, row: tuple[Any, ...]) -> CallSummary:
         {
             **raw,
             "total_nano_usd": total,
+            "billed_nano_usd": billed_total,
             "accruing_nano_usd": accruing,
             "waste_nano_usd": waste,
             "waste_per_mille": per_mille(waste, total),
@@ -171,6 +174,7 @@ _LEG_COLUMNS = (
     "outcome",
     "rated_nano_usd",
     "uncertainty_nano_usd",
+    "billed_nano_usd",
     "posted_nano_usd",
     "price_id",
     "pricing_source",
@@ -213,7 +217,7 @@ def _entries(db: apsw.Connection, call_id: str) -> list[EntryView]:
     columns = ", ".join(f"e.{unit}" for unit in UNIT_COLUMNS)
     sql = (
         "SELECT e.number, l.meter_id, l.number, e.part, e.amount_nano_usd, e.price_id, e.basis, "
-        f"e.uncertainty_nano_usd, e.accrued_at_unix_ms, e.posted_at_unix_ms, {columns} "
+        f"e.uncertainty_nano_usd, e.billed_nano_usd, e.accrued_at_unix_ms, e.posted_at_unix_ms, {columns} "
         "FROM entries e JOIN legs l ON l.key = e.leg_key WHERE e.call_id = ? ORDER BY e.number"
     )
     return [
@@ -227,11 +231,12 @@ def _entries(db: apsw.Connection, call_id: str) -> list[EntryView]:
                 "price_id": row[5],
                 "basis": row[6],
                 "uncertainty_nano_usd": row[7],
-                "accrued_at_unix_ms": row[8],
-                "posted_at_unix_ms": row[9],
+                "billed_nano_usd": row[8],
+                "accrued_at_unix_ms": row[9],
+                "posted_at_unix_ms": row[10],
                 "usage": {
                     unit: quantity
-                    for unit, quantity in zip(UNIT_COLUMNS, row[10:], strict=True)
+                    for unit, quantity in zip(UNIT_COLUMNS, row[11:], strict=True)
                     if quantity is not None
                 },
             },
@@ -246,7 +251,7 @@ def _meters(db: apsw.Connection, call_id: str) -> list[MeterView]:
     for row in query(
         db,
         "SELECT meter_id, state, job_id, opened, durable_seq, charged_nano_usd, posted_nano_usd, "
-        "held_nano_usd, held_windows, checkpoint FROM meters WHERE call_id = ? ORDER BY meter_id",
+        "held_nano_usd, held_windows, checkpoint, adjusted_nano_usd FROM meters WHERE call_id = ? ORDER BY meter_id",
         (call_id,),
     ):
         opened = msgspec.json.decode(row[3], type=MeterOpen)
@@ -260,7 +265,7 @@ def _meters(db: apsw.Connection, call_id: str) -> list[MeterView]:
                 durable_seq=row[4],
                 checkpoint_seq=None if seen is None else seen.seq,
                 total_nano_usd=row[5],
-                ceiling_nano_usd=row[6] + row[7] if msgspec.json.decode(row[8]) else None,
+                ceiling_nano_usd=row[6] - row[10] + row[7] if msgspec.json.decode(row[8]) else None,
                 versions=opened.versions,
             )
         )

@@ -10,6 +10,7 @@ from typing import Final
 
 import apsw
 
+from voicecost_ledger.entries import FLAT_FEE_NUMBER
 from voicecost_ledger.money import per_mille
 from voicecost_ledger.stores import CostQuery, CostRow, LatencyQuery, LatencyRow
 from voicecost_ledger.stores._sqlite_query import each_row, query
@@ -32,19 +33,20 @@ def costs(db: apsw.Connection, asked: CostQuery) -> list[CostRow]:
     sql = (
         f"SELECT {select}sum(amount_nano_usd), "
         "sum(CASE WHEN outcome NOT IN ('', 'served') THEN amount_nano_usd ELSE 0 END), "
-        f"sum(leg_count), sum(unpriced_leg_count) FROM rollups WHERE {where}{group}"
+        f"sum(billed_nano_usd), sum(leg_count), sum(unpriced_leg_count) FROM rollups WHERE {where}{group}"
     )
     return [
         CostRow(
-            group=dict(zip(asked.group_by, row[:-4], strict=True)),
-            amount_nano_usd=row[-4],
-            waste_nano_usd=row[-3],
-            waste_per_mille=per_mille(row[-3], row[-4]),
+            group=dict(zip(asked.group_by, row[:-5], strict=True)),
+            amount_nano_usd=row[-5],
+            billed_nano_usd=row[-3],
+            waste_nano_usd=row[-4],
+            waste_per_mille=per_mille(row[-4], row[-5]),
             leg_count=row[-2],
             unpriced_leg_count=row[-1],
         )
         for row in query(db, sql, values)
-        if row[-1] or row[-2] or row[-4]  # a group that everything has moved out of is no group
+        if row[-1] or row[-2] or row[-3] or row[-5]  # a group that everything has moved out of is no group
     ]
 
 
@@ -69,12 +71,12 @@ def latency(db: apsw.Connection, asked: LatencyQuery) -> list[LatencyRow]:
         "coalesce(l.duration_ms, max(0, l.stopped_at_unix_ms - l.started_at_unix_ms)) "
         "FROM legs l INDEXED BY legs_by_start JOIN meters m USING (meter_id) "
         "WHERE l.started_at_unix_ms >= ?1 AND l.started_at_unix_ms < ?2 "
-        "AND l.outcome <> 'lost' AND (?3 IS NULL OR m.project = ?3)"
+        "AND l.outcome <> 'lost' AND l.number < ?4 AND (?3 IS NULL OR m.project = ?3)"
     )
     groups: dict[tuple[str, ...], tuple[array[int], array[int]]] = {}
     # Row by row into arrays: a month may have millions of legs, and SQLite's window functions take
     # several times as long to rank them.
-    values = (asked.from_unix_ms, asked.until_unix_ms, asked.project)
+    values = (asked.from_unix_ms, asked.until_unix_ms, asked.project, FLAT_FEE_NUMBER)
     for row in each_row(db, sql, values):
         found = groups.get(row[:-2])
         if found is None:

@@ -11,7 +11,7 @@ import msgspec
 
 from voicecost_ledger.budgets import Window
 from voicecost_ledger.calls import Call, Room
-from voicecost_ledger.entries import Entry, Leg, quarter_hour
+from voicecost_ledger.entries import FLAT_FEE_NUMBER, Entry, Leg, quarter_hour
 from voicecost_ledger.meters import Meter
 from voicecost_ledger.records import ControlTotal, Outcome
 from voicecost_ledger.rooms import RoomParticipant
@@ -45,18 +45,19 @@ _WINDOWS = Table(Window, "windows", ["scope", "start_unix_ms"])
 
 _UNIT_LIST = ", ".join(UNIT_COLUMNS)
 _POST = (
-    "INSERT INTO entries (leg_key, part, call_id, amount_nano_usd, price_id, basis, "
-    f"uncertainty_nano_usd, accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST}) "
-    f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * len(UNIT_COLUMNS))})"
+    "INSERT INTO entries (leg_key, part, call_id, amount_nano_usd, billed_nano_usd, price_id, "
+    f"basis, uncertainty_nano_usd, accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST}) "
+    f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {', '.join('?' * len(UNIT_COLUMNS))})"
 )
 _ENTRIES_OF = (
-    "SELECT leg_key, part, amount_nano_usd, price_id, basis, uncertainty_nano_usd, "
-    f"accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST} FROM entries "
+    "SELECT leg_key, part, amount_nano_usd, billed_nano_usd, price_id, basis, "
+    f"uncertainty_nano_usd, accrued_at_unix_ms, posted_at_unix_ms, {_UNIT_LIST} FROM entries "
     "WHERE leg_key = ? ORDER BY part"
 )
 _ROLL = (
-    "INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+    "INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
     "amount_nano_usd = amount_nano_usd + excluded.amount_nano_usd, "
+    "billed_nano_usd = billed_nano_usd + excluded.billed_nano_usd, "
     "leg_count = leg_count + excluded.leg_count, "
     "unpriced_leg_count = unpriced_leg_count + excluded.unpriced_leg_count"
 )
@@ -260,6 +261,30 @@ class SqliteSession:
             index="legs_open",
         )
 
+    def closed_legs(
+        self,
+        *,
+        from_unix_ms: int,
+        until_unix_ms: int,
+        after: tuple[int, int] | None,
+        provider: str | None,
+        limit: int,
+    ) -> list[Leg]:
+        return self._find(
+            _LEGS,
+            "started_at_unix_ms >= ?1 AND started_at_unix_ms < ?2 "
+            "AND (started_at_unix_ms, key) > (?3, ?4) AND outcome IS NOT NULL AND number < ?5 "
+            "AND (?6 IS NULL OR lower(provider) = lower(?6)) "
+            "ORDER BY started_at_unix_ms, key LIMIT ?7",
+            from_unix_ms,
+            until_unix_ms,
+            *(after or (from_unix_ms, -1)),
+            FLAT_FEE_NUMBER,
+            provider,
+            limit,
+            index="legs_by_start",
+        )
+
     def post(self, entry: Entry, leg: Leg, meter: Meter) -> None:
         query(
             self._db,
@@ -269,6 +294,7 @@ class SqliteSession:
                 entry.part,
                 meter.call_id,
                 entry.amount_nano_usd,
+                entry.billed_nano_usd,
                 entry.price_id,
                 str(entry.basis),
                 entry.uncertainty_nano_usd,
@@ -287,7 +313,7 @@ class SqliteSession:
             leg.outcome,
             leg.billed_model,
             entry.accrued_at_unix_ms,
-            entry.amount_nano_usd or 0,
+            (entry.amount_nano_usd or 0, entry.billed_nano_usd or 0),
             int(first),
             int(unpriced) - int(was_unpriced),
         )
@@ -307,7 +333,7 @@ class SqliteSession:
         outcome: Outcome | None,
         model: str,
         at_unix_ms: int,
-        amount_nano_usd: int,
+        amounts: tuple[int, int],  # cost and billed
         leg_count: int,
         unpriced_leg_count: int,
     ) -> None:
@@ -323,9 +349,10 @@ class SqliteSession:
                 model,
                 str(leg.attributes.modality),
                 str(outcome or ""),
-                amount_nano_usd,
+                amounts[0],
                 leg_count,
                 unpriced_leg_count,
+                amounts[1],
             ),
         )
 
@@ -336,12 +363,13 @@ class SqliteSession:
                     "leg_key": raw[0],
                     "part": raw[1],
                     "amount_nano_usd": raw[2],
-                    "price_id": raw[3],
-                    "basis": raw[4],
-                    "uncertainty_nano_usd": raw[5],
-                    "accrued_at_unix_ms": raw[6],
-                    "posted_at_unix_ms": raw[7],
-                    "usage": _usage(raw[8:]),
+                    "billed_nano_usd": raw[3],
+                    "price_id": raw[4],
+                    "basis": raw[5],
+                    "uncertainty_nano_usd": raw[6],
+                    "accrued_at_unix_ms": raw[7],
+                    "posted_at_unix_ms": raw[8],
+                    "usage": _usage(raw[9:]),
                 },
                 Entry,
             )
@@ -353,9 +381,13 @@ class SqliteSession:
         for entry in self.entries_of(leg):
             null = entry.amount_nano_usd is None
             counts = int(entry.part == 0), int(null) - int(unpriced)
-            amount, at = entry.amount_nano_usd or 0, entry.accrued_at_unix_ms
-            self._roll(meter, leg, outcome, model, at, -amount, -counts[0], -counts[1])
-            self._roll(meter, leg, leg.outcome, leg.billed_model, at, amount, *counts)
+            cost, billed, at = (
+                entry.amount_nano_usd or 0,
+                entry.billed_nano_usd or 0,
+                entry.accrued_at_unix_ms,
+            )
+            self._roll(meter, leg, outcome, model, at, (-cost, -billed), -counts[0], -counts[1])
+            self._roll(meter, leg, leg.outcome, leg.billed_model, at, (cost, billed), *counts)
             unpriced = null
 
     def project_posted(self, project: str, from_unix_ms: int, until_unix_ms: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from voicecost_ledger.entries import FLAT_FEE_NUMBER
 from voicecost_ledger.records import Outcome
 from voicecost_ledger.stores import LatencyRow, LegView, TurnView
 
@@ -47,7 +48,7 @@ def latency_of(legs: Iterable[LegView]) -> list[LatencyRow]:
     """How long a call's legs took, by modality, provider and model."""
     groups: dict[tuple[str, str, str], list[LegView]] = defaultdict(list)
     for leg in legs:
-        if leg.outcome not in (None, Outcome.LOST):
+        if leg.outcome not in (None, Outcome.LOST) and leg.leg < FLAT_FEE_NUMBER:
             groups[leg.modality.value, leg.provider, leg.billed_model].append(leg)
     return [
         latency_row(
