@@ -90,7 +90,7 @@ async def test_a_connection_that_breaks_is_billed_until_then() -> None:
 
     first, second = call.responses
     assert (first.outcome, first.basis) == (Outcome.FAILED, Basis.OBSERVED)
-    assert abs(first.usage["connected_ms"] - rows[0]["connected_ms"]) < 100
+    assert abs(first.usage["connected_ms"] - rows[0]["connected_ms"]) < 1_000
     assert (second.outcome, second.basis) == (Outcome.SERVED, Basis.REPORTED)
     assert second.usage["connected_ms"] == rows[1]["connected_ms"]
 

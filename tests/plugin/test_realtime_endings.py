@@ -233,7 +233,7 @@ async def _until_second(session: Any) -> None:
 
 async def test_a_response_is_cut_when_the_money_is_gone() -> None:
     limit = 200 * NANO_USD["output_tokens"]
-    async with simulated_openai(replies=[LONG]) as openai:
+    async with simulated_openai(replies=[LONG], token_delay_ms=10) as openai:
         async with realtime_call(openai.model(), limit_nano_usd=limit) as call:
             await call.session.generate_reply(user_input="Please explain everything to me.")
             await call.meter.until(lambda: call.responses[0].outcome)
@@ -243,7 +243,7 @@ async def test_a_response_is_cut_when_the_money_is_gone() -> None:
     (leg,) = call.responses
     assert (leg.outcome, leg.basis) == (Outcome.CUT, Basis.REPORTED)
     assert tokens(leg.usage) == tokens(row)
-    assert 150 < row["output_tokens"] < 400
+    assert 150 < row["output_tokens"] < 700  # of more than a thousand
 
 
 async def test_no_response_is_asked_for_without_money() -> None:
