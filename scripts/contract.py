@@ -25,23 +25,37 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 ENVIRONMENTS: Final = ROOT / ".venv-contract"
 PLUGINS: Final = ("livekit-plugins-openai", "livekit-plugins-deepgram")
-TOOLS: Final = ("hypothesis", "pytest>=9", "pytest-asyncio>=1.2")
+# httpx: LiveKit 1.5 took it for granted that OpenAI's client brings it.
+TOOLS: Final = ("httpx", "hypothesis", "pytest>=9", "pytest-asyncio>=1.2")
 TESTS: Final = tuple(
     f"tests/plugin/test_{name}.py"
     for name in (
         "attribution",
-        "endings_failures",
+        "endings_sessions",
         "endings_tools",
         "endings_turns",
+        "faults_reports",
+        "legs_budget",
         "legs_delegating",
         "legs_session",
         "legs_streams",
         "moved_names",
         "user_code_nodes",
         "user_code_record_usage",
+        "user_code_wrappers",
+        "voicecost_budget",
+        "voicecost_jobs",
         "voicecost_session",
     )
 )
+_TURNS: Final = "tests/plugin/test_endings_turns.py"
+# What an older LiveKit does in another way than the test's story has it: no matter of metering.
+OTHER_STORIES: Final = {
+    # 1.5 begins to speak a preemptive generation before it throws it away.
+    "1.5.": (
+        "tests/plugin/test_endings_turns.py::test_a_preemptive_generation_that_is_thrown_away",
+    ),
+}
 NEWEST: Final = "newest"
 
 
@@ -89,7 +103,14 @@ def run(version: str, arguments: Sequence[str]) -> bool:
         [python, "-c", show], check=True, capture_output=True, text=True
     ).stdout.strip()
     print(f"contract: livekit-agents {installed} ({version})", flush=True)
-    command = [python, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", *TESTS, *arguments]
+    stories = [
+        f"--deselect={test}"
+        for beginning, tests in OTHER_STORIES.items()
+        if installed.startswith(beginning)
+        for test in tests
+    ]
+    options = ["--quiet", "-p", "no:cacheprovider", *stories, *arguments]
+    command = [python, "-m", "pytest", *options, *TESTS]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"CI": "1"}).returncode == 0
 
 

@@ -158,7 +158,7 @@ async def test_the_end_of_the_room_is_taken_as_its_end_until_it_is_closed(stage:
     await avatar.aclose()
     (row,) = stage.gateway.bill.rows
     assert leg.stop_count == 2
-    assert first_ms <= row.units["connected_ms"] <= leg.usage["connected_ms"]
+    assert max(first_ms, row.units["connected_ms"]) <= leg.usage["connected_ms"]
 
 
 async def test_the_end_of_the_session_does_not_wait_for_it(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,19 @@ async def test_an_attempt_that_hangs_is_billed_its_input_by_an_estimate(world: W
     _, hung = world.legs
     assert (hung.basis, hung.outcome) == (Basis.ESTIMATED, Outcome.FAILED)
     assert hung.usage == world.gateway.bill.rows[1].units  # the first one has calibrated it
+
+
+async def test_a_decision_that_nobody_waits_for_is_interrupted(world: World) -> None:
+    world.gateway.decision_faults.add(Fault(silent=True))
+    asking = asyncio.create_task(world.ask())
+    await world.meter.until(lambda: world.legs)
+    while not world.gateway.bill.rows:  # noqa: ASYNC110  (the simulator tells nobody)
+        await asyncio.sleep(0.001)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await world.gateway.bill.settled()
+    (leg,) = world.legs
+    assert (leg.basis, leg.outcome) == (Basis.ESTIMATED, Outcome.INTERRUPTED)
 
 
 async def test_a_connection_that_breaks_before_the_answer_is_billed_its_input(

@@ -23,7 +23,7 @@ from voicecost_ledger.records import LegAttributes, Modality, Outcome
 from . import _attribution, _faults, _wire
 from ._tally import Tally as Tally  # who observes imports it from here
 from ._wire_answers import AnswerObserver
-from ._wire_http import HttpObserver
+from ._wire_http import HttpObserver, observe_loaded
 
 UNMETERED_REQUEST: Final = "unmetered_request"
 CLIENT_CLOSED: Final = 499
@@ -59,6 +59,7 @@ class Attempt(HttpObserver):
         self._http_requests = 0
         self._task = asyncio.current_task()
         self._task_cancelled = False
+        observe_loaded()
         around = _wire.observer.get()
         if isinstance(around, Attempt) and around.wraps(self.modality):
             around.delegates()

@@ -8,8 +8,10 @@ nothing.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -34,6 +36,7 @@ class DecisionAttempt(Attempt):
     """One attempt of a `DecisionModel`. Its "stream" is the model itself."""
 
     modality = Modality.DECISION
+    cancelled_outcome = Outcome.FAILED  # by LiveKit's timeout, if `evaluate` itself goes on
     _tally: Tally | None = None
     _response: Any = None
     _refused_by_us = False
@@ -59,6 +62,12 @@ class DecisionAttempt(Attempt):
         self._response = response
         if self._tally is not None:
             self._tally.first_answer()
+
+    def interrupted(self) -> None:
+        """It was no timeout: whoever asked has gone."""
+        tally = self._tally
+        if tally is not None and tally.outcome is Outcome.FAILED and tally.leg is not None:
+            tally.leg.correct(outcome=Outcome.INTERRUPTED)
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
         """Settle the leg: as reported, as nothing when it was refused, else as estimated."""
@@ -118,6 +127,10 @@ def _count_questions(text: str, decisions: Mapping[str, Any]) -> Counts:
     return Counts(Prompt(items, 0, sum(map(len, texts)), weight))
 
 
+_attempts: ContextVar[list[DecisionAttempt]] = ContextVar("voicecost_decision_attempts")
+"""Those of the `evaluate` that is running."""
+
+
 def observe_decisions() -> Callable[[], None]:
     """Observe `DecisionModel.evaluate`, where LiveKit has one; returns the undo.
 
@@ -140,9 +153,17 @@ def observe_decisions() -> Callable[[], None]:
         if not isinstance(own, _ObservedEvaluate):  # somebody else's shadow: leave it alone
             return await evaluate(self, *args, **kwargs)
         own.calls += 1
+        attempts: list[DecisionAttempt] = []
+        token = _attempts.set(attempts)
         try:
             return await evaluate(self, *args, **kwargs)
+        except asyncio.CancelledError:
+            for attempt in attempts[-1:]:
+                with _faults.contained("decision"):
+                    attempt.interrupted()
+            raise
         finally:
+            _attempts.reset(token)
             own.calls -= 1
             if own.calls == 0 and shadows.get("_evaluate_impl") is own:
                 del shadows["_evaluate_impl"]
@@ -165,7 +186,7 @@ class _ObservedEvaluate:
 
     async def __call__(self, **kwargs: Any) -> Any:
         responses: list[Any] = []
-        attempts: list[DecisionAttempt] = []
+        attempts = _attempts.get()
 
         def attempt(*args: Any, **owner: Any) -> DecisionAttempt:
             attempts.append(DecisionAttempt(*args, **owner))
@@ -173,7 +194,7 @@ class _ObservedEvaluate:
 
         async def run(*_: Any) -> None:
             responses.append(await self._evaluate_impl(**kwargs))
-            if attempts:
+            if attempts:  # none where it could not be observed
                 with _faults.contained("decision"):
                     attempts[-1].responded(responses[-1])
 

@@ -7,11 +7,12 @@ One that asks a service of its own as well, in a protocol we cannot read, is kno
 from __future__ import annotations
 
 import functools
+import sys
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
-import httpx
 
 from . import _faults
 from ._wire import observer
@@ -34,27 +35,60 @@ def usage_told() -> None:
         seen_by.usage_told()
 
 
+class _Late:
+    """Client libraries that are observed once they are loaded; nobody waits for their import."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.observing = False
+        self.undos: dict[str, Callable[[], None]] = {}
+
+
+_late = _Late()
+_LATE: Final = ("httpx", "httpx2")
+
+
 def observe_http() -> Callable[[], None]:
     """Tell an attempt of the HTTP requests it makes; returns the undo."""
     client: Any = aiohttp.ClientSession
-    aiohttp_request, httpx_send = client._request, httpx.AsyncClient.send
-
-    @functools.wraps(aiohttp_request)
-    async def observed_request(*args: Any, **kwargs: Any) -> Any:
-        _tell()
-        return await aiohttp_request(*args, **kwargs)
-
-    @functools.wraps(httpx_send)
-    async def observed_send(*args: Any, **kwargs: Any) -> Any:
-        _tell()
-        return await httpx_send(*args, **kwargs)
-
-    client._request = observed_request
-    httpx.AsyncClient.send = observed_send
+    undo_aiohttp = _observe(client, "_request")
+    _late.observing = True
+    observe_loaded()
 
     def undo() -> None:
-        client._request = aiohttp_request
-        httpx.AsyncClient.send = httpx_send
+        undo_aiohttp()
+        with _late.lock:
+            _late.observing = False
+            while _late.undos:
+                _late.undos.popitem()[1]()
+
+    return undo
+
+
+def observe_loaded() -> None:
+    """Observe what was loaded since; cheap where there is nothing to do."""
+    if not _late.observing or len(_late.undos) == len(_LATE):
+        return
+    for name in _LATE:
+        client = getattr(sys.modules.get(name), "AsyncClient", None)
+        if client is not None and name not in _late.undos:
+            with _late.lock:
+                if _late.observing and name not in _late.undos:
+                    _late.undos[name] = _observe(client, "send")
+
+
+def _observe(client: Any, name: str) -> Callable[[], None]:
+    request = getattr(client, name)
+
+    @functools.wraps(request)
+    async def observed_request(*args: Any, **kwargs: Any) -> Any:
+        _tell()
+        return await request(*args, **kwargs)
+
+    setattr(client, name, observed_request)
+
+    def undo() -> None:
+        setattr(client, name, request)
 
     return undo
 
