@@ -212,10 +212,13 @@ class _Watched:
         for name, observe in (("_create_ws_conn", self._connecting), ("_run_ws", self._running)):
             if inspect.iscoroutinefunction(getattr(session, name, None)):
                 setattr(session, name, observe(getattr(session, name)))
-        if any(each.__module__.startswith(_GOOGLE) for each in type(session).__mro__):
+        tasks = {name: getattr(session, name, None) for name in ("_send_task", "_recv_task")}
+        of_google = any(each.__module__.startswith(_GOOGLE) for each in type(session).__mro__)
+        if of_google and all(map(inspect.iscoroutinefunction, tasks.values())):
             self.google = self.legs.protocol = GoogleLive(self.legs)
-            session._send_task = self._on_google(session._send_task, self.google)
-            session._recv_task = self._on_google(session._recv_task, self.google)
+            for name, run in tasks.items():
+                observed = self._on_google(run, self.google, receives=name == "_recv_task")
+                setattr(session, name, observed)
 
     def _asking(self, ask: Callable[..., asyncio.Future[Any]]) -> Callable[..., Any]:
         @functools.wraps(ask)
@@ -263,9 +266,8 @@ class _Watched:
 
         return observed_run
 
-    def _on_google(self, run: Callable[..., Any], google: GoogleLive) -> Callable[..., Any]:
+    def _on_google(self, run: Any, google: GoogleLive, *, receives: bool) -> Callable[..., Any]:
         """Both of the plugin's tasks are given the connection; whichever is first shows it."""
-        sends = run.__name__ == "_send_task"
 
         @functools.wraps(run)
         async def observed_run(connection: Any, *args: Any, **kwargs: Any) -> Any:
@@ -275,7 +277,7 @@ class _Watched:
             try:
                 return await run(connection, *args, **kwargs)
             finally:
-                if not sends:
+                if receives:
                     with contained("realtime_connection"):
                         failed = getattr(self.legs.session, "_session_error", None) is not None
                         google.disconnected(Outcome.FAILED if failed else Outcome.INTERRUPTED)

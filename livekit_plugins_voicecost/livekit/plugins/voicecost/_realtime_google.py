@@ -11,6 +11,7 @@ reports no thoughts and no tool results; here they are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -299,7 +300,9 @@ def observe_connection(session: Any, connection: Any, google: GoogleLive) -> Non
     connection.send_client_content = observed_send_content
     connection.send_tool_response = observed_send_results
     instructions = getattr(session._opts, "instructions", None)
-    tools = session._tools.parse_function_tools("openai", strict=True)
+    tools: list[Any] = []
+    with contextlib.suppress(Exception):  # then the first prompt's estimate is less near
+        tools = session._tools.parse_function_tools("openai", strict=True)
     google.connected(instructions if isinstance(instructions, str) else "", tools)
 
 
