@@ -26,7 +26,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 ENVIRONMENTS: Final = ROOT / ".venv-contract"
 PLUGINS: Final = ("livekit-plugins-openai", "livekit-plugins-deepgram")
 # httpx: LiveKit 1.5 took it for granted that OpenAI's client brings it.
-TOOLS: Final = ("httpx", "hypothesis", "pytest>=9", "pytest-asyncio>=1.2")
+TOOLS: Final = ("httpx", "hypothesis", "pytest>=9", "pytest-asyncio>=1.2", "pytest-xdist>=3.8")
 TESTS: Final = tuple(
     f"tests/plugin/test_{name}.py"
     for name in (
@@ -79,8 +79,9 @@ def environment(version: str) -> Path:
     folder = ENVIRONMENTS / version
     python, stamp = folder / "bin" / "python", folder / ".installed"
     pin = "" if version == NEWEST else f"=={version}"
-    wanted = [f"{name}{pin}" for name in ("livekit-agents", *PLUGINS)]
-    digest = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    wanted = [*(f"{name}{pin}" for name in ("livekit-agents", *PLUGINS)), *TOOLS]
+    needed = (ROOT / "pyproject.toml").read_bytes() + " ".join(wanted).encode()
+    digest = hashlib.sha256(needed).hexdigest()
     if version != NEWEST and stamp.exists() and stamp.read_text() == digest:
         return python
     if not python.exists():
@@ -88,7 +89,7 @@ def environment(version: str) -> Path:
         venv.create(folder, with_pip=True)
     # All at once: what pip installs is what a user of that version gets.
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--upgrade", *wanted, *TOOLS, "-e", ROOT],
+        [python, "-m", "pip", "install", "--quiet", "--upgrade", *wanted, "-e", ROOT],
         check=True,
     )
     stamp.write_text(digest)
@@ -100,7 +101,7 @@ def run(version: str, arguments: Sequence[str]) -> bool:
     python = environment(version)
     show = "import livekit.agents as a; print(a.__version__)"
     installed = subprocess.run(
-        [python, "-c", show], check=True, capture_output=True, text=True
+        [python, "-c", show], check=True, stdout=subprocess.PIPE, text=True
     ).stdout.strip()
     print(f"contract: livekit-agents {installed} ({version})", flush=True)
     stories = [
