@@ -54,6 +54,11 @@ test_endings_jobs.py
 - test_two_jobs_of_the_thread_executor: thread executor
 - test_a_call_in_the_console: console
 
+test_legs_budget.py
+- test_an_llm_stream_is_cut_without_retry_failover_or_probe: cut by a budget, LLM
+- test_a_voice_is_given_no_word_more_than_the_budget_allows: cut by a budget, TTS
+- test_recognition_ends_with_its_call_and_does_not_connect_again: cut by a budget, STT
+
 ../room/test_endings.py
 - test_a_caller_who_hangs_up_in_mid_speech: the same in a real room
 - test_a_worker_that_is_told_to_go_ends_its_call_first: job drained on worker shutdown
