@@ -8,18 +8,20 @@ from typing import Final
 
 import msgspec
 
-from voicecost_catalog.genai import GENAI_MODALITIES, Dated, GenaiPrices
+from voicecost_catalog.genai import GENAI_MODALITIES, GenaiPrices
 from voicecost_catalog.hosts import aliased_provider, check_host_aliases, request_host
+from voicecost_catalog.overrides import Overrides
 from voicecost_catalog.rates import ModelPrice, restore_price
-from voicecost_catalog.rows import ProviderRows, Rows, load_rows, midnight_unix_ms, row_price
+from voicecost_catalog.rows import ALWAYS, Dated, ProviderRows, Rows, dated_price, load_rows
 from voicecost_ledger.records import LegAttributes, Modality
 
 # What a leg says of itself comes from outside: a bound keeps made-up models from filling memory.
 _REMEMBERED_MAX: Final = 4096
 _CHANNELS_MAX: Final = 64
 _AT_UNIX_MS_MAX: Final = 250_000_000_000_000  # the year 9892, where Python's calendar nearly ends
-_ALWAYS: Final = (-(2**63), 2**63)
-_INFERENCE: Final = "livekit"  # LiveKit Inference: its models are called vendor/model
+_INFERENCE: Final = "livekit"  # its cloud; the models of LiveKit Inference are vendor/model
+_OWN_SERVER: Final = "livekit-server"  # whatever is not in LiveKit's cloud
+_OF_A_ROOM: Final = (Modality.PARTICIPANT, Modality.EGRESS)
 _VENDORS: Final = {"xai": "x-ai"}  # what it calls them, where we do not
 # Names that people use and no provider's API knows.
 _SHORT_NAMES: Final = {("groq", "llama-3.3-70b"): "llama-3.3-70b-versatile"}
@@ -32,11 +34,17 @@ class CatalogPriceBook:
     """
 
     def __init__(
-        self, *, genai: bool, host_aliases: Mapping[str, str], plans: Mapping[str, str]
+        self,
+        *,
+        genai: bool,
+        host_aliases: Mapping[str, str],
+        plans: Mapping[str, str],
+        overrides: Overrides,
     ) -> None:
         self._aliases = check_host_aliases(host_aliases)
         self._rows = load_rows()
-        self._plans = _check_plans(plans, self._rows)
+        self._overrides = overrides
+        self._plans = check_plans({**overrides.plans, **plans}, self._rows)
         self._genai = GenaiPrices() if genai else None
         self._remembered: dict[LegAttributes, Dated] = {}
 
@@ -53,7 +61,7 @@ class CatalogPriceBook:
         """
         if self._genai is not None:
             self._genai.load()
-        ours = {rows.provider for rows in self._rows.providers}
+        ours = {rows.provider for rows in (*self._rows.providers, *self._overrides.rows)}
         for host, provider in self._aliases.items():
             if provider not in ours and not (self._genai and self._genai.knows(provider)):
                 known = sorted(
@@ -113,6 +121,42 @@ class CatalogPriceBook:
                 break
         return list(found.values())
 
+    def phone_leg(
+        self,
+        carrier: str,
+        *,
+        direction: str,
+        number: str = "",
+        number_type: str = "",
+        country: str = "us",
+    ) -> LegAttributes:
+        """The attributes of a phone leg, ready for `price_for`: see `phones.phone_leg`.
+
+        Args:
+            carrier: Provider id, `twilio`; `livekit` for LiveKit's own numbers.
+            direction: `inbound` or `outbound`.
+            number: That is called, E.164.
+            number_type: Instead: `local`, `tollfree`, `sip-interface` or `client`.
+            country: Of `number_type`, two letters.
+        """
+        from voicecost_catalog import phones  # the sidecar alone needs it
+
+        carrier = carrier.strip().lower()
+        rows = [
+            row
+            for of in (*self._overrides.rows, *self._rows.providers)
+            if of.provider == carrier
+            for row in of.prices
+        ]
+        return phones.phone_leg(
+            carrier,
+            rows,
+            direction=direction,
+            number=number,
+            number_type=number_type,
+            country=country,
+        )
+
     def restore(self, document: bytes) -> ModelPrice:
         """The price a ledger stored, equal to the one it was taken from.
 
@@ -124,20 +168,71 @@ class CatalogPriceBook:
     def _look_up(self, leg: LegAttributes, at_unix_ms: int) -> Dated:
         if not 1 <= leg.channel_count <= _CHANNELS_MAX or not 0 <= at_unix_ms < _AT_UNIX_MS_MAX:
             return Dated(None, at_unix_ms, at_unix_ms)  # a record out of its mind: never remembered
-        alias = aliased_provider(self._aliases, leg)
-        named = alias or ("" if request_host(leg) else leg.provider.strip().lower())
-        for rows in self._rows.providers:
-            if alias == rows.provider or (alias is None and rows.serves(leg)):
-                dated = self._row_price(rows, leg, at_unix_ms)
-                if dated.price is None and rows.provider == _INFERENCE:
-                    return self._vendor_price(leg, at_unix_ms)
-                if dated.price is not None or leg.modality not in GENAI_MODALITIES:
+        payer = self._payer(leg)
+        start, until = ALWAYS
+        for given in self._overrides.rows:
+            if given.provider == payer or (payer is None and given.serves(leg)):
+                dated = dated_price(
+                    given,
+                    leg,
+                    at_unix_ms,
+                    plan=given.plan,
+                    pricing_source=self._overrides.pricing_source,
+                )
+                if dated.price is not None:
                     return dated
-                named = rows.provider
-        if self._genai is None:
-            return Dated(None, *_ALWAYS)
+                start, until = max(start, dated.from_unix_ms), min(until, dated.until_unix_ms)
+        price, listed_from, listed_until = self._listed(leg, payer, at_unix_ms)
+        if price is not None and self._overrides:
+            payer = payer or price.provider
+            rows = self._provider_rows(payer)
+            price = self._overrides.changed(price, payer, rows.credit_usd if rows else {})
+        return Dated(price, max(start, listed_from), min(until, listed_until))
+
+    def _payer(self, leg: LegAttributes) -> str | None:
+        """Who bills for the leg; None where only genai-prices may know it."""
+        alias = aliased_provider(self._aliases, leg)
+        if alias:
+            return alias
         host = request_host(leg)
-        if named and host and not alias and not self._genai.knows(named):
+        if host and leg.modality in _OF_A_ROOM:
+            cloud = self._provider_rows(_INFERENCE)
+            return _INFERENCE if cloud and cloud.serves(leg) else _OWN_SERVER
+        serving = [
+            rows for rows in (*self._rows.providers, *self._overrides.rows) if rows.serves(leg)
+        ]
+        for rows in serving:
+            if host in rows.hosts:  # named with its port: before whoever has the whole host
+                return rows.provider
+        if serving:
+            return serving[0].provider
+        if host and self._genai and leg.modality in GENAI_MODALITIES:
+            return self._genai.provider_of(host) or None
+        return None
+
+    def _provider_rows(self, provider: str | None) -> ProviderRows | None:
+        return next((rows for rows in self._rows.providers if rows.provider == provider), None)
+
+    def _listed(self, leg: LegAttributes, payer: str | None, at_unix_ms: int) -> Dated:
+        """What the price lists say, ours first."""
+        rows = self._provider_rows(payer)
+        if rows is not None:
+            dated = dated_price(
+                rows,
+                leg,
+                at_unix_ms,
+                plan=self._plans.get(rows.provider, rows.plan),
+                pricing_source=self._rows.pricing_source,
+            )
+            if dated.price is None and rows.provider == _INFERENCE:
+                return self._vendor_price(leg, at_unix_ms)
+            if dated.price is not None or leg.modality not in GENAI_MODALITIES:
+                return dated
+        if self._genai is None:
+            return Dated(None, *ALWAYS)
+        host = request_host(leg)
+        named = payer or ("" if host else leg.provider.strip().lower())
+        if host and not aliased_provider(self._aliases, leg) and not self._genai.knows(named):
             named = ""
         return self._genai.price_for(leg, provider=named or None, host=host, at_unix_ms=at_unix_ms)
 
@@ -146,9 +241,9 @@ class CatalogPriceBook:
         vendor, slash, model = leg.model.partition("/")
         vendor = _VENDORS.get(vendor, vendor)
         if not slash or vendor == _INFERENCE:
-            return Dated(None, *_ALWAYS)
+            return Dated(None, *ALWAYS)
         of_vendor = msgspec.structs.replace(leg, provider=vendor, model=model, host="")
-        dated = self._look_up(of_vendor, at_unix_ms)
+        dated = self._listed(of_vendor, self._payer(of_vendor), at_unix_ms)
         if dated.price is None:
             return dated
         price = msgspec.structs.replace(
@@ -158,35 +253,13 @@ class CatalogPriceBook:
         )
         return dated._replace(price=price)
 
-    def _row_price(self, rows: ProviderRows, leg: LegAttributes, at_unix_ms: int) -> Dated:
-        start, until = _ALWAYS
-        plan = self._plans.get(rows.provider, rows.plan)
-        for row in rows.prices:
-            if rows.plan_of(row) != plan or not row.covers(leg):
-                continue
-            begins = midnight_unix_ms(row.valid_from) if row.valid_from else _ALWAYS[0]
-            ends = midnight_unix_ms(row.valid_until) if row.valid_until else _ALWAYS[1]
-            if begins <= at_unix_ms < ends:
-                price = row_price(
-                    row,
-                    rows,
-                    channel_count=leg.channel_count,
-                    pricing_source=self._rows.pricing_source,
-                )
-                return Dated(price, begins, ends)
-            # Between dated rows nothing is known: remember that no longer than it is true.
-            if ends <= at_unix_ms:
-                start = max(start, ends)
-            else:
-                until = min(until, begins)
-        return Dated(None, start, until)
-
 
 def open_price_book(
     *,
     genai: bool = True,
     host_aliases: Mapping[str, str] | None = None,
     plans: Mapping[str, str] | None = None,
+    overrides: Overrides | None = None,
 ) -> CatalogPriceBook:
     """The prices this installation knows: our dated rows, and genai-prices for LLMs.
 
@@ -198,18 +271,33 @@ def open_price_book(
             proxy, a simulator): host, with or without port, to provider id, for example
             `{"127.0.0.1:4010": "openai"}`. Without one such requests stay unpriced.
         plans: Provider id to the plan that is paid for, `{"livekit": "scale"}`; the plan that the
-            provider's file names otherwise.
+            provider's file names otherwise. They win over those of `overrides`.
+        overrides: What the operator's contracts say, `override_file.read_prices(...)`.
 
     Raises:
         ValueError: An alias is not of that form, or there are no prices of a plan.
     """
-    return CatalogPriceBook(genai=genai, host_aliases=host_aliases or {}, plans=plans or {})
+    return CatalogPriceBook(
+        genai=genai,
+        host_aliases=host_aliases or {},
+        plans=plans or {},
+        overrides=overrides or Overrides(),
+    )
 
 
-def _check_plans(plans: Mapping[str, str], rows: Rows) -> dict[str, str]:
-    known = {provider.provider: provider.plans for provider in rows.providers}
+def check_plans(plans: Mapping[str, str], rows: Rows) -> dict[str, str]:
+    """The same plans by the names that rows have for them.
+
+    Raises:
+        ValueError: There are no prices of a plan; says which there are.
+    """
+    known = {of.provider: of for of in rows.providers}
+    checked: dict[str, str] = {}
     for provider, plan in plans.items():
-        if plan not in known.get(provider, ()):
-            allowed = ", ".join(known.get(provider, ())) or "no such provider"
+        of = known.get(provider)
+        names = (*of.plans, *of.plan_names) if of else ()
+        if of is None or plan not in names:
+            allowed = ", ".join(names) or "no such provider"
             raise ValueError(f"plan {plan!r} of {provider!r} has no prices: expected {allowed}")
-    return dict(plans)
+        checked[provider] = of.plan_names.get(plan, plan)
+    return checked

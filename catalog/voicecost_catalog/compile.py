@@ -9,6 +9,7 @@ would cost more time than the whole catalog). Needs ruamel.yaml, which nothing e
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from voicecost_catalog import rows as catalog_rows
+from voicecost_catalog.phones import DIRECTIONS
 from voicecost_catalog.rates import Confidence, Derived, Kind, Rate
 from voicecost_catalog.rows import ProviderRows, Row, Rows, row_price
 
@@ -32,7 +34,8 @@ DATA_DIRECTORY: Final = Path(__file__).parent / "data"
 _PER: Final[dict[str, dict[str, int]]] = {
     "ms": {"second": 1_000, "minute": 60_000, "hour": 3_600_000},
     "characters": {"character": 1, "thousand": 1_000, "million": 1_000_000},
-    "bytes": {"byte": 1, "thousand": 1_000, "million": 1_000_000},
+    "bytes": {"byte": 1, "thousand": 1_000, "million": 1_000_000, "gigabyte": 1_000_000_000},
+    "months": {"month": 1},
     "tokens": {"thousand": 1_000, "million": 1_000_000},
     "requests": {"request": 1, "thousand": 1_000, "million": 1_000_000},
 }
@@ -92,6 +95,7 @@ class _FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     labels: tuple[str, ...] = ()
     sources: dict[str, Any] = {}
     credit_usd: dict[str, Any] = {}
+    plan_names: dict[str, str] = {}
 
 
 def compile_rows(directory: Path = DATA_DIRECTORY) -> Rows:
@@ -147,6 +151,8 @@ def read_provider(path: Path) -> ProviderRows:
         plan=head.plan,
         prices=tuple(row for _, _, row in rows),
         labels=head.labels,
+        plan_names=head.plan_names,
+        credit_usd=file.credits(),
     )
     for position, (index, node, row) in enumerate(rows):
         file.check(row, provider, index, node, earlier=provider.prices[:position])
@@ -159,6 +165,7 @@ class _File:
     def __init__(self, path: Path, tree: object) -> None:
         self._path = path
         self.head = self.convert(tree, _FileEntry, "")
+        self._credit_usd = self.credits()
 
     def rows(self, node: Any, index: int) -> list[Row]:
         """The row, or where it is priced in credits, one for each plan that says what they cost."""
@@ -191,6 +198,14 @@ class _File:
             rows.append(self.convert(node, Row, where, replace=replace))
         return rows
 
+    def credits(self) -> dict[str, tuple[int, int]]:
+        """What a credit costs on each plan: nano-USD for so many."""
+        found: dict[str, tuple[int, int]] = {}
+        for plan, node in self.head.credit_usd.items():
+            entry = self._sourced(node, f"credit_usd.{plan}")
+            found[plan] = self._nano_usd(node, entry.usd, "usd", f"credit_usd.{plan}")
+        return found
+
     def check(
         self, row: Row, of: ProviderRows, index: int, node: Any, *, earlier: Sequence[Row]
     ) -> None:
@@ -202,6 +217,15 @@ class _File:
             self._fail(node, "match", where, f"kind {row.kind.value!r} rates no leg: leave it []")
         if row.kind is Kind.SELF_HOSTED and any(rate.nano_usd for rate in row.rates.values()):
             self._fail(node, "rates", where, "what nobody bills for costs 0")
+        if row.direction not in ("", *DIRECTIONS):
+            self._fail(
+                node, "direction", where, f"{row.direction!r}: expected {' or '.join(DIRECTIONS)}"
+            )
+        for prefix in row.prefixes:
+            if not re.fullmatch(r"\+[0-9]{1,15}", prefix):
+                self._fail(
+                    node, "prefixes", where, f'{prefix!r} begins no number: expected "+1800"'
+                )
         texts = (*row.match, *row.except_models, *row.languages, *row.except_languages, *row.voices)
         for text in texts:
             if text != text.lower():
@@ -241,18 +265,14 @@ class _File:
         if (entry.usd is None) == (entry.credits is None):
             self._fail(node, "usd", where, "expected either usd or credits")
         per = self._per(node, entry.per, unit, where)
-        try:
-            usd = Decimal(entry.usd or entry.credits or "")
-            if plan is not None and entry.credits is not None:
-                of_plan = f"credit_usd.{plan}"
-                credit = self._sourced(self.head.credit_usd[plan], of_plan)
-                usd *= Decimal(credit.usd or "")
-            numerator, denominator = (usd * 1_000_000_000).as_integer_ratio()
-        except (InvalidOperation, ValueError, OverflowError):
-            numerator, denominator = -1, 1
-        if numerator < 0:
-            price = entry.usd or entry.credits
-            self._fail(node, "usd", where, f'{price!r} is no price: expected as in "0.0048"')
+        if entry.credits is None:
+            numerator, denominator = self._nano_usd(node, entry.usd, "usd", where)
+        else:
+            numerator, denominator = self._nano_usd(node, entry.credits, "credits", where)
+            nano_usd, of = self._credit_usd[plan or ""]
+            numerator, denominator = numerator * nano_usd, denominator * of * 1_000_000_000
+            common = math.gcd(numerator, denominator)
+            numerator, denominator = numerator // common, denominator // common
         return Rate(
             nano_usd=numerator,
             per=per * denominator,
@@ -263,6 +283,16 @@ class _File:
             via=entry.via,
             kind=entry.kind,
         )
+
+    def _nano_usd(self, node: Any, usd: str | None, key: str, where: str) -> tuple[int, int]:
+        """The exact number of nano-USD, as numerator and denominator."""
+        try:
+            numerator, denominator = (Decimal(usd or "") * 1_000_000_000).as_integer_ratio()
+        except (InvalidOperation, ValueError, OverflowError):
+            numerator, denominator = -1, 1
+        if numerator < 0:
+            self._fail(node, key, where, f'{usd!r} is no price: expected as in "0.0048"')
+        return numerator, denominator
 
     def _sourced(self, node: Any, where: str) -> _RateEntry:
         """A rate with what the `source` it names says of itself; its own words win."""

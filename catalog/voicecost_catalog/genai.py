@@ -16,11 +16,11 @@ import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from voicecost_catalog.hosts import hostname
 from voicecost_catalog.rates import ModelPrice, Rate, Rule, Tier
-from voicecost_catalog.rows import UNIX_EPOCH, unix_ms
+from voicecost_catalog.rows import ALWAYS, UNIX_EPOCH, Dated, unix_ms
 from voicecost_ledger.records import LegAttributes, Modality
 
 if TYPE_CHECKING:
@@ -56,15 +56,6 @@ _NOT_MET: Final = re.compile(
 GENAI_MODALITIES: Final = (Modality.LLM, Modality.REALTIME)
 """What genai-prices is asked for; speech is priced by our own rows."""
 _STANDARD_TIERS: Final = frozenset({"", "default", "standard", "auto", "on_demand"})
-_ALWAYS: Final = (-(2**63), 2**63)
-
-
-class Dated(NamedTuple):
-    """A price (None: not known) and the time for which that holds, the end not included."""
-
-    price: ModelPrice | None
-    from_unix_ms: int
-    until_unix_ms: int
 
 
 class GenaiPrices:
@@ -98,6 +89,11 @@ class GenaiPrices:
         """Whether there is a provider with exactly that id."""
         return any(known.id == provider for known in self.load())
 
+    def provider_of(self, host: str) -> str:
+        """The id of the provider whose API is at that host; "" where there is none."""
+        found = self._provider(None, host)
+        return found.id if found else ""
+
     def price_for(
         self, leg: LegAttributes, *, provider: str | None, host: str, at_unix_ms: int
     ) -> Dated:
@@ -112,7 +108,7 @@ class GenaiPrices:
         found = self._provider(provider, host) if leg.modality in GENAI_MODALITIES else None
         model = found.find_model(leg.model, all_providers=self.load()) if found else None
         if found is None or model is None:
-            return Dated(None, *_ALWAYS)
+            return Dated(None, *ALWAYS)
         return self._price_of(found, model, leg.service_tier, at_unix_ms)
 
     def _provider(self, provider_id: str | None, host: str) -> Provider | None:
@@ -213,7 +209,7 @@ def _unchanged_around(model: ModelInfo, at: datetime) -> tuple[int, int]:
     if isinstance(model.prices, list):
         constraints += [conditional.constraint for conditional in model.prices]
     at_unix_ms = unix_ms(at)
-    start, until = _ALWAYS
+    start, until = ALWAYS
     for change_unix_ms in _changes(constraints, at):
         if change_unix_ms <= at_unix_ms:
             start = max(start, change_unix_ms)

@@ -20,7 +20,13 @@ FRESH_DAYS: Final = 60
 _SCALES: Final[dict[str, tuple[tuple[int, str], ...]]] = {
     "ms": ((3_600_000, "hour"), (60_000, "minute"), (1_000, "second")),
     "characters": ((1_000_000, "million"), (1_000, "thousand"), (1, "character")),
-    "bytes": ((1_000_000, "million"), (1_000, "thousand"), (1, "byte")),
+    "months": ((1, "month"),),
+    "bytes": (
+        (1_000_000_000, "gigabyte"),
+        (1_000_000, "million"),
+        (1_000, "thousand"),
+        (1, "byte"),
+    ),
     "tokens": ((1_000_000, "million"), (1_000, "thousand"), (1, "token")),
     "requests": ((1_000_000, "million"), (1_000, "thousand"), (1, "request")),
 }

@@ -35,6 +35,8 @@ class Rule(StrEnum):
     CHARACTERS = "characters"  # Unicode code points submitted, heard or not
     BYTES = "bytes"  # the same text as UTF-8
     TOKENS = "tokens"  # tokens of one request; cached and audio tokens are parts of the others
+    TRAFFIC = "traffic"  # bytes that left a room for its participants
+    RECURRING = "recurring"  # months, such as of a number: no leg has any
     REQUESTS = "requests"  # each request alike, whatever was in it
 
 
@@ -69,6 +71,8 @@ BILLED_UNITS: Final[dict[Rule, tuple[tuple[str, ...], ...]]] = {
         ("output_tokens", "output_audio_tokens"),
     ),
     Rule.REQUESTS: (("requests",),),
+    Rule.TRAFFIC: (("downstream_bytes",),),
+    Rule.RECURRING: (("months",),),
 }
 OPTIONAL_UNITS: Final[dict[Rule, tuple[str, ...]]] = {
     # A part without its own rate costs what the whole does. `requests` is a fee for each request.

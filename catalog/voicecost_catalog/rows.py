@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import os.path
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,15 @@ from voicecost_ledger.records import LegAttributes, Modality
 COMPILED_PATH: Final = os.path.join(os.path.dirname(__file__), "prices.json")
 _NO_PROVIDER: Final = ("", "unknown")  # what a LiveKit plugin says that does not say
 UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+ALWAYS: Final = (-(2**63), 2**63)
+
+
+class Dated(NamedTuple):
+    """A price (None: not known) and the time for which that holds, the end not included."""
+
+    price: ModelPrice | None
+    from_unix_ms: int
+    until_unix_ms: int
 
 
 class Row(
@@ -45,6 +54,8 @@ class Row(
     voices: tuple[str, ...] = ()  # only these, as in `match`; empty means any
     languages: tuple[str, ...] = ()  # only these; empty means any
     except_languages: tuple[str, ...] = ()
+    direction: str = ""  # of a call: inbound or outbound
+    prefixes: tuple[str, ...] = ()  # of the number that is called, as in +1800; the longest wins
     streaming: bool | None = None  # None: streamed or not costs the same
     note: str = ""
 
@@ -71,16 +82,24 @@ class ProviderRows(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     plan: str  # the one in force unless another is chosen
     prices: tuple[Row, ...]
     labels: tuple[str, ...] = ()  # classes of plugins that report no provider
+    plan_names: dict[str, str] = {}  # plans that cost what another one does
+    credit_usd: dict[str, tuple[int, int]] = {}  # plan to nano-USD for so many credits
 
     def serves(self, leg: LegAttributes) -> bool:
         """Whether this provider bills for the leg, going by its host, or its name without one."""
         host = request_host(leg)
         if host:
-            return host in self.hosts or hostname(host) in self.hosts
+            return self._has_host(host) or self._has_host(hostname(host))
         name = leg.provider.strip().lower()
         if name in _NO_PROVIDER:
             return leg.label in self.labels
         return name == self.provider or name in {known.lower() for known in self.plugin_names}
+
+    def _has_host(self, host: str) -> bool:
+        """Whether the host is one of ours; `*.` stands for any name below it."""
+        return host in self.hosts or any(
+            known.startswith("*.") and host.endswith(known[1:]) for known in self.hosts
+        )
 
     def plan_of(self, row: Row) -> str:
         """The plan whose price the row is."""
@@ -136,6 +155,33 @@ def row_price(row: Row, of: ProviderRows, *, channel_count: int, pricing_source:
         assumed=row.assumed,
         note=row.note,
     )
+
+
+def dated_price(
+    of: ProviderRows, leg: LegAttributes, at_unix_ms: int, *, plan: str, pricing_source: str
+) -> Dated:
+    """The first row of the plan that the leg falls under at an instant.
+
+    What a plan has no row of costs what it does on the plan of the file.
+    """
+    start, until = ALWAYS
+    for wanted in dict.fromkeys((plan, of.plan)):
+        for row in of.prices:
+            if of.plan_of(row) != wanted or not row.covers(leg):
+                continue
+            begins = midnight_unix_ms(row.valid_from) if row.valid_from else ALWAYS[0]
+            ends = midnight_unix_ms(row.valid_until) if row.valid_until else ALWAYS[1]
+            if begins <= at_unix_ms < ends:
+                price = row_price(
+                    row, of, channel_count=leg.channel_count, pricing_source=pricing_source
+                )
+                return Dated(price, max(start, begins), min(until, ends))
+            # Between dated rows nothing is known: remember that no longer than it is true.
+            if ends <= at_unix_ms:
+                start = max(start, ends)
+            else:
+                until = min(until, begins)
+    return Dated(None, start, until)
 
 
 def midnight_unix_ms(day: date) -> int:

@@ -276,6 +276,9 @@ _UNITS_SHOWN: Final[Mapping[Modality, tuple[_Show, ...]]] = {
     ),
     Modality.DECISION: (_tokens,),
     Modality.AVATAR: (_connected,),
+    Modality.TELEPHONY: (_connected,),
+    Modality.PARTICIPANT: (_connected,),
+    Modality.EGRESS: (_connected,),
     Modality.TURN_DETECTION: (_requests,),
     Modality.INTERRUPTION_DETECTION: (_requests,),
     Modality.OTHER: (

@@ -288,7 +288,7 @@ def test_an_instant_out_of_any_calendar_has_no_price(at_unix_ms: int) -> None:
 def test_the_source_names_the_newest_row() -> None:
     price = BOOK.price_for(stt("nova-3"), NOW_UNIX_MS)
     assert price is not None
-    assert price.pricing_source == "voicecost-catalog@2026-11-20"
+    assert price.pricing_source == "voicecost-catalog@2026-11-21"
 
 
 def test_the_same_leg_gets_the_same_price_object() -> None:
@@ -333,8 +333,10 @@ def test_only_base_prices_and_what_held_before_them_rate_a_leg() -> None:
     kinds = Counter(
         (row.kind, bool(row.match)) for of in load_rows().providers for row in of.prices
     )
-    assert kinds[Kind.ADDON, False] == 7
+    assert kinds[Kind.ADDON, False] == 8
     assert kinds[Kind.ESTIMATE, False] == 1
+    assert kinds[Kind.FIXED, False] == 3
+    assert kinds[Kind.RULE, False] == 1
     assert {kind for kind, matched in kinds if matched} == {
         Kind.BASE, Kind.SUPERSEDED, Kind.SELF_HOSTED,
     }  # fmt: skip
