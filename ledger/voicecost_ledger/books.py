@@ -20,8 +20,17 @@ import msgspec
 from voicecost_ledger import budgets, calls, entries, quantities
 from voicecost_ledger.calls import Call, CallState
 from voicecost_ledger.checkpoints import Checkpoint
+from voicecost_ledger.corrections import Corrections
 from voicecost_ledger.credit import CreditControl
-from voicecost_ledger.events import CheckpointSeen, Effect, Event, RoomVerifiedGone, Tick
+from voicecost_ledger.events import (
+    Adjust,
+    CheckpointSeen,
+    Effect,
+    Event,
+    Rerate,
+    RoomVerifiedGone,
+    Tick,
+)
 from voicecost_ledger.meters import Meter, MeterState
 from voicecost_ledger.policy import Policy
 from voicecost_ledger.postings import Postings, worse
@@ -99,6 +108,7 @@ class Books:
         self._policy = policy
         self._credit = CreditControl(policy)
         self._postings = Postings(prices, self._credit, policy.billing)
+        self._corrections = Corrections(prices, self._postings, policy.billing)
         self._logged_faults: set[str] = set()
 
     def receive(self, tx: Session, event: Event, now: int) -> list[Effect]:
@@ -126,6 +136,10 @@ class Books:
                 return self._verified_gone(tx, event, now)
             case CheckpointSeen():
                 return self._checkpoint_seen(tx, event.checkpoint, now)
+            case Rerate():
+                return [self._corrections.rerate(tx, event, now)]
+            case Adjust():
+                return [self._corrections.adjust(tx, event, now)]
             case Tick():
                 return self._tick(tx, now)
 
@@ -381,8 +395,12 @@ class Books:
             if call.state is CallState.OPEN:
                 effects += self._credit.enforce(tx, call, now)
             if calls.conclude(tx, call, now, self._policy, told=told):
-                calls.settle_call(tx, call, now)
+                self._settle(tx, call, now)
         return effects
+
+    def _settle(self, tx: Session, call: Call, now: int) -> None:
+        self._corrections.charge_flat_fee(tx, call, now)
+        calls.settle_call(tx, call, now)
 
     def _verified_gone(self, tx: Session, event: RoomVerifiedGone, now: int) -> list[Effect]:
         call = self._credit.verified_gone(tx, event, now)
@@ -439,7 +457,7 @@ class Books:
             if now - since >= self._policy.meter_grace_ms:
                 self._lose(tx, open_meters, now)
         if calls.conclude(tx, call, now, self._policy):
-            calls.settle_call(tx, call, now)
+            self._settle(tx, call, now)
         return effects
 
     @contextlib.contextmanager

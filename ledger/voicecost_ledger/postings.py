@@ -108,7 +108,7 @@ class Postings:
         price = self.price_of(tx, leg)
         served = None
         if served_model or served_tier:
-            served = self.price_as_served(leg, served_model, served_tier, usage)
+            served = self._price_as_served(leg, served_model, served_tier, usage)
         price = served or price
         rated = None if price is None else price.rate(usage)
         if rated is None and leg.rated_nano_usd is not None and leg.usage:
@@ -372,7 +372,7 @@ class Postings:
             price = self._restored[leg.price_id] = self._prices.restore(document)
         return price
 
-    def price_as_served(
+    def _price_as_served(
         self, leg: Leg, model: str | None, tier: str | None, usage: dict[str, int]
     ) -> Price | None:
         """The price of what served a leg, where it has one of its own that knows these units."""

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from voicecost_ledger.events import Effect, EndRoom, Event, Reply
+from voicecost_ledger.events import Adjust, Answer, Effect, EndRoom, Event, Reply, Rerate
 from voicecost_ledger.protocol import (
     Ack,
     Command,
     Grant,
     Hello,
     Records,
+    Reject,
     Renew,
     Welcome,
     WrappedUp,
@@ -121,6 +122,17 @@ class Hub:
         )
         return answer
 
+    async def order(self, order: Rerate | Adjust) -> Answer:
+        """Carry out what an operator orders; the answer comes after the commit.
+
+        Raises:
+            StoreUnavailable: Nothing of it happened.
+        """
+        if self._bookkeeper is None:
+            raise RuntimeError("the hub is not started")
+        effects = await asyncio.wrap_future(self._bookkeeper.submit(order))
+        return next(effect for effect in effects if isinstance(effect, Answer))
+
     def on_effects(self, effects: Sequence[Effect]) -> None:
         """Route what time alone brought about; called from the bookkeeper's thread."""
         if effects and self._loop is not None:
@@ -139,7 +151,7 @@ class Hub:
                     connection.send(effect)
                 elif on_unserved is not None:
                     on_unserved(effect)
-            else:
+            elif isinstance(effect, (Welcome, Ack, Reject)):
                 replies.append(effect)
         return replies
 

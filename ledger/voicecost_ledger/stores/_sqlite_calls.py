@@ -217,7 +217,8 @@ def _entries(db: apsw.Connection, call_id: str) -> list[EntryView]:
     columns = ", ".join(f"e.{unit}" for unit in UNIT_COLUMNS)
     sql = (
         "SELECT e.number, l.meter_id, l.number, e.part, e.amount_nano_usd, e.price_id, e.basis, "
-        f"e.uncertainty_nano_usd, e.billed_nano_usd, e.accrued_at_unix_ms, e.posted_at_unix_ms, {columns} "
+        f"e.uncertainty_nano_usd, e.billed_nano_usd, e.accrued_at_unix_ms, e.posted_at_unix_ms, "
+        f"{columns} "
         "FROM entries e JOIN legs l ON l.key = e.leg_key WHERE e.call_id = ? ORDER BY e.number"
     )
     return [
@@ -251,7 +252,8 @@ def _meters(db: apsw.Connection, call_id: str) -> list[MeterView]:
     for row in query(
         db,
         "SELECT meter_id, state, job_id, opened, durable_seq, charged_nano_usd, posted_nano_usd, "
-        "held_nano_usd, held_windows, checkpoint, adjusted_nano_usd FROM meters WHERE call_id = ? ORDER BY meter_id",
+        "held_nano_usd, held_windows, checkpoint, adjusted_nano_usd FROM meters "
+        "WHERE call_id = ? ORDER BY meter_id",
         (call_id,),
     ):
         opened = msgspec.json.decode(row[3], type=MeterOpen)

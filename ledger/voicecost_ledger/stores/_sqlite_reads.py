@@ -10,6 +10,7 @@ from typing import Final
 
 import apsw
 
+from voicecost_ledger.billing import marked_up
 from voicecost_ledger.entries import FLAT_FEE_NUMBER
 from voicecost_ledger.money import per_mille
 from voicecost_ledger.stores import CostQuery, CostRow, LatencyQuery, LatencyRow
@@ -33,7 +34,8 @@ def costs(db: apsw.Connection, asked: CostQuery) -> list[CostRow]:
     sql = (
         f"SELECT {select}sum(amount_nano_usd), "
         "sum(CASE WHEN outcome NOT IN ('', 'served') THEN amount_nano_usd ELSE 0 END), "
-        f"sum(billed_nano_usd), sum(leg_count), sum(unpriced_leg_count) FROM rollups WHERE {where}{group}"
+        "sum(billed_nano_usd), sum(leg_count), sum(unpriced_leg_count) "
+        f"FROM rollups WHERE {where}{group}"
     )
     return [
         CostRow(
@@ -46,7 +48,10 @@ def costs(db: apsw.Connection, asked: CostQuery) -> list[CostRow]:
             unpriced_leg_count=row[-1],
         )
         for row in query(db, sql, values)
-        if row[-1] or row[-2] or row[-3] or row[-5]  # a group that everything has moved out of is no group
+        if row[-1]
+        or row[-2]
+        or row[-3]
+        or row[-5]  # a group that everything has moved out of is no group
     ]
 
 
@@ -148,6 +153,26 @@ _DIFFERENCES: Final = (
         "FROM legs l WHERE l.posted_nano_usd <> s",
     ),
     (
+        "leg {0}/{1}: posted_billed_nano_usd is {2}, its entries sum to {3}",
+        "SELECT l.meter_id, l.number, l.posted_billed_nano_usd, "
+        "coalesce((SELECT sum(billed_nano_usd) FROM entries e WHERE e.leg_key = l.key), 0) AS s "
+        "FROM legs l WHERE l.posted_billed_nano_usd <> s",
+    ),
+    (
+        "leg {0}/{1} is closed and billed {2}, but {3} are posted",
+        "SELECT meter_id, number, billed_nano_usd, posted_billed_nano_usd FROM legs "
+        "WHERE outcome IS NOT NULL AND coalesce(billed_nano_usd, 0) <> posted_billed_nano_usd",
+    ),
+    (
+        "leg {0}/{1} is {2} and billed {3}, but its order says {4}",
+        "SELECT meter_id, number, rated_nano_usd, billed_nano_usd, "
+        "CAST(p.document AS TEXT) AS ordered FROM legs l LEFT JOIN prices p USING (price_id) "
+        f"WHERE number >= {FLAT_FEE_NUMBER} AND (rated_nano_usd, billed_nano_usd) IS NOT ("
+        "coalesce(json_extract(ordered, '$.adjustment.amount_nano_usd'), 0), "
+        "coalesce(json_extract(ordered, '$.adjustment.amount_nano_usd'), "
+        "json_extract(ordered, '$.flat_fee.billed_nano_usd')))",
+    ),
+    (
         "leg {0}/{1} is closed and rated {2}, but {3} are posted",
         "SELECT meter_id, number, rated_nano_usd, posted_nano_usd FROM legs "
         "WHERE outcome IS NOT NULL AND coalesce(rated_nano_usd, 0) <> posted_nano_usd",
@@ -204,19 +229,24 @@ _DIFFERENCES: Final = (
         "WHERE state <> 'open' AND held_nano_usd <> 0",
     ),
     (
-        "quarter {0}, {1}: rolled up to {2} in {3} legs, its entries sum to {4} in {5}",
+        "quarter {0}, {1}: rolled up to {2} in {3} legs, its entries sum to {4} in {5}; "
+        "billed {6}, its entries {7}",
         "WITH e AS (SELECT e.accrued_at_unix_ms - e.accrued_at_unix_ms % 900000 AS q, "
         "json_array(m.project, coalesce(m.agent, ''), coalesce(m.tenant, ''), l.provider, l.model, "
         "l.modality, coalesce(l.outcome, '')) AS dimensions, "
-        "sum(coalesce(e.amount_nano_usd, 0)) AS amount, sum(e.part = 0) AS legs FROM entries e "
+        "sum(coalesce(e.amount_nano_usd, 0)) AS amount, sum(e.part = 0) AS legs, "
+        "sum(coalesce(e.billed_nano_usd, 0)) AS billed FROM entries e "
         "JOIN legs l ON l.key = e.leg_key JOIN meters m USING (meter_id) GROUP BY 1, 2), "
         "r AS (SELECT quarter_unix_ms AS q, json_array(project, agent, tenant, provider, model, "
-        "modality, outcome) AS dimensions, amount_nano_usd AS amount, leg_count AS legs "
-        "FROM rollups WHERE amount_nano_usd <> 0 OR leg_count <> 0) "
+        "modality, outcome) AS dimensions, amount_nano_usd AS amount, leg_count AS legs, "
+        "billed_nano_usd AS billed FROM rollups "
+        "WHERE amount_nano_usd <> 0 OR leg_count <> 0 OR billed_nano_usd <> 0) "
         "SELECT coalesce(r.q, e.q), coalesce(r.dimensions, e.dimensions), r.amount, r.legs, "
-        "e.amount, e.legs FROM r FULL JOIN e ON r.q = e.q AND r.dimensions = e.dimensions "
+        "e.amount, e.legs, r.billed, e.billed FROM r FULL JOIN e "
+        "ON r.q = e.q AND r.dimensions = e.dimensions "
         "WHERE coalesce(r.amount, 0) <> coalesce(e.amount, 0) "
-        "OR coalesce(r.legs, 0) <> coalesce(e.legs, 0)",
+        "OR coalesce(r.legs, 0) <> coalesce(e.legs, 0) "
+        "OR coalesce(r.billed, 0) <> coalesce(e.billed, 0)",
     ),
     (
         "the rollups sum to {0}, the entries to {1}",
@@ -246,4 +276,19 @@ _DIFFERENCES: Final = (
 
 def verify(db: apsw.Connection) -> list[str]:
     """Recompute every total from the entries; one sentence per difference."""
-    return [sentence.format(*row) for sentence, sql in _DIFFERENCES for row in query(db, sql)]
+    found = [sentence.format(*row) for sentence, sql in _DIFFERENCES for row in query(db, sql)]
+    legs = each_row(
+        db,
+        "SELECT meter_id, number, rated_nano_usd, markup_ppm, billed_nano_usd FROM legs "
+        "WHERE number < ?",
+        (FLAT_FEE_NUMBER,),
+    )
+    for meter_id, number, rated, markup_ppm, billed in legs:
+        # Not in SQL: the product of the two may be too large for it.
+        expected = marked_up(rated, markup_ppm)
+        if billed != expected:
+            found.append(
+                f"leg {meter_id}/{number} is rated {rated} with a markup of {markup_ppm} ppm and "
+                f"billed {billed}: expected {expected}"
+            )
+    return found
