@@ -56,6 +56,13 @@ async def by_httpx(url: str) -> None:
         await http.post(url, json={})
 
 
+async def by_httpx2(url: str) -> None:
+    """What LiveKit's newest OpenAI client speaks through."""
+    client: Any = pytest.importorskip("httpx2")
+    async with client.AsyncClient() as http:
+        await http.post(url, json={})
+
+
 class Guard(LLM[Any]):
     """Has each request checked by a service of its own, then hands it on, if to anybody."""
 
@@ -90,7 +97,7 @@ async def ask(model: LLM[Any]) -> RecordingMeter:
     return meter
 
 
-@pytest.mark.parametrize("client", [by_aiohttp, by_httpx])
+@pytest.mark.parametrize("client", [by_aiohttp, by_httpx, by_httpx2])
 async def test_a_wrapper_with_a_request_of_its_own_shows_it_as_a_gap(
     providers: Providers, service_url: str, client: Callable[[str], Any]
 ) -> None:
