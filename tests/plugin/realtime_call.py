@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 from array import array
 from collections.abc import AsyncGenerator, Iterable
@@ -108,9 +109,9 @@ async def realtime_call(
     **options: Any,
 ) -> AsyncGenerator[RealtimeCall]:
     """A session on `model`, attached to a `RecordingMeter`, with a caller and a loudspeaker."""
-    session: AgentSession[None] = AgentSession(
-        llm=model, session_close_transcript_timeout=0.1, **options
-    )
+    if "session_close_transcript_timeout" in inspect.signature(AgentSession).parameters:
+        options["session_close_transcript_timeout"] = 0.1  # not yet in the oldest LiveKit
+    session: AgentSession[None] = AgentSession(llm=model, **options)
     meter = RecordingMeter(limit_nano_usd=limit_nano_usd)
     if prices is not None:
         meter.prices = prices

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
@@ -92,6 +93,7 @@ class OpenAIRealtime:
         self._asked: dict[str, Any] = {}  # client event id to SpeechHandle
         self._last: _OpenAIResponse | None = None
         self._buffer_ms = 0
+        self._commits_ms: deque[int] = deque()  # asked for, and not confirmed yet
         self._speech_from_ms: dict[str, int] = {}
         self._speech_ms: dict[str, int] = {}
         self._transcription_model = ""
@@ -100,6 +102,7 @@ class OpenAIRealtime:
             "session.update": self._session_update,
             "input_audio_buffer.append": self._audio_appended,
             "input_audio_buffer.clear": self._buffer_cleared,
+            "input_audio_buffer.commit": self._commit_asked,
         }
         deltas: dict[str, Callable[[dict[str, Any]], None]] = {}
         for name, take in (
@@ -116,6 +119,7 @@ class OpenAIRealtime:
             "input_audio_buffer.speech_started": self._speech_started,
             "input_audio_buffer.speech_stopped": self._speech_stopped,
             "input_audio_buffer.committed": self._committed,
+            "error": self._refused,
             "conversation.item.added": self._item_added,
             "conversation.item.created": self._item_added,  # before general availability
             "conversation.item.deleted": self._item_deleted,
@@ -189,6 +193,7 @@ class OpenAIRealtime:
         self._transcriptions.clear()
         self._speech_from_ms.clear()
         self._speech_ms.clear()
+        self._commits_ms.clear()
         self._buffer_ms = 0
         self._prompt.restart()
 
@@ -344,6 +349,14 @@ class OpenAIRealtime:
     def _buffer_cleared(self, event: dict[str, Any]) -> None:
         self._buffer_ms = 0
 
+    def _commit_asked(self, event: dict[str, Any]) -> None:
+        self._commits_ms.append(self._buffer_ms)
+        self._buffer_ms = 0
+
+    def _refused(self, event: dict[str, Any]) -> None:
+        if _part(event, "error").get("code") == _COMMIT_EMPTY and self._commits_ms:
+            self._buffer_ms += self._commits_ms.popleft()
+
     def _speech_started(self, event: dict[str, Any]) -> None:
         self._speech_from_ms[event["item_id"]] = int(event["audio_start_ms"])
 
@@ -354,8 +367,12 @@ class OpenAIRealtime:
 
     def _committed(self, event: dict[str, Any]) -> None:
         item_id = event["item_id"]
-        audio_ms = self._speech_ms.setdefault(item_id, self._buffer_ms)
-        self._buffer_ms = 0
+        if item_id not in self._speech_ms and self._commits_ms:
+            self._speech_ms[item_id] = self._commits_ms.popleft()
+        else:  # the provider's own commit, where it heard a pause
+            self._speech_ms.setdefault(item_id, self._buffer_ms)
+            self._buffer_ms = 0
+        audio_ms = self._speech_ms[item_id]
         if not self._transcription_model:
             return
         attributes = self._legs.describe(Modality.STT, self._transcription_model)
@@ -414,6 +431,7 @@ class OpenAIRealtime:
 
 
 _PENDING: Final = "_response_created_futures"  # the plugin's, by client event id
+_COMMIT_EMPTY: Final = "input_audio_buffer_commit_empty"
 _TRANSCRIPTION: Final = "conversation.item.input_audio_transcription"
 _OUTCOMES: Final = {"cancelled": Outcome.INTERRUPTED, "failed": Outcome.FAILED}
 
