@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Final
+from typing import Any, Final
 
 from voicecost_ledger.books import Books
-from voicecost_ledger.events import Effect, Event, Tick
+from voicecost_ledger.events import Adjust, Answer, Effect, Event, Order, Rerate, Tick
 from voicecost_ledger.policy import Policy
 from voicecost_ledger.pricing import PriceBook
 from voicecost_ledger.stores import Session, Store, StoreUnavailable
@@ -25,6 +25,10 @@ logger = logging.getLogger("voicecost.ledger")
 
 # More would hold the interpreter too long beside an event loop (measured: loop lag p99 6 -> 2 ms).
 GROUP_MAX: Final = 500
+
+
+# Any: the effects of an event, the answer to an order.
+_Item = tuple[Event | Order, Future[Any]]
 
 
 def _wall_clock_ms() -> int:
@@ -56,9 +60,7 @@ class Bookkeeper:
         self._tick_s = policy.tick_ms / 1000
         self._clock_ms = clock_ms
         self._on_effects = on_effects
-        self._inbox: queue.SimpleQueue[tuple[Event, Future[list[Effect]]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
         self.fault_count = 0  # events that failed for a reason of ours, for metrics
@@ -75,7 +77,14 @@ class Bookkeeper:
             A future of its effects; `StoreUnavailable` when it could not be made durable (then
             nothing of it happened), any other exception when the event itself was at fault.
         """
-        future: Future[list[Effect]] = Future()
+        return self._hand_in(event)
+
+    def order(self, order: Order) -> Future[Answer]:
+        """Hand in an operator's order; the future is as `submit`'s, of its answer."""
+        return self._hand_in(order)
+
+    def _hand_in(self, event: Event | Order) -> Future[Any]:
+        future: Future[Any] = Future()
         if self._closed:
             future.set_exception(
                 StoreUnavailable("the ledger is shutting down: try again", reason="other")
@@ -95,7 +104,7 @@ class Bookkeeper:
     def _run(self) -> None:
         due = time.monotonic() + self._tick_s
         while True:
-            group: list[tuple[Event, Future[list[Effect]]]] = []
+            group: list[_Item] = []
             ended = False
             try:
                 item = self._inbox.get(timeout=max(0.0, due - time.monotonic()))
@@ -117,7 +126,7 @@ class Bookkeeper:
                 due = time.monotonic() + self._tick_s
                 self._tick()
 
-    def _work(self, group: list[tuple[Event, Future[list[Effect]]]]) -> None:
+    def _work(self, group: list[_Item]) -> None:
         """Commit a group; one event at fault must not cost the others their commit."""
         group = [item for item in group if item[1].set_running_or_notify_cancel()]
         try:
@@ -138,7 +147,7 @@ class Bookkeeper:
             for (_, future), effects in zip(group, results, strict=True):
                 future.set_result(effects)
 
-    def _work_one(self, item: tuple[Event, Future[list[Effect]]]) -> None:
+    def _work_one(self, item: _Item) -> None:
         event, future = item
         try:
             with self._store.transaction() as tx:
@@ -152,13 +161,15 @@ class Bookkeeper:
         else:
             future.set_result(effects)
 
-    def _receive(self, tx: Session, event: Event) -> list[Effect]:
+    def _receive(self, tx: Session, event: Event | Order) -> list[Effect] | Answer:
+        if isinstance(event, (Rerate, Adjust)):
+            return self._books.order(tx, event, self._clock_ms())
         return self._books.receive(tx, event, self._clock_ms())
 
     def _tick(self) -> None:
         try:
             with self._store.transaction() as tx:
-                effects = self._receive(tx, Tick())
+                effects = self._books.receive(tx, Tick(), self._clock_ms())
         except StoreUnavailable as error:
             self.fault_count += 1
             logger.warning("the ledger could not tick (%s); trying again", error.reason)

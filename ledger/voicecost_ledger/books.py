@@ -23,10 +23,11 @@ from voicecost_ledger.checkpoints import Checkpoint
 from voicecost_ledger.corrections import Corrections
 from voicecost_ledger.credit import CreditControl
 from voicecost_ledger.events import (
-    Adjust,
+    Answer,
     CheckpointSeen,
     Effect,
     Event,
+    Order,
     Rerate,
     RoomVerifiedGone,
     Tick,
@@ -136,12 +137,14 @@ class Books:
                 return self._verified_gone(tx, event, now)
             case CheckpointSeen():
                 return self._checkpoint_seen(tx, event.checkpoint, now)
-            case Rerate():
-                return [self._corrections.rerate(tx, event, now)]
-            case Adjust():
-                return [self._corrections.adjust(tx, event, now)]
             case Tick():
                 return self._tick(tx, now)
+
+    def order(self, tx: Session, order: Order, now: int) -> Answer:
+        """Carry out what an operator orders."""
+        if isinstance(order, Rerate):
+            return self._corrections.rerate(tx, order, now)
+        return self._corrections.adjust(tx, order, now)
 
     # ---- the protocol --------------------------------------------------------------------------
 

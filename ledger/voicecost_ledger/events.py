@@ -1,9 +1,11 @@
 """What goes into the authority's pure core and what comes out of it.
 
     event -> Books.receive(event, now) -> effects
+    order -> Books.order(order, now) -> answer
 
 Protocol messages and LiveKit's events are events as they are; the rest is defined here. Effects
-are protocol messages for a connection, and `EndRoom` for the enforcer.
+are protocol messages for a connection, and `EndRoom` for the enforcer. An order is an operator's,
+and what it answers is for nobody else.
 """
 
 from __future__ import annotations
@@ -129,13 +131,11 @@ Event = (
     | RoomListing
     | RoomVerifiedGone
     | CheckpointSeen
-    | Rerate
-    | Adjust
     | Tick
 )
 Reply = Welcome | Ack | Reject
 """For the connection the event came from."""
+Order = Rerate | Adjust
 Answer = Rerated | Adjusted | Refused
-"""For the operator who gave the order."""
-Effect = Reply | Answer | Grant | Command | EndRoom
+Effect = Reply | Grant | Command | EndRoom
 """Grant and Command go to whichever connection serves their meter."""

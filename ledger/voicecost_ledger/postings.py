@@ -99,7 +99,10 @@ class Postings:
             )
         elif leg is None:
             return f"leg {record.leg} was never started"
-        elif leg.basis is not Basis.ESTIMATED:
+        elif leg.basis is not Basis.ESTIMATED and not (
+            # A request is recorded before it goes out: one that was refused has used less.
+            isinstance(record, LegStop) and leg.outcome is None
+        ):
             for unit, quantity in leg.usage.items():
                 if usage.get(unit, 0) < quantity:
                     return f"{unit} shrank from {quantity} to {usage.get(unit, 0)}"

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from voicecost_ledger.events import Adjust, Answer, Effect, EndRoom, Event, Reply, Rerate
+from voicecost_ledger.events import Answer, Effect, EndRoom, Event, Order, Reply
 from voicecost_ledger.protocol import (
     Ack,
     Command,
     Grant,
     Hello,
     Records,
-    Reject,
     Renew,
     Welcome,
     WrappedUp,
@@ -27,6 +26,10 @@ class Bookkeeping(Protocol):
 
     def submit(self, event: Event) -> Future[list[Effect]]:
         """Apply an event; resolves once it is committed."""
+        ...
+
+    def order(self, order: Order) -> Future[Answer]:
+        """Carry out an order; resolves once it is committed."""
         ...
 
 
@@ -122,7 +125,7 @@ class Hub:
         )
         return answer
 
-    async def order(self, order: Rerate | Adjust) -> Answer:
+    async def order(self, order: Order) -> Answer:
         """Carry out what an operator orders; the answer comes after the commit.
 
         Raises:
@@ -130,8 +133,7 @@ class Hub:
         """
         if self._bookkeeper is None:
             raise RuntimeError("the hub is not started")
-        effects = await asyncio.wrap_future(self._bookkeeper.submit(order))
-        return next(effect for effect in effects if isinstance(effect, Answer))
+        return await asyncio.wrap_future(self._bookkeeper.order(order))
 
     def on_effects(self, effects: Sequence[Effect]) -> None:
         """Route what time alone brought about; called from the bookkeeper's thread."""
@@ -151,7 +153,7 @@ class Hub:
                     connection.send(effect)
                 elif on_unserved is not None:
                     on_unserved(effect)
-            elif isinstance(effect, (Welcome, Ack, Reject)):
+            else:
                 replies.append(effect)
         return replies
 

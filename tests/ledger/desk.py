@@ -14,7 +14,7 @@ from typing import Any
 
 from voicecost_ledger.books import Books
 from voicecost_ledger.calls import CallState
-from voicecost_ledger.events import Effect, EndRoom, Event, Tick
+from voicecost_ledger.events import Answer, Effect, EndRoom, Event, Order, Tick
 from voicecost_ledger.policy import Policy
 from voicecost_ledger.pricing import Price
 from voicecost_ledger.protocol import Ack, Action, Command, Grant, Records, Reject, Renew
@@ -94,6 +94,10 @@ class Desk:
             effects = self.books.receive(tx, event, self.now)
         self.effects += effects
         return effects
+
+    def order(self, order: Order) -> Answer:
+        with self.store.transaction() as tx:
+            return self.books.order(tx, order, self.now)
 
     def wait(self, ms: int) -> list[Effect]:
         """Let time pass, ticking every second as the bookkeeper does (of hours, less often)."""

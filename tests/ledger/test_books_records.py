@@ -105,6 +105,22 @@ def test_a_negative_or_shrinking_count_is_quarantined_and_visible() -> None:
     assert desk.store.counters()["quarantined_records"] == 4
 
 
+def test_a_stop_may_take_back_what_was_counted_before_it_was_sent() -> None:
+    """A request is recorded before it goes out, exactly; one that is refused has used nothing."""
+    desk = Desk()
+    meter = desk.meter()
+    leg = meter.start(TTS)
+    meter.interim(leg, characters=50)
+    meter.stop(leg, Outcome.FAILED, Basis.OBSERVED, characters=0)
+    meter.stop(leg, Outcome.FAILED, Basis.OBSERVED, characters=20)
+    meter.stop(leg, Outcome.FAILED, Basis.OBSERVED, characters=19)  # it was over, and exact
+    meter.send()
+    call = desk.call()
+    assert call.summary.total_nano_usd == 20 * UNIT_NANO_USD
+    assert [row.reason for row in call.quarantined] == ["characters shrank from 20 to 19"]
+    desk.check()
+
+
 def test_an_estimate_may_be_corrected_downwards_by_what_the_provider_reports() -> None:
     desk = Desk()
     meter = desk.meter()

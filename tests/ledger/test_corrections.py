@@ -30,14 +30,14 @@ def rerate(desk: Desk, **order: Any) -> Rerated:
         "by": "op",
         "reason": "new price",
     }
-    (done,) = desk.receive(Rerate(**(span | order)))
+    done = desk.order(Rerate(**(span | order)))
     assert isinstance(done, Rerated)
     return done
 
 
 def adjust(desk: Desk, call_id: str, amount: int, **order: Any) -> Adjusted | Refused:
     fields = {"adjustment_id": "A1", "reason": "goodwill", "by": "op"} | order
-    (done,) = desk.receive(Adjust(call_id=call_id, amount_nano_usd=amount, **fields))
+    done = desk.order(Adjust(call_id=call_id, amount_nano_usd=amount, **fields))
     assert isinstance(done, Adjusted | Refused)
     return done
 

@@ -17,9 +17,19 @@ from typing import Any
 import msgspec
 
 from tests.ledger.desk import LLM, STT, TTS, SumBook
+from voicecost_ledger.billing import Billing, BillingTerms
 from voicecost_ledger.books import Books
 from voicecost_ledger.checkpoints import Checkpoint, CheckpointTotal
-from voicecost_ledger.events import CheckpointSeen, Effect, EndRoom, RoomVerifiedGone, Tick
+from voicecost_ledger.events import (
+    Adjust,
+    CheckpointSeen,
+    Effect,
+    EndRoom,
+    Order,
+    Rerate,
+    RoomVerifiedGone,
+    Tick,
+)
 from voicecost_ledger.grants import Allowance, FailureHandling
 from voicecost_ledger.policy import BudgetAction, Policy, ProjectPolicy
 from voicecost_ledger.protocol import (
@@ -56,7 +66,7 @@ from voicecost_ledger.rooms import (
     RoomListing,
     RoomParticipant,
 )
-from voicecost_ledger.stores import StoreUnavailable
+from voicecost_ledger.stores import CallQuery, StoreUnavailable
 from voicecost_ledger.stores.sqlite import SqliteStore
 from voicecost_ledger.uplink import Uplink
 
@@ -80,7 +90,10 @@ class World:
         limit = self.random.choice([None, 0, 30_000_000, 300_000_000])
         action = self.random.choice([BudgetAction.END, BudgetAction.WARN])
         project = ProjectPolicy(name="Shop", daily_budget_nano_usd=limit, budget_action=action)
-        self.policy = Policy(livekit_project="LK", projects={"shop": project})
+        terms = BillingTerms(markup_ppm=123_457, flat_fee_nano_usd=7)
+        self.policy = Policy(
+            livekit_project="LK", projects={"shop": project}, billing=Billing(everybody=terms)
+        )
         # With no credit in an outage nothing may ever be overshot.
         self.strict = self.random.random() < 0.5
         self.livekit = LiveKit(self)
@@ -92,6 +105,8 @@ class World:
             self.agents.append(Agent(self, len(self.agents), beside=self.agents[0]))
         if self.random.random() < 0.2:
             self.later(60_000, self._cut_limit)
+        if not self.strict and self.seed % 3 == 0:  # what an adjustment adds is overshoot
+            self.later(70_000, self._correct)
 
     def later(self, delay_ms: int, do: Callable[[], None]) -> None:
         self._count += 1
@@ -108,7 +123,23 @@ class World:
         limit = (shop.daily_budget_nano_usd or 0) // 3
         lowered = msgspec.structs.replace(shop, daily_budget_nano_usd=limit)
         self.policy = msgspec.structs.replace(self.policy, projects={"shop": lowered})
-        self.sidecar.books = Books(SumBook(), self.policy)
+        self.sidecar.books = Books(self.sidecar.prices, self.policy)
+
+    def _correct(self) -> None:
+        """The operator finds a wrong price, and refunds something of each call."""
+        self.sidecar.prices.known["aura-2"] = 3
+        orders: list[Order] = [
+            Rerate(from_unix_ms=self.began, until_unix_ms=self.wall_clock, apply=True)
+        ]
+        for call in self.sidecar.store.calls(CallQuery(limit=1000)):
+            order = Adjust(
+                adjustment_id="A", call_id=call.call_id, amount_nano_usd=-5, reason="x", by="op"
+            )
+            orders += [order, order]
+        for order in orders:
+            if self.sidecar.up and not self.sidecar.disk_full:
+                with self.sidecar.store.transaction() as tx:
+                    self.sidecar.books.order(tx, order, self.wall_clock)
 
     def chance(self, probability: float) -> bool:
         return not self.calm and self.random.random() < probability
@@ -253,7 +284,8 @@ class Sidecar:
         self.store = SqliteStore.open(":memory:")
         self.up = True
         self.disk_full = False
-        self.books = Books(SumBook(), world.policy)
+        self.prices = SumBook()
+        self.books = Books(self.prices, world.policy)
         self.ended: list[tuple[str, str]] = []
         self.checkpoints: dict[str, Checkpoint] = {}  # the last one that was told, by meter
         world.later(1_000, self._tick)
