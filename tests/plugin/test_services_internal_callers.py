@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from livekit.agents import AMD, inference
 from livekit.agents.evals import JudgeGroup, task_completion_judge
 from livekit.agents.llm import ChatContext
+from livekit.agents.vad import VAD, VADCapabilities, VADEvent, VADEventType, VADStream
 
 from livekit.plugins.voicecost import _attribution, _instrument
 from tests.plugin.endings import Caller, meter_held_against
@@ -61,6 +63,12 @@ async def ended(call: Call, other: Call) -> None:
         await each.close()
     assert {leg.attributes.modality for leg in other.meter.legs.values()} <= {Modality.STT}
     assert other.meter.total(Modality.STT, "audio_ms") == 0  # connected for nothing
+
+
+async def connected(stream: Any) -> None:
+    """Return when a turn detector's stream has a session at the gateway."""
+    while stream._transport._ws is None:  # noqa: ASYNC110  (LiveKit tells nobody)
+        await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -141,8 +149,8 @@ async def test_a_turn_detector_changed_in_mid_call_is_the_sessions(world: World)
     gateway = await world.stack.enter_async_context(InferenceServicesSimulator())
     other = await world.call()
     call = await world.call()
-    recognition = call.session._activity._audio_recognition  # pyright: ignore[reportOptionalMemberAccess] it runs
-    assert recognition is not None
+    activity: Any = call.session._activity
+    recognition = activity._audio_recognition
     recognition._update_turn_detector(
         inference.TurnDetector(
             version="v1",
@@ -153,12 +161,78 @@ async def test_a_turn_detector_changed_in_mid_call_is_the_sessions(world: World)
         )
     )
     stream = recognition._turn_detector_stream
-    while stream._transport._ws is None:  # pyright: ignore  # noqa: ASYNC110, PGH003 (LiveKit tells nobody)
-        await asyncio.sleep(0.001)
-    await stream.predict()  # pyright: ignore[reportOptionalMemberAccess] it was just made
+    await connected(stream)
+    await stream.predict()
     await ended(call, other)
     (leg,) = call.meter.of(Modality.TURN_DETECTION)
     assert leg.usage == {"requests": 1}
+
+
+class LoudnessVAD(VAD):
+    """Hears speech in any frame that is not silent, and its end after ten silent ones."""
+
+    def __init__(self) -> None:
+        super().__init__(capabilities=VADCapabilities(update_interval=0.02))
+
+    def stream(self) -> VADStream:
+        return _LoudnessStream(self)
+
+
+class _LoudnessStream(VADStream):
+    async def _main_task(self) -> None:
+        speaking, silent_s = False, 0.0
+        async for frame in self._input_ch:
+            if isinstance(frame, self._FlushSentinel):
+                continue
+            loud = any(frame.data)
+            silent_s = 0.0 if loud else silent_s + frame.duration
+            if loud and not speaking:
+                speaking = True
+                self._tell(VADEventType.START_OF_SPEECH, silent_s)
+            self._tell(VADEventType.INFERENCE_DONE, silent_s)
+            if speaking and silent_s >= 0.5:
+                speaking = False
+                self._tell(VADEventType.END_OF_SPEECH, silent_s)
+
+    def _tell(self, kind: VADEventType, silent_s: float) -> None:
+        self._event_ch.send_nowait(
+            VADEvent(
+                type=kind,
+                samples_index=0,
+                timestamp=0.0,
+                speech_duration=0.3,
+                silence_duration=silent_s,
+                raw_accumulated_silence=silent_s,
+                raw_accumulated_speech=0.0 if silent_s else 0.3,
+            )
+        )
+
+
+async def test_the_end_of_a_callers_turn_is_asked_for_in_the_callers_session(
+    world: World,
+) -> None:
+    gateway = await world.stack.enter_async_context(InferenceServicesSimulator())
+    detector = inference.TurnDetector(
+        version="v1",
+        base_url=gateway.url,
+        api_key="key",
+        api_secret="secret" * 6,
+        http_session=world.providers.http,
+    )
+    caller = Caller()
+    other = await world.call()
+    call = await world.call(
+        hears=caller, vad=LoudnessVAD(), turn_handling={"turn_detection": detector}
+    )
+    activity: Any = call.session._activity
+    await connected(activity._audio_recognition._turn_detector_stream)
+    caller.says()
+    await gateway.asked("turn_detection", 1)
+    await ended(call, other)
+    await gateway.bill.settled()
+    (leg,) = call.meter.of(Modality.TURN_DETECTION)
+    assert leg.usage == gateway.bill.rows[0].units
+    assert leg.outcome is Outcome.SERVED
 
 
 async def test_the_names_are_put_back() -> None:
