@@ -34,6 +34,8 @@ from openai.types.chat import ChatCompletionChunk
 from benchmarks import _report
 from livekit.plugins.voicecost import VoiceCost, _attribution, _prices, _runtime, _wire
 from livekit.plugins.voicecost._link import MeterLink
+from livekit.plugins.voicecost._wire_answers import show
+from livekit.plugins.voicecost._wire_openai import read_chunk
 from voicecost_ledger.money import MAX_NANO_USD
 from voicecost_ledger.protocol import Grant
 from voicecost_ledger.records import Record
@@ -134,16 +136,21 @@ class Recording:
 class Timed:
     """Runs an observation many times inside an attempt, and keeps what each took."""
 
-    def __init__(self, count: int, observe: Callable[[Any], None]) -> None:
+    def __init__(
+        self, count: int, observe: Callable[[Any], None], *, answers: bool = False
+    ) -> None:
         self.count = count
         self.observe = observe
+        self.answers = answers
         self.recording = Recording()
         self.taken_ns: list[int] = []
 
     async def run(self) -> None:
         """What the stream runs instead of a request."""
-        attempt, clock = _wire.observer.get(), time.perf_counter_ns
-        assert attempt is not None
+        attempt: Any = _wire.observer.get()
+        clock = time.perf_counter_ns
+        if self.answers:
+            attempt = attempt.answer_observed()
         for _ in range(500):
             self.observe(attempt)
         records = self.recording.taken_ns
@@ -217,7 +224,7 @@ async def measure(count: int, http: aiohttp.ClientSession) -> dict[str, list[Tim
     context.add_message(role="system", content="You are a helpful telephone agent. " * 20)
     rounds: dict[str, list[Timed]] = {"LLM chunk": [], "word": [], "50 ms of audio": []}
     for _ in range(ROUNDS):
-        answer = Timed(count, lambda attempt: attempt.chunk_received(CHUNK))
+        answer = Timed(count, lambda seen: show(CHUNK, read_chunk, seen), answers=True)
         await observe(TimedAnswer(llm, chat_ctx=context, tools=[], conn_options=OPTIONS), answer)
         speech = Timed(count, lambda attempt: attempt.text_sending(connection, WORD))
         await observe(TimedSpeech(tts=tts, conn_options=OPTIONS), speech)

@@ -160,7 +160,7 @@ class Estimates:
         margins = {
             "input_tokens": prompt.input_margin,
             "cached_input_tokens": prompt.cached_margin,
-            "output_tokens": self._output_margin(counts) + hidden_margin,
+            "output_tokens": self.output_margin(counts) + hidden_margin,
             "reasoning_tokens": hidden_margin,
         }
         if reported:
@@ -173,7 +173,8 @@ class Estimates:
             usage["reasoning_tokens"] = hidden
         return usage, {unit: margin for unit, margin in margins.items() if margin}
 
-    def _output_margin(self, counts: Counts) -> int:
+    def output_margin(self, counts: Counts) -> int:
+        """By how much the output that was seen so far may be off."""
         reported = counts.reported.get("output_tokens")
         chunks = counts.completion_chunks
         if chunks == 0:

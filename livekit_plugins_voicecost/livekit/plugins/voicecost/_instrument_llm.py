@@ -59,6 +59,7 @@ class LLMAttempt(Attempt):
         self._input_tokens = usage["input_tokens"]
         self._cached_input_tokens = usage["cached_input_tokens"]
         self._hidden_tokens = 0
+        self._prompt_margins = self._tally.margins = self._estimates.margins(self._counts)
         self._began = True
         if not self._tally.spend(usage, Basis.ESTIMATED):
             self._refused_by_us = True
@@ -122,6 +123,8 @@ class LLMAttempt(Attempt):
         else:
             output_tokens = self._estimates.output_tokens(counts, self._hidden_tokens)
             usage = llm_usage(counts, self._input_tokens, self._cached_input_tokens, output_tokens)
+            output_margin = self._estimates.output_margin(counts)
+            tally.margins = {**self._prompt_margins, "output_tokens": output_margin}
         if not tally.spend(usage, Basis.ESTIMATED):
             # What has arrived is owed; what may still come is what the budget can refuse.
             tally.owe(usage, Basis.ESTIMATED)
