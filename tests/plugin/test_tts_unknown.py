@@ -137,3 +137,23 @@ async def test_a_connection_that_is_refused_costs_nothing_there_either(
     assert (refused.outcome, served.outcome) == (Outcome.FAILED, Outcome.SERVED)
     assert not any(refused.usage.values())
     assert abs(served.usage["characters"] - voice.billed) <= 1
+
+
+async def test_a_text_of_which_nothing_was_sent_leaves_no_leg_open(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first stream of a plugin is counted by what it takes, until it asks its tokenizer."""
+    monkeypatch.setattr(_instrument_tts, "_tokenizing", set[type[object]]())
+    async with simulated_voice("cartesia", monkeypatch) as voice:
+        stream = voice.tts.stream(conn_options=ONE_TRY)
+        stream.push_text("It is sunny in")
+        await meter.until(lambda: meter.of(Modality.TTS))
+        for _ in range(5):
+            await asyncio.sleep(0)  # until it waits for the rest of the sentence
+        await stream.aclose()
+        await voice.tts.aclose()
+        await voice.bill.settled()
+    (leg,) = meter.of(Modality.TTS)
+    assert voice.billed == 0
+    assert leg.outcome is Outcome.INTERRUPTED
+    assert not any(leg.usage.values())

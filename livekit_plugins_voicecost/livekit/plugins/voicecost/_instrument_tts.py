@@ -97,6 +97,7 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
         """The plugin asks a tokenizer for what to send next."""
         if not self._tokenizes:
             self._tokenizes = True
+            self._unsure = 0  # what was taken waits in the tokenizer
             stream: Any = self.stream
             _tokenizing.add(stream.__class__)
             if self._text is self._taken:
@@ -129,7 +130,8 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
         self._finished = True
         text = self._text
         had_text = self._taken.characters or getattr(self.stream, "_pushed_text", "")
-        if not text.characters and not (had_text and outcome is Outcome.FAILED):
+        is_open = self._tally_made is not None  # by text that was not sent after all
+        if not text.characters and not is_open and not (had_text and outcome is Outcome.FAILED):
             return  # the provider was given nothing, and did not fail at it either
         tally = self._tally
         usage, basis, margins = self._usage(), self._basis, {}
