@@ -225,7 +225,6 @@ async def main() -> int:
     command.add_argument("--no-endings", action="store_true", help="leave the endings out")
     command.add_argument("--no-blind", action="store_true", help="leave the second part out")
     command.add_argument("--at-once", type=int, default=8, help="calls side by side in a process")
-    command.add_argument("--apart", action="store_true", help="calls learn nothing of each other")
     command.add_argument("--details", action="store_true", help="show each estimated leg")
     command.add_argument("--verbose", action="store_true", help="show the agents' logs")
     arguments = command.parse_args()
@@ -235,7 +234,7 @@ async def main() -> int:
         endings = []
     calls = [str(arguments.seed + number) for number in range(arguments.calls)]
 
-    options = ["--verbose"] * arguments.verbose + ["--apart"] * arguments.apart
+    options = ["--verbose"] * arguments.verbose
 
     async def run(names: list[str], *more: str) -> list[Result]:
         return await play(names, at_once=arguments.at_once, options=[*options, *more])

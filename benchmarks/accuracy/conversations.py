@@ -57,9 +57,11 @@ async def converse(stage: Stage) -> None:
         for barges_in in _turns(chance):
             if time.monotonic() > ends_at - 2:
                 break
-            with_timeout = asyncio.wait_for(_turn(call, barges_in), ends_at - time.monotonic())
+            # A caller does not hang up before the first answer.
+            patience_s = ends_at - time.monotonic() if call.turns else None
+            call.turns += 1
             try:
-                await with_timeout
+                await asyncio.wait_for(_turn(call, barges_in), patience_s)
             except (TimeoutError, NotReachedError):
                 break  # the caller hangs up, in mid-sentence
         call.ear.ended = True

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from livekit.plugins.voicecost import _estimates, _prices, _runtime
+from livekit.plugins.voicecost import _prices, _runtime
 from livekit.plugins.voicecost._embedded import database_path
 from tests.simulators import LONG_ANSWER, Reply
 from voicecost_ledger.stores import CallDetail, CallQuery
@@ -61,11 +61,11 @@ async def killed(stage: Stage) -> None:
 CASES: Final[dict[str, Callable[[Stage], Awaitable[None]]]] = {**ENDINGS, KILLED: killed}
 
 
-async def play(names: list[str], *, at_once: int, apart: bool = False) -> list[Result]:
+async def play(names: list[str], *, at_once: int) -> list[Result]:
     """Play cases (endings by their title, calls by their seed) and sum them up.
 
-    Calls of a process learn from each other how a model counts; `apart` makes each begin with
-    nothing, as the first call of a process does.
+    Every call has providers of its own, at addresses of their own, so it learns nothing from the
+    others: as in production, where a process has one call.
     """
     async with contextlib.AsyncExitStack() as stack:
         stages: list[Stage] = []
@@ -78,7 +78,7 @@ async def play(names: list[str], *, at_once: int, apart: bool = False) -> list[R
         prices = _prices.prices().book
         await asyncio.to_thread(prices.warm)
         limit = asyncio.Semaphore(at_once)
-        played = await asyncio.gather(*(_play(stage, limit, apart=apart) for stage in stages))
+        played = await asyncio.gather(*(_play(stage, limit) for stage in stages))
         calls = await _ledger([KILLED] if KILLED in names else [])
         legs = [leg for call in calls for leg in call.legs]
         for stage, result in zip(stages, played, strict=True):
@@ -93,12 +93,10 @@ async def play(names: list[str], *, at_once: int, apart: bool = False) -> list[R
     return list(played)
 
 
-async def _play(stage: Stage, limit: asyncio.Semaphore, *, apart: bool) -> Result:
+async def _play(stage: Stage, limit: asyncio.Semaphore) -> Result:
     case = CASES.get(stage.name)
     result = Result(name=stage.name, kind="call" if case is None else "ending")
     async with limit:
-        if apart:
-            _estimates.forget_process()
         began_at = time.monotonic()
         try:
             async with asyncio.timeout(CASE_MAX_S):
@@ -138,7 +136,6 @@ def main() -> None:
     command = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     command.add_argument("names", nargs="+")
     command.add_argument("--at-once", type=int, default=8)
-    command.add_argument("--apart", action="store_true", help="calls learn nothing of each other")
     command.add_argument("--verbose", action="store_true")
     command.add_argument("--blind", action="store_true", help="see nothing on the wire")
     arguments = command.parse_args()
@@ -148,7 +145,7 @@ def main() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     if arguments.blind:
         see_nothing_on_the_wire()
-    results = asyncio.run(play(arguments.names, at_once=arguments.at_once, apart=arguments.apart))
+    results = asyncio.run(play(arguments.names, at_once=arguments.at_once))
     sys.stdout.buffer.write(msgspec.json.encode(results))
 
 

@@ -96,6 +96,7 @@ class LiveCall:
         self.ear = ear
         self.mouth = mouth
         self.closed = asyncio.Event()
+        self.turns = 0
 
     def ask(self, question: str) -> Any:
         """Ask by text; returns the SpeechHandle of the answer."""

@@ -464,12 +464,6 @@ def estimates_for(meter: LegMeter | None, attributes: LegAttributes) -> Estimate
         return estimates
 
 
-def forget_process() -> None:
-    """Forget what the process has learned; meters keep what they know. For measuring."""
-    with _lock:
-        _process.clear()
-
-
 def settle(meter: LegMeter) -> None:
     """Correct a meter's estimated legs one last time: it is about to close."""
     with _lock:
