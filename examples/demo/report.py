@@ -14,6 +14,7 @@ from voicecost_ledger.stores import CallDetail
 from voicecost_sidecar.call_tables import units_text
 
 _PLACES = 6  # of a dollar: a demo call costs cents
+_MODALITIES = (Modality.STT, Modality.LLM, Modality.TTS)  # what the demo uses
 
 
 def ledger_table(call: CallDetail) -> Table:
@@ -68,7 +69,7 @@ def comparison_table(sums: Mapping[str, Sum | None], *, reference: str) -> Table
         caption_justify="left",
     )
     table.add_column("according to")
-    for modality in Modality:
+    for modality in _MODALITIES:
         table.add_column(modality.upper(), justify="right")
     table.add_column("total", justify="right")
     table.add_column("difference", justify="right")
@@ -76,11 +77,11 @@ def comparison_table(sums: Mapping[str, Sum | None], *, reference: str) -> Table
     assert of is not None
     for name, amounts in sums.items():
         if amounts is None:
-            table.add_row(name, *["nothing"] * len(Modality), "nothing", "[red]-100.00 %[/]")
+            table.add_row(name, *["nothing"] * len(_MODALITIES), "nothing", "[red]-100.00 %[/]")
             continue
         cells = [
             format_usd(amounts.nano_usd_by_modality.get(modality, 0), places=_PLACES)
-            for modality in Modality
+            for modality in _MODALITIES
         ]
         total = format_usd(amounts.total_nano_usd, places=_PLACES)
         unpriced = f" + {amounts.unpriced_count} unpriced" if amounts.unpriced_count else ""

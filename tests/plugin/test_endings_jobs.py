@@ -17,7 +17,7 @@ from livekit.agents.voice.events import CloseReason
 from livekit.plugins.deepgram import TTS
 from livekit.plugins.openai import LLM
 
-from livekit.plugins.voicecost import VoiceCost
+from livekit.plugins.voicecost import BudgetEvent, VoiceCost
 from tests.plugin.endings import calls_held_against
 from tests.plugin.test_voicecost_jobs import job_context, shut_down
 from tests.plugin.voicecost_sessions import Host, Providers, Speaker, ledger, providers, say_hello
@@ -108,9 +108,11 @@ async def test_a_job_that_is_shut_down_in_mid_speech(world: Providers) -> None:
 
 
 async def test_a_session_started_again_without_a_new_meter(world: Providers) -> None:
-    """Its meter closed with the first time; what comes then is the job's own, and shown as that."""
+    """Its meter closed with the first time; the second time has one of its own, and its budget."""
     session = world.session()
-    meter = VoiceCost().attach(session)
+    meter = VoiceCost(budget="0.001", on_budget="notify").attach(session)
+    heard: list[BudgetEvent] = []
+    meter.on("budget", heard.append)
     await session.start(Host())
     await say_hello(session)
     await session.aclose()
@@ -122,5 +124,5 @@ async def test_a_session_started_again_without_a_new_meter(world: Providers) -> 
     bills = world.openai.bill, world.deepgram.bill
     assert calls_held_against(calls, *bills) == "llm served served, tts served served"
     meters = {each.meter_id: each.unattributed for call in calls for each in call.meters}
-    assert meters.pop(meter.meter_id or "") is False
-    assert set(meters.values()) == {True}
+    assert list(meters.values()) == [False, False]
+    assert [(each.kind, each.limit_nano_usd) for each in heard] == [("warn", 1_000_000)] * 2

@@ -383,6 +383,10 @@ class Meter:
             if not saw_from(getattr(session, _STARTED_AT, None)):
                 self.gap("attached_late")  # what it used before the process's first VoiceCost()
 
+    def take_callbacks_of(self, before: Meter) -> None:
+        """The same session runs again: who listened to its meter listens to this one."""
+        self._credit.callbacks.extend(before._credit.callbacks)
+
     def give_up(self) -> None:
         """Attaching failed: leave the session alone, and close what is open."""
         with contained("attach"):

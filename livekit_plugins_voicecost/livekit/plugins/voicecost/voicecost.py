@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from livekit.agents import AgentSession
 
@@ -111,11 +113,12 @@ class VoiceCost:
 
         What a session used before it was attached is adopted as far as it was seen, that is since
         the process's first `VoiceCost()`; what ran before that makes the call `partial`. A session
-        that never starts leaves nothing in the ledger.
+        that never starts leaves nothing in the ledger. One that is started again after it was
+        closed is metered again, on a new meter with the same settings and callbacks.
 
         Args:
             session: The session to meter. A closed one may be attached again before it is
-                started again: that is a new meter.
+                started again, to have that meter, or other settings.
 
         Returns:
             The session's meter: the one it has already, if it has one. A disabled one where we
@@ -144,6 +147,7 @@ class VoiceCost:
         try:
             _unattributed.attached(meter, self._settings)
             meter.watch()
+            self._follow_restarts(session, meter)
             logger.info(
                 "voicecost: metering this session; ledger: %s; %s; coverage %s",
                 self._ledger_place,
@@ -154,6 +158,22 @@ class VoiceCost:
             meter.give_up()
             raise
         return meter
+
+    def _follow_restarts(self, session: Any, meter: Meter) -> None:
+        """A closed session may be started again: that is metered as well, on a meter of its own."""
+        start = cast("Callable[..., Any]", type(session).start)
+        ours = weakref.ref(session)
+
+        @functools.wraps(start)
+        async def started(*args: Any, **kwargs: Any) -> Any:
+            again: Any = ours()
+            with _faults.contained("attach"):
+                if meter.closed and _attribution.meter_of(again) is None:
+                    self._attach(again).take_callbacks_of(meter)
+            return await start(again, *args, **kwargs)
+
+        if getattr(session.__dict__.get("start"), "__wrapped__", start) is start:
+            session.start = started  # unless somebody else stands there
 
     def __repr__(self) -> str:
         settings = self._settings
