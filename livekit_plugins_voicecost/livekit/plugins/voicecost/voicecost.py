@@ -161,7 +161,7 @@ class VoiceCost:
 
     def _follow_restarts(self, session: Any, meter: Meter) -> None:
         """A closed session may be started again: that is metered as well, on a meter of its own."""
-        start = cast("Callable[..., Any]", type(session).start)
+        start: Callable[..., Any] = cast("Any", type(session)).start
         ours = weakref.ref(session)
 
         @functools.wraps(start)
