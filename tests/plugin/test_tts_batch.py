@@ -11,7 +11,7 @@ from livekit.agents import APIConnectOptions, APIError
 from livekit.agents.tts import StreamAdapter
 from livekit.plugins.azure.tts import ProsodyConfig, StyleConfig
 
-from livekit.plugins.voicecost import _attribution
+from livekit.plugins.voicecost import _attribution, _speech_tokens
 from tests.plugin.metered_session import RecordingMeter
 from tests.plugin.voices import Voice, simulated_voice
 from tests.simulators import LONG_ANSWER, Fault
@@ -357,3 +357,22 @@ async def test_a_voice_that_costs_by_its_sound_is_cut_when_the_money_is_gone(
     assert (leg.outcome, leg.basis) == (Outcome.CUT, Basis.ESTIMATED)
     assert row.ended == "cancelled"
     assert row.units["output_tokens"] <= 4 * tokens  # it would be a thousand
+
+
+async def test_a_text_is_weighed_once_and_not_with_every_chunk_of_its_sound(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes half a millisecond for a long one, on the event loop."""
+    weighed: list[str] = []
+    weigh = _speech_tokens.weight
+
+    def counted(text: str) -> int:
+        weighed.append(text)
+        return weigh(text)
+
+    monkeypatch.setattr(_speech_tokens, "weight", counted)
+    async with simulated_voice("openai", monkeypatch, pace=SLOW, response_format="pcm") as voice:
+        await begin(voice, meter, LONG_ANSWER, heard_ms=500)
+    (leg,) = meter.of(Modality.TTS)
+    assert leg.usage["input_tokens"] > 0
+    assert len(weighed) == 1

@@ -25,7 +25,6 @@ class AudioReceived:
         "_sample_rate",
         "decoded_ms",
         "is_decoded",
-        "is_expected",
     )
 
     def __init__(self) -> None:
@@ -33,12 +32,10 @@ class AudioReceived:
         self._frame_samples = 0
         self._sample_rate = 0
         self.is_decoded = False
-        self.is_expected = False  # most plugins say so when they have the head of an answer
         self.decoded_ms = 0  # where only LiveKit's decoder can tell
 
     def initialized(self, *, sample_rate: int, num_channels: int, mime_type: str) -> None:
         self._length = length_of(mime_type, sample_rate, num_channels)
-        self.is_expected = True
         self.is_decoded = self._length is None
 
     def pushed(self, data: bytes) -> None:

@@ -221,8 +221,6 @@ class ChunkedAttempt(SpeechAttempt):
 
     _began = False
     _refused_by_us = False
-    _asked = False  # a request of ours was seen to begin
-    _sent = False  # and to be written
     _tally_made: Tally | None = None
 
     def begin(self, *args: Any) -> None:
@@ -234,6 +232,7 @@ class ChunkedAttempt(SpeechAttempt):
         # A voice that is billed by tokens reads how it shall speak, too.
         manner = option_text(self.stream, component, "instructions")
         self._prompt = f"{manner}\n{self.stream._input_text}" if manner else self.stream._input_text
+        self._read: _speech_tokens.Estimate | None = None  # weighing a text takes its time
         super().begin(*args)
         self._bills_tokens = _speech_tokens.reports_tokens(self._voice) or (
             known_by(component, _OPENAI) is not None and self._voice[1].startswith(_TOKEN_MODELS)
@@ -244,16 +243,11 @@ class ChunkedAttempt(SpeechAttempt):
 
     def request_sending(self, url: str, body: str) -> None:
         """What is billed of a request that is more than its text."""
-        self._asked = True
         if self._body_text is not None and body:
             self.requests_itself()
             self._text = TextUnits()
             self._text.add(self._body_text(body))
             self._spend()
-
-    def request_sent(self) -> None:
-        """From now on the provider has the text."""
-        self._sent = True
 
     def audio_received(self) -> None:
         """Count audio."""
@@ -312,14 +306,6 @@ class ChunkedAttempt(SpeechAttempt):
             if tally.leg is not None:
                 tally.leg.correct(tally.usage)
 
-    def _was_never_sent(self) -> bool:
-        """Whether the request was cut off while it waited for a connection."""
-        return self._asked and not self._sent and not self._something
-
-    def _has_arrived(self) -> bool:
-        """Whether the provider has the text, as far as a request shows that has no answer."""
-        return self._sent or (not self._asked and self._received.is_expected)
-
     def _spend(self) -> None:
         usage, margins = self._estimated()
         self._tally.margins = margins
@@ -332,12 +318,13 @@ class ChunkedAttempt(SpeechAttempt):
         usage = self.with_audio(self._text.usage())
         if not self._bills_tokens:
             return usage, {}
-        given = _speech_tokens.input_tokens_of(self._voice, self._prompt)
+        if self._read is None:
+            self._read = _speech_tokens.input_tokens_of(self._voice, self._prompt)
         made = _speech_tokens.output_tokens_of(self._voice, self._received.audio_ms)
-        usage["input_tokens"] = given.quantity
+        usage["input_tokens"] = self._read.quantity
         usage["output_tokens"] = usage["output_audio_tokens"] = made.quantity
         return usage, {
-            "input_tokens": given.margin,
+            "input_tokens": self._read.margin,
             "output_tokens": made.margin,
             "output_audio_tokens": made.margin,
         }

@@ -53,9 +53,6 @@ class TextObserver:
         `body` is empty where it is no text as it stands: bytes, JSON or a form.
         """
 
-    def request_sent(self) -> None:
-        """An HTTP request is being written: its connection stands."""
-
 
 observer: ContextVar[WireObserver | None] = ContextVar("voicecost_attempt", default=None)
 
@@ -145,10 +142,9 @@ def _unsent(seen_by: WireObserver | None, connection: object, payload: str) -> N
 
 
 def observe_requests() -> Callable[[], None]:
-    """Show what aiohttp's client asks, and that it is sent, to the attempt; returns the undo."""
+    """Show what aiohttp's client asks to the attempt that asks it; returns the undo."""
     client: Any = aiohttp.ClientSession
-    client_request: Any = aiohttp.ClientRequest
-    request, send = client._request, client_request.send
+    request = client._request
 
     @functools.wraps(request)
     async def observed_request(
@@ -163,21 +159,9 @@ def observe_requests() -> Callable[[], None]:
                 _faults.count("wire_request", error)
         return await request(self, method, str_or_url, *args, **kwargs)
 
-    @functools.wraps(send)
-    async def observed_send(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen_by = observer.get()
-        if isinstance(seen_by, TextObserver):
-            try:
-                seen_by.request_sent()
-            except Exception as error:
-                _faults.count("wire_request", error)
-        return await send(self, *args, **kwargs)
-
     client._request = observed_request
-    client_request.send = observed_send
 
     def undo() -> None:
         client._request = request
-        client_request.send = send
 
     return undo
