@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from livekit import rtc
 from livekit.agents.stt import FallbackAdapter, SpeechEventType
 from livekit.agents.voice import io
 from livekit.plugins.assemblyai import STT as AssemblyAISTT
+from livekit.plugins.openai import STT as OpenAISTT
 
 from livekit.plugins.voicecost import _attribution, _instrument, _pulse, _transcript_tokens
 from tests.plugin.metered_session import RecordingMeter, metered_call, simulated_providers
@@ -240,6 +242,36 @@ async def test_words_on_their_way_when_a_stream_closes_are_estimated(
     for unit in ("input_tokens", "input_audio_tokens", "output_tokens"):
         off = abs(leg.usage[unit] - row.units[unit])
         assert off <= 4, (unit, leg.usage, row.units)
+
+
+async def test_words_on_their_way_of_a_model_billed_by_duration_are_no_tokens(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its audio is all that is billed, and that is exact; nor is it taken for another later."""
+    monkeypatch.setattr(_transcript_tokens, "_rates", {})
+    whisper = dataclasses.replace(BY_NAME["openai"], plugin=_whisper)
+    async with running(whisper) as (simulator, stt):
+        async with stt.stream(conn_options=ONE_TRY) as stream:
+            simulator.answering.clear()
+            push(stream, sound(sentences=1))
+            async for event in stream:
+                if event.type is SpeechEventType.END_OF_SPEECH:
+                    break
+        simulator.answering.set()
+        await stt.aclose()
+        await simulator.bill.settled()
+    (leg,), (row,) = legs_of(meter), simulator.bill.rows
+    assert leg.basis is Basis.OBSERVED
+    assert leg.usage.keys() == {"audio_ms", "connected_ms"}
+    assert leg.usage["audio_ms"] == row.units["audio_ms"]
+    provider, model = leg.attributes.provider, leg.attributes.model
+    assert not _transcript_tokens.is_billed_by_token(provider, model)
+
+
+def _whisper(simulator: Any, http: aiohttp.ClientSession) -> OpenAISTT:
+    stt = OpenAISTT(model="whisper-1", use_realtime=True, base_url=simulator.base_url, api_key="x")
+    stt._session = http
+    return stt
 
 
 async def test_a_session_that_fails_over_pays_for_both_and_the_probe() -> None:

@@ -31,7 +31,7 @@ from ._instrument_attempts import (
     option,
     was_refused,
 )
-from ._transcript_tokens import TokenRates, TranscribedItems, rates_of
+from ._transcript_tokens import TokenRates, TranscribedItems, is_billed_by_token, rates_of
 from ._wire_audio import BytesLike, audio_protocol, bytes_per_sample
 from ._wire_connections import ConnectionObserver, observe_loaded_libraries
 
@@ -221,13 +221,20 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
     def _close(self, outcome: Outcome) -> None:
         if self._tally is not None:
             usage, basis = self._measure(self._tally)
-            awaited = self._items.awaited(self._rates(self._tally)) if self._items else {}
+            awaited = self._awaited(self._tally)
             if awaited:
                 self._tally.margins = {unit: count // 2 for unit, count in awaited.items()}
                 basis = Basis.ESTIMATED
                 for unit, count in awaited.items():
                     usage[unit] = usage.get(unit, 0) + count
             self._tally.stop(self.outcome_of(outcome, self._tally), usage, basis)
+
+    def _awaited(self, tally: Tally) -> dict[str, int]:
+        """The tokens of what was said and not reported yet, of a model that is billed by them."""
+        named = tally.attributes
+        if self._items is None or not is_billed_by_token(named.provider, named.model):
+            return {}
+        return self._items.awaited(self._rates(tally))
 
     def _audio_sending(self, size: int) -> None:
         if not size:

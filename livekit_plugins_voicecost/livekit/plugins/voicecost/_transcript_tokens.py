@@ -6,6 +6,7 @@ https://platform.openai.com/docs/api-reference/realtime-server-events
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final
 
 import msgspec
@@ -43,16 +44,23 @@ class TokenRates:
 
     def learn(self, audio_ms: int, tokens: dict[str, int]) -> None:
         """A transcript of so much audio was reported."""
-        self._audio_ms += audio_ms
-        for unit, count in tokens.items():
-            self._tokens[unit] = self._tokens.get(unit, 0) + count
+        with _lock:
+            self._audio_ms += audio_ms
+            for unit, count in tokens.items():
+                self._tokens[unit] = self._tokens.get(unit, 0) + count
+
+    @property
+    def are_known(self) -> bool:
+        """Whether any transcript was reported in tokens."""
+        return bool(self._tokens)
 
     def estimate(self, audio_ms: int) -> dict[str, int]:
         """The tokens of so much audio, by unit."""
-        if self._audio_ms > 0:
-            return {
-                unit: count * audio_ms // self._audio_ms for unit, count in self._tokens.items()
-            }
+        with _lock:
+            if self._audio_ms > 0:
+                return {
+                    unit: count * audio_ms // self._audio_ms for unit, count in self._tokens.items()
+                }
         input_tokens = audio_ms * _INPUT_TOKENS_PER_S // 1000
         return {
             "input_tokens": input_tokens,
@@ -61,6 +69,7 @@ class TokenRates:
         }
 
 
+_lock = threading.Lock()  # the thread executor runs many jobs in one process
 _rates: dict[tuple[str, str], TokenRates] = {}
 
 
@@ -71,7 +80,7 @@ def rates_of(provider: str, model: str) -> TokenRates:
 
 def is_billed_by_token(provider: str, model: str) -> bool:
     """Whether a model has reported tokens, or is named as those are that do."""
-    return (provider, model) in _rates or "-transcribe" in model
+    return rates_of(provider, model).are_known or "-transcribe" in model
 
 
 class _TokenDetails(msgspec.Struct):
