@@ -16,7 +16,7 @@ from ._answers import Answer, same_model, same_tier, with_maker
 from ._counts import Counts, llm_usage
 from ._estimates import Estimates, estimates_for
 from ._instrument_attempts import Attempt, describe, was_refused
-from ._prompts import answered, asks_to_think, billed_items, count_prompt
+from ._prompts import answered, asks_to_think, billed_items, count_prompt, options
 from ._wire_openai import ResponsesSocket, asks_for_response
 
 CHUNKS_AT_ONCE: Final = 4
@@ -41,7 +41,6 @@ class LLMAttempt(Attempt):
         stream = self.stream
         self._billed = billed_items(stream)
         self._counts = count_prompt(self._billed, stream._tools)
-        self._counts.asked_to_think = asks_to_think(stream)
         attributes = describe(
             stream,
             stream._llm,
@@ -49,6 +48,7 @@ class LLMAttempt(Attempt):
             model=_text(getattr(stream, "_model", "")),
             service_tier=_asked_tier(stream),
         )
+        self._counts.asked_to_think = asks_to_think(stream, attributes.model)
         self._tally = self.tally(attributes)
         self._estimates: Estimates = estimates_for(self.owner.meter(), attributes)
         self._started_ns = time.monotonic_ns()
@@ -313,6 +313,6 @@ def _text(value: Any) -> str:
 
 def _asked_tier(stream: Any) -> str:
     """The service tier that was asked for; with LiveKit Inference, the inference class."""
-    asked = getattr(stream, "_extra_kwargs", {}).get("service_tier")
+    asked = options(stream).get("service_tier")
     asked = getattr(asked, "value", asked)  # Google's is an enum
     return _text(asked) or _text(getattr(stream, "_inference_class", None))

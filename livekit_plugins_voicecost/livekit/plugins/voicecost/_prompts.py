@@ -23,6 +23,12 @@ https://ai.google.dev/gemini-api/docs/tokens https://docs.anthropic.com/en/docs/
 _kept: weakref.WeakKeyDictionary[Any, tuple[str, list[Any]]] = weakref.WeakKeyDictionary()
 
 
+def options(stream: Any) -> dict[str, Any]:
+    """What a plugin adds to its request, by name; nothing where it keeps that elsewhere."""
+    given = getattr(stream, "_extra_kwargs", None)
+    return cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+
+
 def billed_items(stream: Any) -> list[Any]:
     """The items of the conversation that a request is billed for.
 
@@ -31,12 +37,12 @@ def billed_items(stream: Any) -> list[Any]:
     then it is billed twice.
     """
     sent: list[Any] = list(stream._chat_ctx.items)  # the agent's own list grows
-    previous = getattr(stream, "_extra_kwargs", {}).get("previous_response_id")
+    previous = options(stream).get("previous_response_id")
     if not previous:
         return sent
     known_id, known = _kept.get(stream._llm, ("", []))
     if known_id != previous:  # as good as can be: the conversation as the agent knows it
-        whole: list[Any] = stream._full_chat_ctx.items
+        whole: list[Any] = getattr(getattr(stream, "_full_chat_ctx", None), "items", sent)
         known = whole[: len(whole) - len(sent)]
     own = [
         item
@@ -59,18 +65,18 @@ _THINKING_MODELS: Final = re.compile(
 _NO_THOUGHTS: Final = frozenset({"", "none", "minimal", "off", "0"})
 
 
-def asks_to_think(stream: Any) -> bool:
+def asks_to_think(stream: Any, model: str) -> bool:
     """Whether a request asks its model to think, or does not keep one from it that does unasked."""
-    options = getattr(stream, "_extra_kwargs", {})
-    asked = options.get("reasoning_effort")
-    if (reasoning := options.get("reasoning")) is not None:
+    given = options(stream)
+    asked = given.get("reasoning_effort")
+    if (reasoning := given.get("reasoning")) is not None:
         asked = field(reasoning, "effort")
-    if (config := options.get("thinking_config")) is not None:
+    if (config := given.get("thinking_config")) is not None:
         budget = field(config, "thinking_budget")
         asked = budget if budget is not None else field(config, "thinking_level")
     if asked is not None:
         return str(getattr(asked, "value", asked)).lower() not in _NO_THOUGHTS
-    return _THINKING_MODELS.search(stream._llm.model.lower()) is not None
+    return _THINKING_MODELS.search(model.lower()) is not None
 
 
 def count_prompt(entries: list[Any], tools: list[Any]) -> Counts:

@@ -93,11 +93,14 @@ class ObservedEvents:
             return
         task.cancel()
         try:
-            while True:  # what was received already comes first
-                event = await self._events.__anext__()
-                with contextlib.suppress(asyncio.CancelledError):
-                    show(event, self._reader, self._observer)
-        except (asyncio.CancelledError, StopAsyncIteration):
+            with contextlib.suppress(Exception):  # it comes to its end, in whichever way
+                while True:  # what was received already comes first
+                    event = await self._events.__anext__()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        show(event, self._reader, self._observer)
+            # It never waited: or the plugin's next await, its cleanup, would be cancelled instead.
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
             pass
         finally:
             task.uncancel()

@@ -1,0 +1,137 @@
+"""A language model class of the user's own that is not quite like LiveKit's plugins."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from livekit.agents import APIConnectOptions
+from livekit.agents.llm import (
+    LLM,
+    ChatChunk,
+    ChatContext,
+    ChoiceDelta,
+    CompletionUsage,
+    LLMStream,
+)
+from openai.types.chat import ChatCompletionChunk
+
+from livekit.plugins.voicecost import _attribution, _instrument, _wire
+from livekit.plugins.voicecost._wire_answers import ObservedEvents
+from livekit.plugins.voicecost._wire_openai import read_chunk
+from tests.plugin.metered_session import RecordingMeter
+from voicecost_ledger.records import Basis, Modality, Outcome
+
+ONE_TRY = APIConnectOptions(max_retry=0, timeout=5)
+
+
+@pytest.fixture(autouse=True)
+def faults_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOICECOST_RAISE_FAULTS", "1")
+
+
+@pytest.fixture
+def meter() -> Iterator[RecordingMeter]:
+    _instrument.instrument()
+    meter = RecordingMeter()
+    try:
+        with _attribution.scoped(meter):
+            yield meter
+    finally:
+        _instrument.uninstrument()
+
+
+class Own(LLM[Any]):
+    """Says what LiveKit wants to know, and names itself as it likes."""
+
+    def __init__(self, model: Any = "own", stream: type[LLMStream] | None = None) -> None:
+        super().__init__()
+        self._named = model
+        self._stream: Any = stream or OwnStream
+        self.with_options: dict[str, Any] = {}
+
+    @property
+    def model(self) -> str:
+        return self._named
+
+    def chat(self, *, chat_ctx: ChatContext, **options: Any) -> LLMStream:
+        stream = self._stream(self, chat_ctx=chat_ctx, tools=[], conn_options=ONE_TRY)
+        for name, value in self.with_options.items():
+            setattr(stream, name, value)
+        return stream
+
+    async def ask(self) -> None:
+        context = ChatContext.empty()
+        context.add_message(role="user", content="Hello.")
+        async with self.chat(chat_ctx=context) as stream:
+            async for _ in stream:
+                pass
+
+
+class OwnStream(LLMStream):
+    async def _run(self) -> None:
+        delta = ChoiceDelta(role="assistant", content="Hello there.")
+        usage = CompletionUsage(prompt_tokens=10, completion_tokens=3, total_tokens=13)
+        self._event_ch.send_nowait(ChatChunk(id="own", delta=delta))
+        self._event_ch.send_nowait(ChatChunk(id="own", usage=usage))
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (None, {}),
+        ("own", {"_extra_kwargs": None}),
+        ("own", {"_extra_kwargs": {"previous_response_id": "resp_1"}}),
+    ],
+    ids=["no name", "no options", "an id of a response that only it knows"],
+)
+async def test_what_a_class_does_not_say_costs_no_leg(
+    meter: RecordingMeter, model: Any, options: dict[str, Any]
+) -> None:
+    own = Own(model)
+    own.with_options = options
+    await own.ask()
+
+    (leg,) = meter.of(Modality.LLM)
+    assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.REPORTED)
+    assert (leg.usage["input_tokens"], leg.usage["output_tokens"]) == (10, 3)
+
+
+tidied: list[str] = []
+
+
+class TidyStream(LLMStream):
+    """Reads a client whose whole answer has arrived, and tidies up however that ends."""
+
+    async def _run(self) -> None:
+        seen_by = _wire.observer.get()
+        assert seen_by is not None
+        answer = seen_by.answer_observed()
+        assert answer is not None
+        try:
+            async for _ in ObservedEvents(_received(), read_chunk, answer):
+                pass
+        finally:
+            await asyncio.sleep(0)
+            tidied.append("tidied")
+
+
+async def _received() -> AsyncIterator[ChatCompletionChunk]:
+    for word in ("One ", "two ", "three ", "four ") * 20:
+        yield ChatCompletionChunk.model_validate(
+            {
+                "id": "1", "created": 1, "model": "own", "object": "chat.completion.chunk",
+                "choices": [{"index": 0, "delta": {"content": word}}],
+            }
+        )  # fmt: skip
+
+
+async def test_a_budget_does_not_keep_a_plugin_from_tidying_up(meter: RecordingMeter) -> None:
+    tidied.clear()
+    meter.limit_nano_usd = 10_000
+    await Own(stream=TidyStream).ask()
+
+    assert tidied == ["tidied"]
+    assert [leg.outcome for leg in meter.of(Modality.LLM)] == [Outcome.CUT]
