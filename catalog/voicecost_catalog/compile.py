@@ -137,8 +137,8 @@ def read_provider(path: Path) -> ProviderRows:
         mark: Any = getattr(error, "problem_mark", None)
         problem = str(getattr(error, "problem", None) or error)
         raise CatalogError(path, mark.line + 1 if mark else 0, "yaml", problem) from error
-    file = _File(path, tree)
-    head = file.head
+    head = RowReader(path).convert(tree, _FileEntry, "")
+    file = RowReader(path, sources=head.sources, credit_usd=head.credit_usd)
     rows = [
         (index, node, row)
         for index, node in enumerate(head.prices)
@@ -152,35 +152,60 @@ def read_provider(path: Path) -> ProviderRows:
         prices=tuple(row for _, _, row in rows),
         labels=head.labels,
         plan_names=head.plan_names,
-        credit_usd=file.credits(),
+        credit_usd=file.credit_usd,
     )
     for position, (index, node, row) in enumerate(rows):
         file.check(row, provider, index, node, earlier=provider.prices[:position])
     return provider
 
 
-class _File:
-    """Reads parts of one file and says where in it something is wrong."""
+class RowReader:
+    """Reads rows of one file and says where in it something is wrong.
 
-    def __init__(self, path: Path, tree: object) -> None:
+    Args:
+        path: Of the file, for messages.
+        sources: What rates may name as their `source`.
+        credit_usd: Plan to what one credit costs on it, as it stands in the file.
+        section: The field that the rows stand in.
+        unsourced: What a rate says of itself that names no source; by default it must.
+        around: Fields beside a row's own that belong to whoever asks.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        sources: Mapping[str, Any] | None = None,
+        credit_usd: Mapping[str, Any] | None = None,
+        section: str = "prices",
+        unsourced: Mapping[str, Any] | None = None,
+        around: Sequence[str] = (),
+    ) -> None:
         self._path = path
-        self.head = self.convert(tree, _FileEntry, "")
-        self._credit_usd = self.credits()
+        self._sources = sources or {}
+        self._section = section
+        self._unsourced = unsourced or {}
+        self._around = around
+        self.credit_usd: dict[str, tuple[int, int]] = {}
+        """What a credit costs on each plan: nano-USD for so many."""
+        for plan, node in (credit_usd or {}).items():
+            where = f"credit_usd.{plan}"
+            self.credit_usd[plan] = self.nano_usd(node, self._sourced(node, where).usd, where)
 
     def rows(self, node: Any, index: int) -> list[Row]:
         """The row, or where it is priced in credits, one for each plan that says what they cost."""
-        where = f"prices[{index}]"
-        entry = self._mapping(node, where)
-        rates = self._mapping(entry.get("rates"), f"{where}.rates", parent=node, key="rates")
+        where = f"{self._section}[{index}]"
+        entry = self.mapping(node, where)
+        rates = self.mapping(entry.get("rates"), f"{where}.rates", parent=node, key="rates")
         derived: Mapping[Any, Any] = {}
         if "derived" in entry:
             key = f"{where}.derived"
-            derived = self._mapping(entry.get("derived"), key, parent=node, key="derived")
-        in_credits = any("credits" in self._mapping(rate, where) for rate in rates.values())
-        if in_credits and ("plan" in entry or not self.head.credit_usd):
-            self._fail(node, "rates", where, "credits need credit_usd of the file, and no plan")
+            derived = self.mapping(entry.get("derived"), key, parent=node, key="derived")
+        in_credits = any("credits" in self.mapping(rate, where) for rate in rates.values())
+        if in_credits and ("plan" in entry or not self.credit_usd):
+            self.fail(node, "rates", where, "credits need credit_usd of the file, and no plan")
         rows: list[Row] = []
-        for plan in self.head.credit_usd if in_credits else [None]:
+        for plan in self.credit_usd if in_credits else [None]:
             replace: dict[str, Any] = {
                 "rates": {
                     str(unit): msgspec.to_builtins(
@@ -198,55 +223,50 @@ class _File:
             rows.append(self.convert(node, Row, where, replace=replace))
         return rows
 
-    def credits(self) -> dict[str, tuple[int, int]]:
-        """What a credit costs on each plan: nano-USD for so many."""
-        found: dict[str, tuple[int, int]] = {}
-        for plan, node in self.head.credit_usd.items():
-            entry = self._sourced(node, f"credit_usd.{plan}")
-            found[plan] = self._nano_usd(node, entry.usd, "usd", f"credit_usd.{plan}")
-        return found
-
     def check(
         self, row: Row, of: ProviderRows, index: int, node: Any, *, earlier: Sequence[Row]
     ) -> None:
         """What only the whole row, or the rows before it, can tell."""
-        where = f"prices[{index}]"
+        where = f"{self._section}[{index}]"
         if row.valid_until and row.valid_from and row.valid_until <= row.valid_from:
-            self._fail(node, "valid_until", where, f"{row.valid_until} is not after valid_from")
+            self.fail(node, "valid_until", where, f"{row.valid_until} is not after valid_from")
         if row.match and row.kind not in _RATED:
-            self._fail(node, "match", where, f"kind {row.kind.value!r} rates no leg: leave it []")
+            self.fail(node, "match", where, f"kind {row.kind.value!r} rates no leg: leave it []")
         if row.kind is Kind.SELF_HOSTED and any(rate.nano_usd for rate in row.rates.values()):
-            self._fail(node, "rates", where, "what nobody bills for costs 0")
+            self.fail(node, "rates", where, "what nobody bills for costs 0")
         if row.direction not in ("", *DIRECTIONS):
-            self._fail(
+            self.fail(
                 node, "direction", where, f"{row.direction!r}: expected {' or '.join(DIRECTIONS)}"
             )
         for prefix in row.prefixes:
             if not re.fullmatch(r"\+[0-9]{1,15}", prefix):
-                self._fail(
-                    node, "prefixes", where, f'{prefix!r} begins no number: expected "+1800"'
-                )
+                self.fail(node, "prefixes", where, f'{prefix!r} begins no number: expected "+1800"')
         texts = (*row.match, *row.except_models, *row.languages, *row.except_languages, *row.voices)
         for text in texts:
             if text != text.lower():
-                self._fail(
-                    node, "match", where, f"{text!r} can never match: write it in lower case"
-                )
+                self.fail(node, "match", where, f"{text!r} can never match: write it in lower case")
         try:
             row_price(row, of, channel_count=1, pricing_source="")
         except ValueError as error:
-            self._fail(node, "rates", where, str(error))
+            self.fail(node, "rates", where, str(error))
         for other in earlier:
             if _same_legs(other, row) and _dates_overlap(other, row):
                 names = ", ".join(sorted(set(other.match) & set(row.match)))
-                self._fail(
+                self.fail(
                     node, "valid_from", where, f"a row above already prices {names} on these days"
                 )
 
     def convert(
         self, node: Any, to: type[_T], where: str, *, replace: Mapping[str, Any] | None = None
     ) -> _T:
-        plain = {**self._mapping(node, where), **(replace or {})}
+        """The fields of a node as a struct, some of them replaced.
+
+        Raises:
+            CatalogError: They are not what it holds.
+        """
+        plain = {**self.mapping(node, where), **(replace or {})}
+        if to is Row:
+            plain = {key: it for key, it in plain.items() if key not in self._around}
         # Folded and quoted text comes as a kind of str that knows how it was written.
         plain = {key: str(it) if isinstance(it, str) else it for key, it in plain.items()}
         try:
@@ -263,13 +283,13 @@ class _File:
     def _rate(self, node: Any, unit: str, where: str, plan: str | None) -> Rate:
         entry = self._sourced(node, where)
         if (entry.usd is None) == (entry.credits is None):
-            self._fail(node, "usd", where, "expected either usd or credits")
+            self.fail(node, "usd", where, "expected either usd or credits")
         per = self._per(node, entry.per, unit, where)
         if entry.credits is None:
-            numerator, denominator = self._nano_usd(node, entry.usd, "usd", where)
+            numerator, denominator = self.nano_usd(node, entry.usd, where)
         else:
-            numerator, denominator = self._nano_usd(node, entry.credits, "credits", where)
-            nano_usd, of = self._credit_usd[plan or ""]
+            numerator, denominator = self.nano_usd(node, entry.credits, where, key="credits")
+            nano_usd, of = self.credit_usd[plan or ""]
             numerator, denominator = numerator * nano_usd, denominator * of * 1_000_000_000
             common = math.gcd(numerator, denominator)
             numerator, denominator = numerator // common, denominator // common
@@ -284,26 +304,29 @@ class _File:
             kind=entry.kind,
         )
 
-    def _nano_usd(self, node: Any, usd: str | None, key: str, where: str) -> tuple[int, int]:
+    def nano_usd(
+        self, node: Any, usd: str | None, where: str, *, key: str = "usd"
+    ) -> tuple[int, int]:
         """The exact number of nano-USD, as numerator and denominator."""
         try:
             numerator, denominator = (Decimal(usd or "") * 1_000_000_000).as_integer_ratio()
         except (InvalidOperation, ValueError, OverflowError):
             numerator, denominator = -1, 1
         if numerator < 0:
-            self._fail(node, key, where, f'{usd!r} is no price: expected as in "0.0048"')
+            self.fail(node, key, where, f'{usd!r} is no price: expected as in "0.0048"')
         return numerator, denominator
 
     def _sourced(self, node: Any, where: str) -> _RateEntry:
         """A rate with what the `source` it names says of itself; its own words win."""
-        entry = self._mapping(node, where)
+        entry = self.mapping(node, where)
         name = entry.get("source")
         if name is None:
-            return self.convert(node, _RateEntry, where)
-        if name not in self.head.sources:
-            known = ", ".join(self.head.sources) or "none"
-            self._fail(node, "source", where, f"{name!r} is no source of this file: {known}")
-        source = self._mapping(self.head.sources[name], f"sources.{name}")
+            replace = {**self._unsourced, **entry}
+            return self.convert(node, _RateEntry, where, replace=replace)
+        if name not in self._sources:
+            known = ", ".join(self._sources) or "none"
+            self.fail(node, "source", where, f"{name!r} is no source of this file: {known}")
+        source = self.mapping(self._sources[name], f"sources.{name}")
         return self.convert(node, _RateEntry, where, replace={**source, **entry})
 
     def _derived(self, node: Any, where: str) -> Derived:
@@ -319,24 +342,34 @@ class _File:
                 via=entry.via,
             )
         except (InvalidOperation, ValueError, OverflowError):
-            self._fail(node, "count", where, f'{entry.count!r} is no count: expected as in "25"')
+            self.fail(node, "count", where, f'{entry.count!r} is no count: expected as in "25"')
 
     def _per(self, node: Any, word: str, unit: str, where: str) -> int:
         words = _PER.get(unit.rpartition("_")[2], {})
         if word not in words:
             allowed = ", ".join(words) or "no unit of that name"
-            self._fail(node, "per", where, f"{word!r} of {unit!r}: expected {allowed}")
+            self.fail(node, "per", where, f"{word!r} of {unit!r}: expected {allowed}")
         return words[word]
 
-    def _mapping(
+    def mapping(
         self, node: Any, where: str, *, parent: Any = None, key: str = ""
     ) -> Mapping[Any, Any]:
+        """The node, if it has fields; `parent` and `key` say where it should.
+
+        Raises:
+            CatalogError: It has none.
+        """
         if isinstance(node, Mapping):
             return cast("Mapping[Any, Any]", node)
         kind = "nothing" if node is None else type(node).__name__
         raise self._error(parent, key, where, f"expected fields with values, got {kind}", full=True)
 
-    def _fail(self, node: Any, key: str, where: str, problem: str) -> NoReturn:
+    def fail(self, node: Any, key: str, where: str, problem: str) -> NoReturn:
+        """Refuse a field.
+
+        Raises:
+            CatalogError: Always.
+        """
         raise self._error(node, key, where, problem)
 
     def _error(

@@ -1,0 +1,282 @@
+"""Reads `prices:` of `voicecost.yaml`: what the operator's contracts say, and a currency to show.
+
+    prices:
+      plans: {livekit: scale}
+      discounts: {deepgram: 12.5}      # percent off the list price
+      credit_usd: {cartesia: 0.00003}  # what a credit costs by contract
+      rows:                            # prices of one's own, as in the catalog's files
+        - {provider: assemblyai, model: universal-streaming, modality: stt, rule: session,
+           rates: {connected_ms: {usd: 0.0020, per: minute}}}
+      display_currency: {code: EUR, per_usd: 0.92}
+
+Numbers keep the digits they are written with, `${NAME}` is replaced from the environment, and
+every refusal names file, line and field. Needs ruamel.yaml, as `compile` does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Final, cast
+
+import msgspec
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from voicecost_catalog.book import CatalogPriceBook, check_plans, open_price_book
+from voicecost_catalog.compile import CatalogError, RowReader
+from voicecost_catalog.currency import DisplayCurrency
+from voicecost_catalog.genai import GenaiPrices
+from voicecost_catalog.hosts import parse_host_aliases
+from voicecost_catalog.overrides import Overrides, Ratio
+from voicecost_catalog.rates import Kind
+from voicecost_catalog.rows import ProviderRows, load_rows
+
+SECTION: Final = "prices"
+_KEYS: Final = ("plans", "discounts", "credit_usd", "rows", "display_currency")
+_CURRENCY_KEYS: Final = ("code", "per_usd")
+_OF_THE_PROVIDER: Final = ("provider", "plugin_names", "hosts")
+_OWN_SOURCE: Final[dict[str, Any]] = {"source_url": "", "source_date": None, "checked_on": None}
+_WHOLE_NUMBERS: Final = ("minimum_ms", "step_ms", "double_width_weight")
+_NUMBER_TAGS: Final = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int")
+_TEXT_TAG: Final = "tag:yaml.org,2002:str"
+_NULL_TAG: Final = "tag:yaml.org,2002:null"
+_PERCENT_DIGITS_MAX: Final = 6
+
+
+class PricesSection(msgspec.Struct, frozen=True, kw_only=True):
+    """What `prices:` says."""
+
+    overrides: Overrides = Overrides()
+    display_currency: DisplayCurrency | None = None
+
+
+class _ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of a row that are its provider's."""
+
+    provider: str
+    plugin_names: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+
+def open_environment_price_book(environ: Mapping[str, str] | None = None) -> CatalogPriceBook:
+    """The price book of an agent that rates by itself: by the settings in its environment.
+
+    `VOICECOST_CONFIG` names a `voicecost.yaml`, of which only `prices:` is read here;
+    `VOICECOST_HOST_ALIASES` is as everywhere. A sidecar rates by its own file, whatever this says.
+
+    Raises:
+        ValueError: A setting or the file is not understood, or reading it needs ruamel.yaml.
+    """
+    environ = os.environ if environ is None else environ
+    file = environ.get("VOICECOST_CONFIG", "").strip()
+    return open_price_book(
+        host_aliases=parse_host_aliases(environ.get("VOICECOST_HOST_ALIASES", "")),
+        overrides=read_prices(Path(file), environ).overrides if file else None,
+    )
+
+
+def read_prices(file: Path, environ: Mapping[str, str] | None = None) -> PricesSection:
+    """The section `prices:` of a file; empty where it has none.
+
+    Raises:
+        CatalogError: The file cannot be read, or the section is wrong.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CatalogError(file, 0, "file", f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CatalogError(file, 0, "file", "is not UTF-8 text") from None
+    return parse_prices(text, file, environ)
+
+
+def parse_prices(text: str, file: Path, environ: Mapping[str, str] | None = None) -> PricesSection:
+    """The same of a text that was read from `file`."""
+    environ = os.environ if environ is None else environ
+    try:
+        tree = _section(text, file, environ)
+    except MarkedYAMLError as error:
+        marked: Any = error  # ruamel.yaml is half typed
+        mark = marked.problem_mark or marked.context_mark
+        problem = str(marked.problem).split("\n")[0]
+        raise CatalogError(file, mark.line + 1 if mark else 0, "yaml", problem) from None
+    return PricesSection() if tree is None else _Section(file).read(tree)
+
+
+def _section(text: str, file: Path, environ: Mapping[str, str]) -> Any:
+    yaml: Any = YAML(typ="rt", pure=True)  # Any: ruamel.yaml is half typed
+    root = yaml.compose(text)
+    for key, value in root.value if root is not None and root.id == "mapping" else ():
+        if key.value == SECTION:
+            if value.id != "mapping":
+                problem = f"expected keys ({', '.join(_KEYS)})"
+                raise CatalogError(file, key.start_mark.line + 1, SECTION, problem)
+            _keep_digits(value, SECTION, file, environ)
+            return yaml.constructor.construct_document(value)
+    return None
+
+
+def _keep_digits(node: Any, field: str, file: Path, environ: Mapping[str, str]) -> None:
+    """Numbers become the text they are written as, and `${NAME}` what the environment says."""
+    if node.id == "mapping":
+        for key, value in node.value:
+            if str(key.value) not in _WHOLE_NUMBERS:
+                _keep_digits(value, f"{field}.{key.value}", file, environ)
+    elif node.id == "sequence":
+        for index, value in enumerate(node.value):
+            _keep_digits(value, f"{field}[{index}]", file, environ)
+    else:
+
+        def expand(match: re.Match[str]) -> str:
+            value = environ.get(match[1])
+            if value is None:
+                problem = f"the environment variable {match[1]} is not set"
+                raise CatalogError(file, node.start_mark.line + 1, field, problem)
+            return value
+
+        node.value = re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", expand, node.value)
+        if str(node.tag) in _NUMBER_TAGS:
+            node.tag = _TEXT_TAG
+
+
+class _Section:
+    def __init__(self, file: Path) -> None:
+        self._reader = RowReader(
+            file,
+            section=f"{SECTION}.rows",
+            unsourced={**_OWN_SOURCE, "via": file.name},
+            around=_OF_THE_PROVIDER,
+        )
+
+    def read(self, tree: Any) -> PricesSection:
+        self._known(tree, SECTION, _KEYS)
+        rows = self._rows(tree)
+        own = load_rows()
+        known = {of.provider for of in own.providers} | {of.provider for of in rows}
+        in_credits = {of.provider for of in own.providers if of.credit_usd}
+        discounts = {
+            provider: self._share(node, provider, percent)
+            for provider, percent, node in self._entries(tree, "discounts")
+            if self._is_provider(node, "discounts", provider, known)
+        }
+        credit_usd: dict[str, Ratio] = {}
+        for provider, usd, node in self._entries(tree, "credit_usd"):
+            where = f"{SECTION}.credit_usd"
+            if provider not in in_credits:
+                problem = f"no provider prices in credits but {', '.join(sorted(in_credits))}"
+                self._reader.fail(node, provider, where, problem)
+            credit_usd[provider] = self._reader.nano_usd(node, usd, where, key=provider)
+            if not credit_usd[provider][0]:
+                self._reader.fail(node, provider, where, "a credit costs more than nothing")
+        plans: dict[str, str] = {}
+        for provider, plan, node in self._entries(tree, "plans"):
+            try:
+                plans |= check_plans({provider: plan}, own)
+            except ValueError as error:
+                self._reader.fail(node, provider, f"{SECTION}.plans", str(error))
+        return PricesSection(
+            overrides=Overrides(rows=rows, discounts=discounts, plans=plans, credit_usd=credit_usd),
+            display_currency=self._currency(tree),
+        )
+
+    def _rows(self, tree: Any) -> tuple[ProviderRows, ...]:
+        nodes: Any = tree.get("rows", [])
+        if not isinstance(nodes, list):
+            self._reader.fail(tree, "rows", SECTION, "expected a list of prices")
+        found: dict[str, ProviderRows] = {}
+        own = {of.provider: of for of in load_rows().providers}
+        for index, node in enumerate(cast("list[Any]", nodes)):
+            where = f"{SECTION}.rows[{index}]"
+            fields = dict(self._reader.mapping(node, where, parent=tree, key="rows"))
+            entry = self._reader.convert(node, _ProviderEntry, where)
+            if "match" not in fields and isinstance(fields.get("model"), str):
+                node["match"] = [fields["model"].lower()]
+            name = entry.provider.lower()
+            listed = own.get(name)
+            held = found.get(name) or ProviderRows(
+                provider=name,
+                plugin_names=listed.plugin_names if listed else (),
+                hosts=listed.hosts if listed else (),
+                plan="contract",
+                prices=(),
+                labels=listed.labels if listed else (),
+            )
+            for row in self._reader.rows(node, index):
+                row = msgspec.structs.replace(row, plan="")
+                if row.kind not in (Kind.BASE, Kind.SUPERSEDED, Kind.SELF_HOSTED):
+                    self._reader.fail(
+                        node, "kind", where, "a price by contract rates legs: leave it"
+                    )
+                self._reader.check(row, held, index, node, earlier=held.prices)
+                held = msgspec.structs.replace(
+                    held,
+                    plugin_names=(*held.plugin_names, *entry.plugin_names),
+                    hosts=(*held.hosts, *(host.lower() for host in entry.hosts)),
+                    prices=(*held.prices, row),
+                )
+            found[name] = held
+        return tuple(found.values())
+
+    def _share(self, node: Any, provider: str, percent: str) -> Ratio:
+        """What is paid of a price, as a fraction, with so many percent off."""
+        try:
+            off = Decimal(percent.removesuffix("%").strip())
+            digits = -int(off.as_tuple().exponent)
+        except (InvalidOperation, ValueError):
+            off, digits = Decimal(-1), 0
+        if not 0 <= off <= 100 or digits > _PERCENT_DIGITS_MAX:
+            problem = f"{percent!r} is no discount: expected 0 to 100 percent, such as 12.5"
+            self._reader.fail(node, provider, f"{SECTION}.discounts", problem)
+        paid, of = (100 - off).as_integer_ratio()
+        common = math.gcd(paid, of * 100)
+        return paid // common, of * 100 // common
+
+    def _is_provider(self, node: Any, key: str, provider: str, known: set[str]) -> bool:
+        # Only a name that is not ours is worth the second that genai-prices takes to load.
+        if provider not in known and not GenaiPrices().knows(provider):
+            names = ", ".join(sorted(known))
+            problem = f"no prices of that provider: expected one of genai-prices' or {names}"
+            self._reader.fail(node, provider, f"{SECTION}.{key}", problem)
+        return True
+
+    def _entries(self, tree: Any, key: str) -> list[tuple[str, str, Any]]:
+        """Provider, text and node of each line below a key."""
+        if key not in tree:
+            return []
+        where = f"{SECTION}.{key}"
+        node = self._reader.mapping(tree[key], where, parent=tree, key=key)
+        for name, value in node.items():
+            if not isinstance(value, str):
+                self._reader.fail(node, str(name), where, "expected one value")
+        return [(str(name).lower(), str(value), node) for name, value in node.items()]
+
+    def _currency(self, tree: Any) -> DisplayCurrency | None:
+        if "display_currency" not in tree:
+            return None
+        where = f"{SECTION}.display_currency"
+        node = self._reader.mapping(
+            tree["display_currency"], where, parent=tree, key="display_currency"
+        )
+        self._known(node, where, _CURRENCY_KEYS)
+        given = {key: str(node.get(key) or "") for key in _CURRENCY_KEYS}
+        for key in _CURRENCY_KEYS:
+            if not given[key]:
+                self._reader.fail(
+                    node, key, where, f"missing: expected {', '.join(_CURRENCY_KEYS)}"
+                )
+        try:
+            return DisplayCurrency.of(given["code"], given["per_usd"])
+        except ValueError as error:
+            key = "code" if "code" in str(error).split(":")[0] else "per_usd"
+            self._reader.fail(node, key, where, str(error))
+
+    def _known(self, node: Any, where: str, allowed: Sequence[str]) -> None:
+        for key in node:
+            if key not in allowed:
+                problem = f"unknown key: allowed here are {', '.join(allowed)}"
+                self._reader.fail(node, str(key), where, problem)

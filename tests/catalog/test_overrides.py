@@ -1,0 +1,329 @@
+"""What the operator's contracts say: prices of their own, discounts, plans, credits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from voicecost_catalog import ModelPrice, open_price_book
+from voicecost_catalog.compile import CatalogError
+from voicecost_catalog.override_file import (
+    PricesSection,
+    open_environment_price_book,
+    parse_prices,
+    read_prices,
+)
+from voicecost_ledger.records import LegAttributes, Modality
+
+NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
+FILE = Path("voicecost.yaml")
+MINUTE = {"audio_ms": 60_000, "connected_ms": 60_000}
+
+
+def prices(text: str, **environ: str) -> PricesSection:
+    return parse_prices(f"prices:\n{text}", FILE, environ)
+
+
+def price_of(
+    leg: LegAttributes, section: PricesSection, at_unix_ms: int = NOW_UNIX_MS
+) -> ModelPrice:
+    book = open_price_book(overrides=section.overrides)
+    price = book.price_for(leg, at_unix_ms)
+    assert price is not None
+    assert book.restore(price.document()) == price
+    return price
+
+
+def stt(model: str, provider: str = "Deepgram", host: str = "") -> LegAttributes:
+    return LegAttributes(modality=Modality.STT, provider=provider, model=model, host=host)
+
+
+def llm(model: str, host: str, provider: str = "") -> LegAttributes:
+    return LegAttributes(modality=Modality.LLM, provider=provider or host, model=model, host=host)
+
+
+ARKENOS = """
+  rows:
+    - provider: assemblyai
+      model: universal-streaming
+      modality: stt
+      rule: audio
+      rates: {audio_ms: {usd: 0.0078, per: minute}}
+    - provider: google
+      model: gemini-2.5-flash
+      modality: llm
+      rule: tokens
+      rates:
+        input_tokens: {usd: 0.85, per: million}
+        output_tokens: {usd: 0.85, per: million}
+    - provider: resemble
+      model: chatterbox
+      modality: tts
+      rule: characters
+      rates: {characters: {usd: 0.00004, per: character}}
+"""
+
+
+def test_the_breakdown_of_arkenos_with_its_own_rates() -> None:
+    """2.5 min of AssemblyAI, 1,250 blended tokens of Gemini at (3 x 0.30 + 2.50) / 4, 450 letters.
+
+    Source of the figures: Arkenos' page on cost tracking.
+    """
+    section = prices(ARKENOS)
+    heard = price_of(stt("universal-streaming", "AssemblyAI"), section).rate({"audio_ms": 150_000})
+    thought = price_of(llm("gemini-2.5-flash", "generativelanguage.googleapis.com"), section).rate(
+        {"input_tokens": 1_250, "output_tokens": 0}
+    )
+    said = price_of(
+        LegAttributes(modality=Modality.TTS, provider="Resemble", model="chatterbox"), section
+    ).rate({"characters": 450})
+    assert (heard, thought, said) == (19_500_000, 1_062_500, 18_000_000)
+    parts = [heard or 0, thought or 0, said or 0]
+    assert [f"{part / 10**9:.4f}" for part in parts] == ["0.0195", "0.0011", "0.0180"]
+    assert f"{sum(parts) / 10**9:.4f}" == "0.0386"
+
+
+def test_a_price_by_contract_says_so_and_which_words_it_was() -> None:
+    price = price_of(stt("universal-streaming", "AssemblyAI"), prices(ARKENOS))
+    assert price.pricing_source == prices(ARKENOS).overrides.pricing_source
+    assert price.pricing_source.startswith("config@")
+    dearer = prices(ARKENOS.replace("0.0078", "0.0079")).overrides
+    assert price.pricing_source != dearer.pricing_source
+    assert price.plan == "contract"
+    listed = price_of(stt("nova-3"), prices(ARKENOS))
+    assert listed.pricing_source.startswith("voicecost-catalog@")
+
+
+def test_a_price_by_contract_holds_on_its_days_only() -> None:
+    text = ARKENOS.replace("rule: audio", "rule: audio\n      valid_from: 2026-11-22", 1)
+    leg = stt("universal-streaming", "AssemblyAI")
+    book = open_price_book(overrides=prices(text).overrides)
+    for _ in range(2):  # what is remembered of one day is not used for another
+        before, after = book.price_for(leg, NOW_UNIX_MS - 1), book.price_for(leg, NOW_UNIX_MS)
+        assert before is not None
+        assert after is not None
+        assert before.pricing_source.startswith("voicecost-catalog@")
+        assert after.pricing_source.startswith("config@")
+
+
+@pytest.mark.parametrize(
+    ("leg", "usage", "listed", "paid"),
+    [
+        pytest.param(stt("nova-3"), MINUTE, 4_800_000, 4_200_000, id="12.5 % off a minute"),
+        pytest.param(
+            stt("nova-3", "livekit"), MINUTE, None, None, id="not what LiveKit Inference sells"
+        ),
+        pytest.param(
+            stt("deepgram/nova-3", "livekit"), MINUTE, 4_800_000, 4_800_000,
+            id="LiveKit's own rate for it",
+        ),
+        pytest.param(
+            llm("claude-sonnet-4-6", "api.anthropic.com"),
+            {"input_tokens": 1_000_000, "output_tokens": 0}, 3_000_000_000, 2_700_000_000,
+            id="10 % off genai-prices",
+        ),
+        pytest.param(
+            llm("gpt-4o-mini", "llm.internal", "openai"),
+            {"input_tokens": 1, "output_tokens": 0}, None, None, id="a host nobody spoke for",
+        ),
+    ],
+)  # fmt: skip
+def test_a_discount_is_off_every_rate_of_whoever_bills(
+    leg: LegAttributes, usage: dict[str, int], listed: int | None, paid: int | None
+) -> None:
+    section = prices("  discounts: {deepgram: 12.5, anthropic: 10%}")
+    for book, expected in (
+        (open_price_book(), listed),
+        (open_price_book(overrides=section.overrides), paid),
+    ):
+        price = book.price_for(leg, NOW_UNIX_MS)
+        assert (price and price.rate(usage)) == expected
+
+
+def test_a_discounted_price_keeps_its_source_and_names_its_list() -> None:
+    price = price_of(stt("nova-3"), prices("  discounts: {deepgram: 33.333333}"))
+    assert price.pricing_source.startswith("config@")
+    assert "voicecost-catalog@" in price.note
+    assert price.rates["audio_ms"].source_url == "https://deepgram.com/pricing"
+    # 66.666667 % of $0.0048 a minute, exact: rounded once, at the end of a leg
+    assert price.rate({"audio_ms": 60_000 * 10**6}) == 3_200_000_016_000
+
+
+def test_a_credit_by_contract_and_a_discount_on_top() -> None:
+    sonic = LegAttributes(modality=Modality.TTS, provider="Cartesia", model="sonic-3")
+    section = prices("  credit_usd: {cartesia: 0.00003}\n  discounts: {Cartesia: 50}")
+    assert price_of(sonic, section).rate({"characters": 1_000}) == 15_000_000
+    scale = prices("  plans: {cartesia: scale}")
+    assert price_of(sonic, scale).rate({"characters": 1_000}) == 37_400_000
+
+
+@pytest.mark.parametrize(
+    ("rule", "rates", "usage", "amount_nano_usd"),
+    [
+        ("requests", "requests: {usd: 0.008, per: request}", {"requests": 3}, 24_000_000),
+        ("session", "connected_ms: {usd: 0.06, per: minute}", {"connected_ms": 90_000}, 90_000_000),
+        ("characters", "characters: {usd: 20, per: million}", {"characters": 450}, 9_000_000),
+    ],
+)
+def test_a_tool_costs_what_the_operator_says(
+    rule: str, rates: str, usage: dict[str, int], amount_nano_usd: int
+) -> None:
+    section = prices(
+        f"""
+  rows:
+    - provider: Tavily
+      model: Search
+      modality: other
+      hosts: [API.tavily.com]
+      rule: {rule}
+      rates: {{{rates}}}
+"""
+    )
+    for host in ("", "api.tavily.com"):
+        leg = LegAttributes(modality=Modality.OTHER, provider="tavily", model="search", host=host)
+        assert price_of(leg, section).rate(usage) == amount_nano_usd
+    elsewhere = LegAttributes(
+        modality=Modality.OTHER, provider="tavily", model="search", host="tavily.example.com"
+    )
+    book = open_price_book(overrides=section.overrides)
+    assert book.price_for(elsewhere, NOW_UNIX_MS) is None
+
+
+def test_a_carrier_without_a_source_is_priced_by_its_prefixes_and_increments() -> None:
+    section = prices(
+        """
+  rows:
+    - &plivo
+      provider: plivo
+      model: de-mobile-outbound
+      modality: telephony
+      direction: outbound
+      prefixes: ["+4915", "+4916", "+4917"]
+      rule: session
+      minimum_ms: 6000
+      step_ms: 6000
+      rates: {connected_ms: {usd: 0.06, per: minute}}
+    - <<: *plivo
+      model: de-outbound
+      prefixes: ["+49"]
+      minimum_ms: 0
+      step_ms: 1000
+"""
+    )
+    book = open_price_book(genai=False, overrides=section.overrides)
+
+    def cost(number: str, seconds: int) -> int | None:
+        leg = book.phone_leg("plivo", direction="outbound", number=number)
+        price = book.price_for(leg, NOW_UNIX_MS)
+        return price and price.rate({"connected_ms": seconds * 1_000 + 1})
+
+    assert cost("+4915112345678", 61) == 66_000_000  # 6/6
+    assert cost("+493012345678", 61) == 62_000_000  # 1/1
+    assert cost("+33123456789", 61) is None
+
+
+def test_digits_and_the_environment_are_kept_as_they_are_written() -> None:
+    section = prices(
+        """
+  rows:
+    - provider: deepgram
+      model: ${MODEL}
+      modality: stt
+      match: ["${MODEL}*"]
+      rule: audio
+      rates: {audio_ms: {usd: 0.10000000000000001, per: hour}}
+  display_currency: {code: EUR, per_usd: 0.9201}
+""",
+        MODEL="nova-9",
+    )
+    price = price_of(stt("nova-9-medical"), section)
+    assert price.rate({"audio_ms": 3_600_000 * 10**8}) == 10_000_000_000_000_001
+    assert section.display_currency is not None
+    assert section.display_currency.text(38_600_000) == "EUR 0.0355"
+
+
+GOOD_ROW = """\
+  rows:
+    - provider: deepgram
+      model: nova-3
+      modality: stt
+      rule: audio
+      rates: {audio_ms: {usd: 0.004, per: minute}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "field", "says"),
+    [
+        (GOOD_ROW.replace("0.004", "-0.004"), 7, "prices.rows[0].rates.audio_ms.usd",
+         "'-0.004' is no price"),
+        (GOOD_ROW.replace("minute", "mood"), 7, "prices.rows[0].rates.audio_ms.per",
+         "expected second, minute, hour"),
+        (GOOD_ROW.replace("audio_ms", "characters"), 7, "prices.rows[0].rates.characters.per",
+         "expected character, thousand, million"),
+        (GOOD_ROW.replace("rule: audio", "rule: mood"), 6, "prices.rows[0].rule", "Invalid enum"),
+        (GOOD_ROW.replace("      model: nova-3\n", ""), 3, "prices.rows[0].model", "missing"),
+        (GOOD_ROW.replace("provider: deepgram", "vendor: deepgram"), 3, "prices.rows[0].provider",
+         "missing required field `provider`"),
+        (GOOD_ROW + GOOD_ROW.replace("  rows:\n", ""), 8, "prices.rows[1].valid_from",
+         "a row above already prices nova-3 on these days"),
+        ("  rows: 5", 2, "prices.rows", "expected a list"),
+        ("  rows: [5]", 2, "prices.rows[0]", "expected fields with values"),
+        ("  discounts: {deepgram: 120}", 2, "prices.discounts.deepgram", "0 to 100 percent"),
+        ("  discounts: {deepgram: cheap}", 2, "prices.discounts.deepgram", "0 to 100 percent"),
+        ("  discounts: {deepgrm: 12}", 2, "prices.discounts.deepgrm", "no prices of that provider"),
+        ("  discounts: {deepgram: [1]}", 2, "prices.discounts.deepgram", "expected one value"),
+        ("  discounts: 12", 2, "prices.discounts", "expected fields"),
+        ("  plans: {livekit: gold}", 2, "prices.plans.livekit", "expected build_ship, scale"),
+        ("  credit_usd: {deepgram: 1}", 2, "prices.credit_usd.deepgram", "but cartesia"),
+        ("  credit_usd: {cartesia: 0}", 2, "prices.credit_usd.cartesia", "more than nothing"),
+        ("  display_currency: {code: eur, per_usd: 1}", 2, "prices.display_currency.code",
+         "three capital letters"),
+        ("  display_currency: {code: EUR, per_usd: 0}", 2, "prices.display_currency.per_usd",
+         "a positive number"),
+        ("  display_currency: {code: EUR}", 2, "prices.display_currency.per_usd", "missing"),
+        ("  display_currency: {code: EUR, rate: 2}", 2, "prices.display_currency.rate",
+         "unknown key: allowed here are code, per_usd"),
+        ("  markup: 5", 2, "prices.markup",
+         "unknown key: allowed here are plans, discounts, credit_usd, rows, display_currency"),
+        ('  plans: {livekit: "${PLAN}"}', 2, "prices.plans.livekit", "PLAN is not set"),
+        ("  plans: {livekit: scale, livekit: scale}", 2, "yaml", "duplicate key"),
+        ("  plans: {livekit: ", 2, "yaml", ""),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_file_line_and_field(
+    text: str, line: int, field: str, says: str
+) -> None:
+    with pytest.raises(CatalogError) as raised:
+        prices(text)
+    assert says in str(raised.value)
+    assert (raised.value.line, raised.value.field) == (line, field)
+    assert str(raised.value).startswith(f"{FILE}:{raised.value.line}: {field}: ")
+
+
+@pytest.mark.parametrize("text", ["", "time_zone: UTC\n", "[]", "prices: {}\n"])
+def test_a_file_without_prices_overrides_nothing(text: str) -> None:
+    assert not parse_prices(text, FILE, {}).overrides
+
+
+def test_an_agent_without_a_sidecar_takes_them_from_the_file_it_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "voicecost.yaml"
+    file.write_text("database: ${NOT_SET}\nprices:\n  discounts: {deepgram: 50}\n")
+    environ = {"VOICECOST_CONFIG": str(file), "VOICECOST_HOST_ALIASES": "127.0.0.1:9=deepgram"}
+    price = open_environment_price_book(environ).price_for(
+        stt("nova-3", host="127.0.0.1:9"), NOW_UNIX_MS
+    )
+    assert price is not None
+    assert price.rate(MINUTE) == 2_400_000
+    plain = open_environment_price_book({}).price_for(stt("nova-3"), NOW_UNIX_MS)
+    assert plain is not None
+    assert plain.rate(MINUTE) == 4_800_000
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="cannot be read: No such file"):
+        read_prices(tmp_path / "no.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff")
+    with pytest.raises(CatalogError, match="is not UTF-8"):
+        read_prices(tmp_path / "bytes.yaml")
