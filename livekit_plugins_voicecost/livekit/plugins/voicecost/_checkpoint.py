@@ -60,6 +60,7 @@ class Checkpoints:
         self._written_seq = 0
         self._seal: Any = None  # a `CheckpointSeal`, made on the uplink's thread
         self._sending: asyncio.Task[None] | None = None
+        self._next: tuple[str, str] | None = None  # to be sent when that is done
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(FIRST_S, self._due)
 
     def close(self) -> None:
@@ -70,7 +71,11 @@ class Checkpoints:
             self._write()
 
     def _due(self) -> None:
-        self._timer = self._loop.call_later(INTERVAL_S, self._due)
+        delay_s = FIRST_S  # a job may take its time to connect
+        with _faults.contained("checkpoint"):
+            if self._room() is not None:
+                delay_s = INTERVAL_S
+        self._timer = self._loop.call_later(delay_s, self._due)
         self._write()
 
     def _write(self) -> None:
@@ -105,13 +110,22 @@ class Checkpoints:
 
     def _send(self, attribute: str, sealed: str) -> None:
         with _faults.contained("checkpoint"):
+            if self._sending is not None and not self._sending.done():
+                self._next = (attribute, sealed)  # it may be the last one
+                return
             room = self._room()
-            if room is None or (self._sending is not None and not self._sending.done()):
-                return  # the next one says all of it
+            if room is None:
+                return
             self._sending = self._loop.create_task(
                 _set_attribute(room.local_participant, attribute, sealed),
                 name="voicecost_checkpoint",
             )
+            self._sending.add_done_callback(self._sent)
+
+    def _sent(self, _: asyncio.Task[None]) -> None:
+        waiting, self._next = self._next, None
+        if waiting is not None:
+            self._send(*waiting)
 
 
 def possible(opened: MeterOpen, *, sidecar: bool) -> bool:
