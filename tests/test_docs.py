@@ -83,6 +83,9 @@ def test_every_key_of_the_configuration_file_is_documented(tmp_path: Path) -> No
     keys = allowed("", "no_such_key: 1")
     keys |= allowed("livekit.", "livekit: {no_such_key: 1}")
     keys |= allowed("projects.ID.", "projects: {shop: {no_such_key: 1}}")
+    keys |= allowed("billing.", "billing: {no_such_key: 1}")
+    keys |= allowed("billing.projects.ID.", "billing: {projects: {shop: {no_such_key: 1}}}")
+    keys |= allowed("billing.tenants.ID.", "billing: {tenants: {acme: {no_such_key: 1}}}")
     documented = {
         name
         for name in first_cells(REFERENCE / "configuration.md")

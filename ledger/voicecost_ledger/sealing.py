@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from voicecost_ledger.checkpoints import Checkpoint, CheckpointTotal
+from voicecost_ledger.checkpoints import TOTALS_MAX, Checkpoint, CheckpointTotal
 
 ATTRIBUTE_PREFIX: Final = "voicecost.checkpoint."
 """Of the participant attributes that hold checkpoints; what follows tells the meters of a job
@@ -122,23 +122,26 @@ class CheckpointSeal:
             raise SealError(f"sealed by another version: {error}") from None
 
     def _fitting(self, checkpoint: Checkpoint) -> bytes:
-        plain = _packed(checkpoint)
-        if _sealed_size(plain) <= SEALED_CHARACTERS_MAX:
+        totals = checkpoint.totals[:TOTALS_MAX]
+        plain = _packed(msgspec.structs.replace(checkpoint, totals=totals))
+        if plain is not None:
             return plain
-        totals = [
-            CheckpointTotal(each.attributes, _priceable(each.usage)) for each in checkpoint.totals
-        ]
+        totals = [CheckpointTotal(each.attributes, _priceable(each.usage)) for each in totals]
         while True:
             plain = _packed(msgspec.structs.replace(checkpoint, totals=totals))
-            if _sealed_size(plain) <= SEALED_CHARACTERS_MAX:
+            if plain is not None:
                 return plain
             if not totals:
                 raise SealError("the names of a meter's project, agent and tenant fill it alone")
             totals.pop()
 
 
-def _packed(checkpoint: Checkpoint) -> bytes:
-    return zlib.compress(_encoder.encode(checkpoint), 9)
+def _packed(checkpoint: Checkpoint) -> bytes | None:
+    """A checkpoint made small; None where that is not small enough to be opened again."""
+    unpacked = _encoder.encode(checkpoint)
+    plain = zlib.compress(unpacked, 9)
+    fits = _sealed_size(plain) <= SEALED_CHARACTERS_MAX and len(unpacked) <= _PLAIN_BYTES_MAX
+    return plain if fits else None
 
 
 def _sealed_size(plain: bytes) -> int:

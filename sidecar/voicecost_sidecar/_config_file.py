@@ -12,13 +12,17 @@ import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from voicecost_catalog.compile import CatalogError
 from voicecost_catalog.hosts import check_host_aliases
+from voicecost_catalog.override_file import PricesSection, parse_prices
+from voicecost_ledger.billing import Billing, BillingTerms, parse_percent
 from voicecost_ledger.database_url import DatabaseUrlError, sqlite_path
 from voicecost_ledger.money import parse_usd
 from voicecost_ledger.policy import BudgetAction, ProjectPolicy
 from voicecost_sidecar.config import ConfigError, FileValues, livekit_value
 
-_SECTIONS: Final = ("livekit", "projects", "database", "time_zone", "host_aliases")
+_SECTIONS: Final = ("livekit", "projects", "database", "time_zone", "billing", "host_aliases", "prices")
+_TERMS: Final = ("markup_percent", "flat_fee")
 _NULL_TAG: Final = "tag:yaml.org,2002:null"
 
 
@@ -46,7 +50,19 @@ def read_config_file(file: Path, environ: Mapping[str, str]) -> FileValues:
         mark = marked.problem_mark or marked.context_mark
         line = None if mark is None else mark.line + 1
         raise ConfigError(f"is not YAML: {marked.problem}", file=str(file), line=line) from None
-    return _File(file, environ).values(None if composed is None else _node(composed))
+    values = _File(file, environ).values(None if composed is None else _node(composed))
+    prices = _prices(text, file, environ)
+    values.overrides, values.display_currency = prices.overrides, prices.display_currency
+    return values
+
+
+def _prices(text: str, file: Path, environ: Mapping[str, str]) -> PricesSection:
+    """The catalog reads its own section: it knows what a price is."""
+    try:
+        return parse_prices(text, file, environ)
+    except CatalogError as error:
+        line = error.line or None
+        raise ConfigError(error.problem, file=str(file), line=line, key=error.field) from None
 
 
 class _Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,8 +110,12 @@ class _File:
                     values.database_path = self._database(path, node)
                 case "time_zone":
                     values.time_zone = self._zone(path, node)
-                case _:
+                case "billing":
+                    values.billing = self._billing(path, node)
+                case "host_aliases":
                     values.host_aliases = self._hosts(path, node)
+                case _:
+                    pass  # prices: see read_config_file
         return values
 
     def _livekit(self, path: str, node: _Node) -> dict[str, str]:
@@ -127,7 +147,30 @@ class _File:
 
     def _usd(self, path: str, node: _Node) -> int:
         try:
-            return parse_usd(self._text(path, node), name="daily_budget")
+            return parse_usd(self._text(path, node), name=path.rpartition(".")[2])
+        except ValueError as error:
+            self._refuse(node, path, str(error))
+
+    def _billing(self, path: str, node: _Node) -> Billing:
+        terms: dict[str, int] = {}
+        narrower: dict[str, dict[str, BillingTerms]] = {"projects": {}, "tenants": {}}
+        for key, at, value in self._items(path, node, allowed=(*_TERMS, *narrower)):
+            if key in narrower:
+                for name, at_name, inner in self._items(at, value):
+                    found: dict[str, int] = {}
+                    for word, at_word, said in self._items(at_name, inner, allowed=_TERMS):
+                        self._term(found, word, at_word, said)
+                    narrower[key][name] = BillingTerms(**found)
+            else:
+                self._term(terms, key, at, value)
+        return Billing(everybody=BillingTerms(**terms), **narrower)
+
+    def _term(self, terms: dict[str, int], key: str, path: str, node: _Node) -> None:
+        if key == "flat_fee":
+            terms["flat_fee_nano_usd"] = self._usd(path, node)
+            return
+        try:
+            terms["markup_ppm"] = parse_percent(self._text(path, node))
         except ValueError as error:
             self._refuse(node, path, str(error))
 

@@ -25,6 +25,12 @@ from voicecost_sidecar.api import (
     health,
     list_calls,
 )
+from voicecost_sidecar.api_corrections import (
+    get_explanation,
+    get_what_if,
+    post_adjustment,
+    post_rerate,
+)
 from voicecost_sidecar.auth import AuthError
 from voicecost_sidecar.ingest import MESSAGE_BYTES_MAX, RETRY_AFTER_S, ingest, post_records
 from voicecost_sidecar.money_json import encode_json
@@ -86,6 +92,10 @@ def create_app(
             get_call,
             get_costs,
             get_latency,
+            get_explanation,
+            get_what_if,
+            post_rerate,
+            post_adjustment,
             get_metrics,
             ingest,
             post_records,

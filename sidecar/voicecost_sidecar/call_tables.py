@@ -79,6 +79,10 @@ def _facts(detail: CallDetail, time_zone: str) -> RenderableType:
         ("opened", moment_text(call.opened_at_unix_ms, time_zone)),
         ("length", length_text(call)),
         ("cost", cost_text(call.total_nano_usd, call.unpriced_leg_count)),
+        (
+            "billed",
+            "" if call.billed_nano_usd == call.total_nano_usd else format_usd(call.billed_nano_usd),
+        ),
         ("of it accruing", format_usd(call.accruing_nano_usd) if call.accruing_nano_usd else ""),
         ("of it estimated", _estimated_text(call)),
         ("waste", share_text(call.waste_nano_usd, call.waste_per_mille)),

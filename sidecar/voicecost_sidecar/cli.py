@@ -7,25 +7,34 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Final
 
 import typer
-from rich.console import Console, RenderableType
 
 from voicecost_ledger._version import __version__
 from voicecost_ledger.calls import CallState
-from voicecost_ledger.stores import Store, StoreRefused, StoreUnavailable
-from voicecost_ledger.stores.sqlite import SqliteStore
+from voicecost_sidecar import correction_commands
+from voicecost_sidecar._terminal import (
+    AsJson,
+    ConfigFile,
+    From,
+    GroupBy,
+    PeriodName,
+    Project,
+    To,
+    err,
+    fail,
+    open_ledger,
+    opened_store,
+    out,
+    read_settings,
+    show_answer,
+)
 from voicecost_sidecar.call_tables import Part, call_table
-from voicecost_sidecar.config import DEFAULT_CONFIG_FILE, Config, ConfigError, load_config
-from voicecost_sidecar.money_json import encode_json
-from voicecost_sidecar.periods import PERIODS, PeriodError
+from voicecost_sidecar.config import DEFAULT_CONFIG_FILE
 from voicecost_sidecar.prices import missing_table, prices_table, read_missing, read_prices
 from voicecost_sidecar.queries import (
-    GROUPS,
     LATENCY_GROUPS,
     now_unix_ms,
     read_calls,
@@ -34,7 +43,6 @@ from voicecost_sidecar.queries import (
 )
 from voicecost_sidecar.tables import calls_table, costs_table, latency_table
 
-USAGE_ERROR: Final = 2
 _SERVING: Final = ("litestar", "uvicorn", "websockets", "aiohttp", "jwt", "ruamel.yaml")
 
 app = typer.Typer(
@@ -43,26 +51,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(markup=False, emoji=False)
-err = Console(stderr=True, markup=False, emoji=False)
-
-AsJson = Annotated[bool, typer.Option("--json", help="JSON; money as strings of nano-USD.")]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="Instead of voicecost.yaml here.", show_default=False),
-]
-PeriodName = Annotated[
-    str | None, typer.Option("--period", help=f"One of {', '.join(PERIODS)}.", show_default=False)
-]
-From = Annotated[
-    str | None, typer.Option("--from", help="ISO 8601 date or time.", show_default=False)
-]
-To = Annotated[
-    str | None,
-    typer.Option("--to", help="The same, exclusive; a date means its end.", show_default=False),
-]
-GroupBy = Annotated[str, typer.Option(help=f"Some of {', '.join(GROUPS)}, separated by commas.")]
-Project = Annotated[str | None, typer.Option(help="Only this project.", show_default=False)]
+correction_commands.add_to(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -91,7 +80,7 @@ def calls(
     as_json: AsJson = False,
 ) -> None:
     """List calls, newest first."""
-    with _ledger(config) as (store, settings):
+    with open_ledger(config) as (store, settings):
         found = read_calls(
             store,
             time_zone=settings.time_zone,
@@ -103,7 +92,7 @@ def calls(
             before=before,
             limit=limit,
         )
-        _show(found, as_json, lambda: calls_table(found, settings.time_zone))
+        show_answer(found, as_json, lambda: calls_table(found, settings.time_zone))
 
 
 @app.command()
@@ -116,11 +105,11 @@ def call(
     as_json: AsJson = False,
 ) -> None:
     """Show one call: its legs, what each cost and where the price is from."""
-    with _ledger(config) as (store, settings):
+    with open_ledger(config) as (store, settings):
         detail = store.call(call_id)
         if detail is None:
-            _fail(f"no call {call_id!r} in {settings.database_path}: `voicecost calls` lists them")
-        _show(detail, as_json, lambda: call_table(detail, settings.time_zone, show))
+            fail(f"no call {call_id!r} in {settings.database_path}: `voicecost calls` lists them")
+        show_answer(detail, as_json, lambda: call_table(detail, settings.time_zone, show))
 
 
 @app.command()
@@ -134,7 +123,7 @@ def costs(
     as_json: AsJson = False,
 ) -> None:
     """Show what was spent; today, unless a period is given."""
-    with _ledger(config) as (store, settings):
+    with open_ledger(config) as (store, settings):
         found = read_costs(
             store,
             time_zone=settings.time_zone,
@@ -144,7 +133,7 @@ def costs(
             project=project,
             group_by=group_by,
         )
-        _show(found, as_json, lambda: costs_table(found))
+        show_answer(found, as_json, lambda: costs_table(found))
 
 
 @app.command()
@@ -158,7 +147,7 @@ def latency(
     as_json: AsJson = False,
 ) -> None:
     """Show how soon answers began and how long they took; today, unless a period is given."""
-    with _ledger(config) as (store, settings):
+    with open_ledger(config) as (store, settings):
         found = read_latency(
             store,
             time_zone=settings.time_zone,
@@ -168,7 +157,7 @@ def latency(
             project=project,
             group_by=group_by,
         )
-        _show(found, as_json, lambda: latency_table(found))
+        show_answer(found, as_json, lambda: latency_table(found))
 
 
 @app.command()
@@ -194,16 +183,16 @@ def prices(
     """Show prices: what is charged, since when, and where that is from."""
     if missing:
         if model is not None or stale or strict:
-            _fail("--missing asks the ledger: give it without a model, --stale or --strict")
-        with _ledger(config) as (store, _):
+            fail("--missing asks the ledger: give it without a model, --stale or --strict")
+        with open_ledger(config) as (store, _):
             unpriced = read_missing(store, until_unix_ms=now_unix_ms())
-            _show(unpriced, as_json, lambda: missing_table(unpriced))
+            show_answer(unpriced, as_json, lambda: missing_table(unpriced))
         return
     try:
         found = read_prices(model, stale=stale, at_unix_ms=now_unix_ms())
     except LookupError as error:
-        _fail(str(error))
-    _show(found, as_json, lambda: prices_table(found))
+        fail(str(error))
+    show_answer(found, as_json, lambda: prices_table(found))
     if strict and found.stale_count:
         raise typer.Exit(1)
 
@@ -218,10 +207,10 @@ def init(
         with file.open("x", encoding="utf-8") as opened:
             opened.write(example.read_text(encoding="utf-8"))
     except FileExistsError:
-        _fail(f"{file} is there already and stays as it is: name another file")
+        fail(f"{file} is there already and stays as it is: name another file")
     except OSError as error:
-        _fail(f"{file} cannot be written: {error.strerror}")
-    _show({"file": str(file)}, as_json, lambda: f"Wrote {file}.")
+        fail(f"{file} cannot be written: {error.strerror}")
+    show_answer({"file": str(file)}, as_json, lambda: f"Wrote {file}.")
 
 
 @app.command()
@@ -234,7 +223,7 @@ def serve(
     """Run the sidecar: take in records and webhooks, keep the ledger, enforce budgets."""
     missing = [name for name in _SERVING if not _is_installed(name)]
     if missing:
-        _fail(
+        fail(
             f"serving needs packages that are not installed ({', '.join(missing)}): "
             "pip install 'livekit-plugins-voicecost[sidecar]'"
         )
@@ -243,7 +232,7 @@ def serve(
     from voicecost_sidecar import server
     from voicecost_sidecar.auth import TokenFileError, read_or_make_token, token_file
 
-    settings = _settings(config)
+    settings = read_settings(config)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     made_in: Path | None = None
     token = os.environ.get("VOICECOST_TOKEN", "").strip()
@@ -255,10 +244,10 @@ def serve(
             made_in = file if made else None
         listening = server.listening_socket(host, port)
     except TokenFileError as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
-        _fail(f"cannot serve on {host}:{port} over {settings.database_path}: {error}")
-    with listening, _opened(settings.database_path) as store:
+        fail(f"cannot serve on {host}:{port} over {settings.database_path}: {error}")
+    with listening, opened_store(settings.database_path) as store:
         sidecar = server.Sidecar(
             settings,
             store,
@@ -269,7 +258,7 @@ def serve(
         try:
             sidecar.warm()
         except ValueError as error:
-            _fail(f"{config or DEFAULT_CONFIG_FILE}: host_aliases: {error}")
+            fail(f"{config or DEFAULT_CONFIG_FILE}: host_aliases: {error}")
         bound_port = listening.getsockname()[1]
         url = f"http://{f'[{host}]' if ':' in host else host}:{bound_port}"
 
@@ -288,7 +277,7 @@ def serve(
                 "webhook_url": f"{url}/livekit/webhook",
                 "spools": str(default_root()),
             }
-            _show(started, as_json, lambda: _started_text(started))
+            show_answer(started, as_json, lambda: _started_text(started))
             sys.stdout.flush()
 
         server.SidecarServer(sidecar.app, on_started=say).run(sockets=[listening])
@@ -314,62 +303,6 @@ def _is_installed(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # its parent package
         return False
-
-
-def _settings(config: Path | None) -> Config:
-    try:
-        return load_config(config)
-    except ConfigError as error:
-        _fail(str(error))
-    except ModuleNotFoundError as error:
-        _fail(
-            f"reading a configuration file needs {error.name}: "
-            "pip install 'livekit-plugins-voicecost[sidecar]'"
-        )
-
-
-@contextmanager
-def _ledger(config: Path | None) -> Generator[tuple[Store, Config]]:
-    """The ledger for reading, and what goes wrong with it in words."""
-    settings = _settings(config)
-    if not settings.database_path.exists():
-        _fail(
-            f"there is no ledger at {settings.database_path} yet: run a call with VoiceCost, or "
-            "set VOICECOST_DATABASE_URL"
-        )
-    with _opened(settings.database_path) as store:
-        try:
-            yield store, settings
-        except PeriodError as error:
-            _fail(str(error))
-        except StoreUnavailable as error:
-            _fail(str(error))
-        except ValueError as error:
-            _fail(str(error))
-
-
-@contextmanager
-def _opened(path: Path) -> Generator[SqliteStore]:
-    try:
-        store = SqliteStore.open(path)
-    except (StoreRefused, StoreUnavailable) as error:
-        _fail(str(error))
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def _show(value: Any, as_json: bool, table: Callable[[], RenderableType]) -> None:
-    if as_json:
-        sys.stdout.write(encode_json(value).decode() + "\n")
-    else:
-        out.print(table(), highlight=False)
-
-
-def _fail(problem: str) -> NoReturn:
-    err.print(f"voicecost: {problem}", style="red", highlight=False, soft_wrap=True)
-    raise typer.Exit(USAGE_ERROR)
 
 
 def main() -> None:

@@ -4,8 +4,10 @@
     projects:     {ID: {name, daily_budget, budget_action: warn | end}}
     database:     sqlite:///PATH                          VOICECOST_DATABASE_URL
     time_zone:    where a project's day begins, an IANA name
+    billing:      {markup_percent, flat_fee, projects: {ID: {...}}, tenants: {ID: {...}}}
     host_aliases: {HOST: PROVIDER}: who bills for requests    VOICECOST_HOST_ALIASES
                   to a host of your own
+    prices:       what your contracts say, see voicecost_catalog.override_file
 
 `${NAME}` in a value is replaced from the environment. A wrong key or value is refused with its
 file, line, key and what is allowed: a budget with a typing error must not read as no budget.
@@ -21,7 +23,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from voicecost_catalog.currency import DisplayCurrency
 from voicecost_catalog.hosts import parse_host_aliases
+from voicecost_catalog.overrides import Overrides
+from voicecost_ledger.billing import Billing
 from voicecost_ledger.database_url import DatabaseUrlError, sqlite_path
 from voicecost_ledger.policy import Policy, ProjectPolicy
 
@@ -72,7 +77,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     livekit: LiveKitConfig | None = None
     projects: dict[str, ProjectPolicy] = {}
     time_zone: str = "UTC"
+    billing: Billing = Billing()
     host_aliases: dict[str, str] = {}
+    overrides: Overrides = Overrides()
+    display_currency: DisplayCurrency | None = None  # shown beside dollars
     # The file is the one that agents of this host without a sidecar write to.
     keeps_embedded_ledger: bool = False
 
@@ -87,6 +95,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             projects=self.projects,
             livekit_project=self.livekit_project,
             time_zone=self.time_zone,
+            billing=self.billing,
         )
 
 
@@ -97,21 +106,26 @@ class FileValues(msgspec.Struct, kw_only=True):
     projects: dict[str, ProjectPolicy] = {}
     database_path: Path | None = None
     time_zone: str = "UTC"
+    billing: Billing = Billing()
     host_aliases: dict[str, str] = {}
+    overrides: Overrides = Overrides()
+    display_currency: DisplayCurrency | None = None
 
 
 def load_config(file: Path | None = None, *, environ: Mapping[str, str] | None = None) -> Config:
     """Read the configuration.
 
     Args:
-        file: The YAML file. None reads `voicecost.yaml` in the working directory if it is there,
-            and else the environment alone.
+        file: The YAML file. None reads the one that `VOICECOST_CONFIG` names, else `voicecost.yaml`
+            in the working directory if it is there, and else the environment alone.
         environ: Instead of the process's environment.
 
     Raises:
         ConfigError: A key or value is wrong, or `file` cannot be read.
     """
     environ = os.environ if environ is None else environ
+    if file is None and environ.get("VOICECOST_CONFIG", "").strip():
+        file = Path(environ["VOICECOST_CONFIG"].strip())
     if file is None:
         file = DEFAULT_CONFIG_FILE if DEFAULT_CONFIG_FILE.is_file() else None
     values = FileValues()
@@ -129,7 +143,10 @@ def load_config(file: Path | None = None, *, environ: Mapping[str, str] | None =
         livekit=_livekit(values, environ, file),
         projects=values.projects,
         time_zone=values.time_zone,
+        billing=values.billing,
         host_aliases=_host_aliases(values, environ),
+        overrides=values.overrides,
+        display_currency=values.display_currency,
         keeps_embedded_ledger=configured_path == embedded_path,
     )
 

@@ -6,6 +6,7 @@ import msgspec
 from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
+from voicecost_catalog import CatalogPriceBook
 from voicecost_ledger.stores import Store
 from voicecost_sidecar.auth import Authenticator
 from voicecost_sidecar.checkpoints import CheckpointReader
@@ -20,6 +21,7 @@ class Parts(msgspec.Struct, kw_only=True):
 
     config: Config
     store: Store
+    prices: CatalogPriceBook
     hub: Hub
     authenticator: Authenticator
     metrics: Metrics

@@ -55,6 +55,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     group_by: tuple[str, ...]
     rows: list[CostRow]
     total_nano_usd: int
+    billed_nano_usd: int  # the total with markup and flat fees
     accruing_nano_usd: int
     waste_nano_usd: int
     waste_per_mille: int
@@ -109,7 +110,9 @@ def read_costs(
             group_by=groups,
         )
     )
-    accruing = store.accruing(project) if span.from_unix_ms <= now < span.until_unix_ms else 0
+    present = span.from_unix_ms <= now < span.until_unix_ms
+    accruing = store.accruing(project) if present else 0
+    billed = store.accruing_billed(project) if present else 0
     total = sum(row.amount_nano_usd for row in rows) + accruing
     waste = sum(row.waste_nano_usd for row in rows)
     return Costs(
@@ -119,6 +122,7 @@ def read_costs(
         group_by=groups,
         rows=rows,
         total_nano_usd=total,
+        billed_nano_usd=sum(row.billed_nano_usd for row in rows) + billed,
         accruing_nano_usd=accruing,
         waste_nano_usd=waste,
         waste_per_mille=per_mille(waste, total),

@@ -14,7 +14,6 @@ import msgspec
 import uvicorn
 from litestar import Litestar
 
-from voicecost_catalog import open_price_book
 from voicecost_ledger.bookkeeper import Bookkeeper
 from voicecost_ledger.events import EndRoom
 from voicecost_ledger.spool import SIDECAR
@@ -31,6 +30,7 @@ from voicecost_sidecar.livekit_rooms import LiveKitRooms
 from voicecost_sidecar.metrics import Metrics
 from voicecost_sidecar.parts import Parts
 from voicecost_sidecar.poller import Poller
+from voicecost_sidecar.price_books import price_book
 
 RESTART_PAUSE_S: Final = 1.0
 SHUTDOWN_TIMEOUT_S: Final = 5
@@ -62,7 +62,7 @@ class Sidecar:
         adopt_embedded: bool = False,
         poll_interval_s: float = 10.0,
     ) -> None:
-        self._prices = open_price_book(host_aliases=config.host_aliases)
+        self._prices = price_book(config)
         self._rooms = LiveKitRooms(config.livekit) if config.livekit else None
         self._hub = Hub(end_room=self._end_room)
         self._bookkeeper = Bookkeeper(
@@ -85,6 +85,7 @@ class Sidecar:
             Parts(
                 config=config,
                 store=store,
+                prices=self._prices,
                 hub=self._hub,
                 authenticator=Authenticator(token, config.livekit),
                 metrics=self._metrics(store),

@@ -88,7 +88,9 @@ class _CallsTable:
         """Yield the table that fits."""
         wide = options.max_width >= 100
         table = plain_table("call", *(["opened"] if wide else []), "state", "project/agent")
-        for name in ("length", "cost", "waste", "limit") if wide else ("cost", "waste"):
+        billed = any(call.billed_nano_usd != call.total_nano_usd for call in self._calls)
+        amounts = ("cost", *(("billed",) if billed else ()), "waste")
+        for name in ("length", *amounts, "limit") if wide else amounts:
             table.add_column(name, justify="right", no_wrap=True)  # an amount is never cut short
         for call in self._calls:
             limit = call.limit_nano_usd
@@ -99,6 +101,7 @@ class _CallsTable:
                 f"{call.project}/{call.agent}" if call.agent else call.project,
                 *([length_text(call)] if wide else []),
                 cost_text(call.total_nano_usd, call.unpriced_leg_count),
+                *([format_usd(call.billed_nano_usd)] if billed else []),
                 format_usd(call.waste_nano_usd) if call.waste_nano_usd else "",
                 *(["" if limit is None else format_usd(limit)] if wide else []),
             )
@@ -117,6 +120,10 @@ def costs_table(costs: Costs) -> RenderableType:
     table.add_column("legs", justify="right", footer=str(costs.leg_count))
     total = cost_text(costs.total_nano_usd, costs.unpriced_leg_count)
     table.add_column("cost", justify="right", footer=total)
+    billed = costs.billed_nano_usd != costs.total_nano_usd
+    if billed:
+        total = format_usd(costs.billed_nano_usd)
+        table.add_column("billed", justify="right", footer=total)
     waste = share_text(costs.waste_nano_usd, costs.waste_per_mille)
     table.add_column("waste", justify="right", footer=waste)
     for row in sorted(costs.rows, key=lambda row: -row.amount_nano_usd):
@@ -124,6 +131,7 @@ def costs_table(costs: Costs) -> RenderableType:
             *(row.group.get(name, "") or "-" for name in names),
             str(row.leg_count),
             cost_text(row.amount_nano_usd, row.unpriced_leg_count),
+            *([format_usd(row.billed_nano_usd)] if billed else []),
             share_text(row.waste_nano_usd, row.waste_per_mille),
         )
     if costs.accruing_nano_usd:

@@ -263,10 +263,14 @@ def test_the_document_names_every_route_and_no_other(document: dict[str, Any]) -
         "/livekit/webhook",
         "/v1/calls",
         "/v1/calls/{call_id}",
+        "/v1/calls/{call_id}/adjustments",
         "/v1/costs",
+        "/v1/entries/{number}/explanation",
         "/v1/latency",
         "/v1/metrics",
         "/v1/records",
+        "/v1/rerate",
+        "/v1/what-if",
     }
 
 
@@ -301,5 +305,8 @@ def test_what_is_answered_has_exactly_the_documents_fields(told: RunningSidecar)
         ("Costs", told.get("/v1/costs")),
         ("CostRow", told.get("/v1/costs")["rows"][0]),
         ("Latency", told.get("/v1/latency")),
+        ("EntryExplanation", told.get("/v1/entries/1/explanation")),
+        ("Step", told.get("/v1/entries/1/explanation")["steps"][0]),
+        ("WhatIf", told.get("/v1/what-if", models="stt=deepgram/nova-3")),
     ):
         assert set(answered) == set(schemas[name]["properties"])

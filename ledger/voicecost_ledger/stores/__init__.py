@@ -25,6 +25,7 @@ from voicecost_ledger.stores._answers import (
     ControlView,
     CostQuery,
     CostRow,
+    EntryHistory,
     EntryView,
     GapView,
     LatencyQuery,
@@ -264,6 +265,20 @@ class Store(Protocol):
         """Everything known of one call, or None."""
         ...
 
+    def entry(self, number: int) -> EntryHistory | None:
+        """One entry and how it came to be, or None."""
+        ...
+
+    def last_entry(self, call_id: str, leg: int, meter_id: str | None) -> int | None:
+        """The number of the last entry of a call's leg; of its first such meter without one."""
+        ...
+
+    def closed_legs(
+        self, *, from_unix_ms: int, until_unix_ms: int, after: tuple[int, int] | None, limit: int
+    ) -> list[Leg]:
+        """Legs with an outcome that started in a span, by start and key; no fees or adjustments."""
+        ...
+
     def costs(self, query: CostQuery) -> list[CostRow]:
         """Accrued cost, grouped."""
         ...
@@ -274,6 +289,10 @@ class Store(Protocol):
 
     def accruing(self, project: str | None) -> int:
         """Nano-USD that open legs have cost and that is not posted yet; None: of all projects."""
+        ...
+
+    def accruing_billed(self, project: str | None) -> int:
+        """The same with markup."""
         ...
 
     def counters(self) -> dict[str, int]:
@@ -297,6 +316,7 @@ __all__ = [
     "ControlView",
     "CostQuery",
     "CostRow",
+    "EntryHistory",
     "EntryView",
     "GapView",
     "LatencyQuery",

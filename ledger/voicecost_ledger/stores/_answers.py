@@ -124,6 +124,23 @@ class EntryView(msgspec.Struct, frozen=True, kw_only=True):
     posted_at_unix_ms: int
 
 
+class EntryHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry, what its leg was known to have used with it, and what was posted before.
+
+    `price_document` is the price as the ledger keeps it, JSON; None where none was known.
+    """
+
+    entry: EntryView
+    leg: LegView  # as it is now
+    call_id: str
+    usage: dict[str, int]  # of the whole leg, as known with this part
+    posted_before_nano_usd: int
+    billed_before_nano_usd: int
+    markup_ppm: int
+    last_part: int  # of the leg, as it is now
+    price_document: str | None
+
+
 class MeterView(msgspec.Struct, frozen=True, kw_only=True):
     """One meter of a call."""
 

@@ -10,20 +10,18 @@ import msgspec
 
 from voicecost_ledger.checkpoints import Checkpoint
 from voicecost_ledger.money import per_mille
-from voicecost_ledger.records import Basis, LegAttributes, MeterOpen, Outcome
+from voicecost_ledger.records import Basis, MeterOpen, Outcome
 from voicecost_ledger.stores import (
     AuditView,
     CallDetail,
     CallQuery,
     CallSummary,
     ControlView,
-    EntryView,
     GapView,
-    LegView,
     MeterView,
     QuarantinedView,
 )
-from voicecost_ledger.stores._schema import UNIT_COLUMNS
+from voicecost_ledger.stores._sqlite_entries import entries_of_call, legs
 from voicecost_ledger.stores._sqlite_query import query
 from voicecost_ledger.stores._views import latency_of, turns_of
 
@@ -126,14 +124,14 @@ def call(db: apsw.Connection, call_id: str) -> CallDetail | None:
     found = query(db, f"{_SUMMARY} WHERE c.call_id = ?", (call_id,))
     if not found:
         return None
-    legs = _legs(db, call_id)
+    found_legs = legs(db, "call_id = ?", call_id)
     return CallDetail(
         summary=_summary(db, found[0]),
-        turns=turns_of(legs),
-        latency=latency_of(legs),
+        turns=turns_of(found_legs),
+        latency=latency_of(found_legs),
         control=_control(db, call_id),
-        legs=legs,
-        entries=_entries(db, call_id),
+        legs=found_legs,
+        entries=entries_of_call(db, call_id),
         meters=_meters(db, call_id),
         gaps=[
             GapView(meter_id=row[0], at_unix_ms=row[1], reason=row[2], modality=row[3])
@@ -162,89 +160,6 @@ def call(db: apsw.Connection, call_id: str) -> CallDetail | None:
             )
         ],
     )
-
-
-_LEG_COLUMNS = (
-    "meter_id",
-    "number",
-    "served_model",
-    "served_tier",
-    "model",  # the billed one
-    "basis",
-    "outcome",
-    "rated_nano_usd",
-    "uncertainty_nano_usd",
-    "billed_nano_usd",
-    "posted_nano_usd",
-    "price_id",
-    "pricing_source",
-    "started_at_unix_ms",
-    "stopped_at_unix_ms",
-    "time_to_first_ms",
-    "duration_ms",
-    "speech_id",
-    "attributes",
-    "usage",
-    "margins",
-)
-_SHOWN_ATTRIBUTES = ("modality", "provider", "model", "service_tier", "host", "language")
-_LEG_NAMES = {"number": "leg", "model": "billed_model", "rated_nano_usd": "amount_nano_usd"}
-
-
-def _legs(db: apsw.Connection, call_id: str) -> list[LegView]:
-    views: list[LegView] = []
-    for row in query(
-        db,
-        f"SELECT {', '.join(_LEG_COLUMNS)} FROM legs WHERE call_id = ? "
-        "ORDER BY started_at_unix_ms, key",
-        (call_id,),
-    ):
-        raw = {
-            _LEG_NAMES.get(column, column): value
-            for column, value in zip(_LEG_COLUMNS, row, strict=True)
-        }
-        attributes = msgspec.json.decode(raw.pop("attributes"), type=LegAttributes)
-        began, ended = raw["started_at_unix_ms"], raw["stopped_at_unix_ms"]
-        if raw["duration_ms"] is None and ended is not None and raw["outcome"] != Outcome.LOST:
-            raw["duration_ms"] = max(0, ended - began)  # by the clock on the wall, for want of one
-        raw |= {name: getattr(attributes, name) for name in _SHOWN_ATTRIBUTES}
-        raw |= {name: msgspec.json.decode(raw[name]) for name in ("usage", "margins")}
-        views.append(msgspec.convert(raw, LegView))
-    return views
-
-
-def _entries(db: apsw.Connection, call_id: str) -> list[EntryView]:
-    columns = ", ".join(f"e.{unit}" for unit in UNIT_COLUMNS)
-    sql = (
-        "SELECT e.number, l.meter_id, l.number, e.part, e.amount_nano_usd, e.price_id, e.basis, "
-        f"e.uncertainty_nano_usd, e.billed_nano_usd, e.accrued_at_unix_ms, e.posted_at_unix_ms, "
-        f"{columns} "
-        "FROM entries e JOIN legs l ON l.key = e.leg_key WHERE e.call_id = ? ORDER BY e.number"
-    )
-    return [
-        msgspec.convert(
-            {
-                "number": row[0],
-                "meter_id": row[1],
-                "leg": row[2],
-                "part": row[3],
-                "amount_nano_usd": row[4],
-                "price_id": row[5],
-                "basis": row[6],
-                "uncertainty_nano_usd": row[7],
-                "billed_nano_usd": row[8],
-                "accrued_at_unix_ms": row[9],
-                "posted_at_unix_ms": row[10],
-                "usage": {
-                    unit: quantity
-                    for unit, quantity in zip(UNIT_COLUMNS, row[11:], strict=True)
-                    if quantity is not None
-                },
-            },
-            EntryView,
-        )
-        for row in query(db, sql, (call_id,))
-    ]
 
 
 def _meters(db: apsw.Connection, call_id: str) -> list[MeterView]:

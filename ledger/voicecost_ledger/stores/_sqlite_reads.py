@@ -105,10 +105,16 @@ def _check_groups(group_by: tuple[str, ...], what: str) -> None:
         )
 
 
-def accruing(db: apsw.Connection, project: str | None) -> int:
-    """What open legs have cost and that is not posted yet."""
+_ACCRUING: Final = {
+    "cost": "coalesce(l.rated_nano_usd, 0) - l.posted_nano_usd",
+    "billed": "coalesce(l.billed_nano_usd, 0) - l.posted_billed_nano_usd",
+}
+
+
+def accruing(db: apsw.Connection, project: str | None, *, amount: str = "cost") -> int:
+    """What open legs have cost, or are to be billed for, and that is not posted yet."""
     sql = (
-        "SELECT coalesce(sum(coalesce(l.rated_nano_usd, 0) - l.posted_nano_usd), 0) "
+        f"SELECT coalesce(sum({_ACCRUING[amount]}), 0) "
         "FROM legs l JOIN meters m USING (meter_id) "
         "WHERE l.outcome IS NULL AND (?1 IS NULL OR m.project = ?1)"
     )

@@ -19,17 +19,20 @@ from typing import Final
 
 import apsw
 
+from voicecost_ledger.entries import Leg
 from voicecost_ledger.stores import (
     CallDetail,
     CallQuery,
     CallSummary,
     CostQuery,
     CostRow,
+    EntryHistory,
     LatencyQuery,
     LatencyRow,
     StoreRefused,
     StoreUnavailable,
     _sqlite_calls,
+    _sqlite_entries,
     _sqlite_reads,
 )
 from voicecost_ledger.stores._schema import MIGRATIONS
@@ -113,6 +116,29 @@ class SqliteStore:
         with self._read() as db:
             return _sqlite_calls.call(db, call_id)
 
+    def entry(self, number: int) -> EntryHistory | None:
+        """One entry and how it came to be, or None."""
+        with self._read() as db:
+            return _sqlite_entries.history(db, number)
+
+    def last_entry(self, call_id: str, leg: int, meter_id: str | None) -> int | None:
+        """The number of the last entry of a call's leg; of its first such meter without one."""
+        with self._read() as db:
+            return _sqlite_entries.last_entry(db, call_id, leg, meter_id)
+
+    def closed_legs(
+        self, *, from_unix_ms: int, until_unix_ms: int, after: tuple[int, int] | None, limit: int
+    ) -> list[Leg]:
+        """Legs with an outcome that started in a span, by start and key; no fees or adjustments."""
+        with self._read() as db:
+            return SqliteSession(db).closed_legs(
+                from_unix_ms=from_unix_ms,
+                until_unix_ms=until_unix_ms,
+                after=after,
+                provider=None,
+                limit=limit,
+            )
+
     def costs(self, query: CostQuery) -> list[CostRow]:
         """Accrued cost, grouped."""
         with self._read() as db:
@@ -127,6 +153,11 @@ class SqliteStore:
         """Nano-USD that open legs have cost and that is not posted yet; None: of all projects."""
         with self._read() as db:
             return _sqlite_reads.accruing(db, project)
+
+    def accruing_billed(self, project: str | None) -> int:
+        """The same with markup."""
+        with self._read() as db:
+            return _sqlite_reads.accruing(db, project, amount="billed")
 
     def counters(self) -> dict[str, int]:
         """Counters and gauges for metrics: names are fixed words, never personal data."""
