@@ -99,10 +99,11 @@ async def test_what_a_class_does_not_say_costs_no_leg(
     assert (leg.usage["input_tokens"], leg.usage["output_tokens"]) == (10, 3)
 
 
+received: list[ChatCompletionChunk] = []
 tidied: list[str] = []
 
 
-class TidyStream(LLMStream):
+class ReadingStream(LLMStream):
     """Reads a client whose whole answer has arrived, and tidies up however that ends."""
 
     async def _run(self) -> None:
@@ -119,19 +120,32 @@ class TidyStream(LLMStream):
 
 
 async def _received() -> AsyncIterator[ChatCompletionChunk]:
-    for word in ("One ", "two ", "three ", "four ") * 20:
-        yield ChatCompletionChunk.model_validate(
-            {
-                "id": "1", "created": 1, "model": "own", "object": "chat.completion.chunk",
-                "choices": [{"index": 0, "delta": {"content": word}}],
-            }
-        )  # fmt: skip
+    for chunk in received:
+        yield chunk
+
+
+def _chunk(word: str, **fields: Any) -> ChatCompletionChunk:
+    about = {"id": "1", "created": 1, "model": "own", "object": "chat.completion.chunk"}
+    return ChatCompletionChunk.model_validate(
+        about | {"choices": [{"index": 0, "delta": {"content": word}}]} | fields
+    )
 
 
 async def test_a_budget_does_not_keep_a_plugin_from_tidying_up(meter: RecordingMeter) -> None:
     tidied.clear()
+    received[:] = [_chunk(word) for word in ("One ", "two ", "three ", "four ") * 20]
     meter.limit_nano_usd = 10_000
-    await Own(stream=TidyStream).ask()
+    await Own(stream=ReadingStream).ask()
 
     assert tidied == ["tidied"]
     assert [leg.outcome for leg in meter.of(Modality.LLM)] == [Outcome.CUT]
+
+
+async def test_who_served_stands_where_later_chunks_name_nobody(meter: RecordingMeter) -> None:
+    """Azure's content filter adds chunks without a model when the answer is there."""
+    served_by = {"model": "gpt-4o-2024-11-20", "service_tier": "priority"}
+    received[:] = [_chunk("", model=""), _chunk("Hello.", **served_by), _chunk("", model="")]
+    await Own("my-deployment", ReadingStream).ask()
+
+    (leg,) = meter.of(Modality.LLM)
+    assert (leg.served_model, leg.served_tier) == ("gpt-4o-2024-11-20", "priority")

@@ -241,3 +241,23 @@ async def test_the_names_are_put_back() -> None:
     assert AMD._run is not before
     _instrument.uninstrument()
     assert AMD._run is before
+
+
+async def test_a_caller_that_no_longer_knows_its_session_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = pytest.importorskip("livekit.agents.voice.keyterm_detection")  # not in the oldest
+    detector_class: Any = module.KeytermDetector
+    taken: list[object] = []
+
+    def take(self: object, event: object) -> None:
+        taken.append(event)
+
+    monkeypatch.setattr(detector_class, "_on_conversation_item_added", take)
+    _instrument.instrument()
+    try:
+        detector = object.__new__(detector_class)
+        detector._on_conversation_item_added("an item")
+    finally:
+        _instrument.uninstrument()
+    assert taken == ["an item"]

@@ -94,10 +94,16 @@ class Answer:
             self.final = self.final or (final and not unbelievable)
 
     def served_by(self, model: str, service_tier: str) -> None:
-        """What the answer says of who serves it."""
-        if (model, service_tier) != self._served:
-            self._served = model, service_tier
-            self._owner.answer_served_by(model, service_tier)
+        """What the answer says of who serves it; an event that names nobody takes nothing back.
+
+        Such are Azure's, with what its content filter found when the answer is already there:
+        https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-streaming
+        """
+        known_model, known_tier = self._served or ("", "")
+        served = model or known_model, service_tier or known_tier
+        if served != self._served:
+            self._served = served
+            self._owner.answer_served_by(*served)
 
     def refuse(self) -> None:
         """The provider would not serve it after all, unless it had begun."""

@@ -55,7 +55,7 @@ def _tell_session(caller: Any, method_name: str) -> Callable[[], None]:
 
         @functools.wraps(method)
         async def observed_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with _attribution.changing(self._session):
+            with _attribution.changing(getattr(self, "_session", None)):
                 return await method(self, *args, **kwargs)
 
         setattr(caller, method_name, observed_async)
@@ -63,7 +63,7 @@ def _tell_session(caller: Any, method_name: str) -> Callable[[], None]:
 
         @functools.wraps(method)
         def observed(self: Any, *args: Any, **kwargs: Any) -> Any:
-            with _attribution.changing(self._session):
+            with _attribution.changing(getattr(self, "_session", None)):
                 return method(self, *args, **kwargs)
 
         setattr(caller, method_name, observed)
