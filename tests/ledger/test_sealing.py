@@ -116,3 +116,25 @@ def test_it_always_fits_and_the_first_totals_stay_longest(
     assert len(sealed) <= SEALED_CHARACTERS_MAX
     opened = SEAL.open(sealed, **CALL)
     assert [each.attributes.model for each in opened.totals] == models[: len(opened.totals)]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        pytest.param(
+            [LegAttributes(Modality.TTS, "Cartesia", "sonic-3", voice=f"v{n}") for n in range(80)],
+            id="more kinds of legs than are read",
+        ),
+        pytest.param(
+            [LegAttributes(Modality.TTS, "Cartesia", "sonic-3", label="x" * 400)] * 60,
+            id="more text than is unpacked",
+        ),
+    ],
+)
+def test_what_is_sealed_can_always_be_opened(attributes: list[LegAttributes]) -> None:
+    """The same again and again is made very small."""
+    totals = [CheckpointTotal(each, {"characters": 100}) for each in attributes]
+    sealed = SEAL.seal(Checkpoint(OPENED, 5, 1_795_348_860_000, totals), **CALL)
+    opened = SEAL.open(sealed, **CALL)
+    assert opened.totals == totals[: len(opened.totals)]
+    assert len(opened.totals) > 30

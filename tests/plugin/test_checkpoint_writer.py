@@ -45,7 +45,7 @@ class Writer:
         self.room: Room | None = Room()
         self.looked = asyncio.Event()
         self.checkpoints = Checkpoints(
-            legs=lambda: [],
+            legs=list,
             opened=OPENED,
             last_seq=lambda: self.seq,
             room=self._look,
@@ -71,7 +71,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_last_checkpoint_is_sent_though_the_one_before_is_not_answered() -> None:
     """Nothing comes after the one at close, to say what it would have said."""
     writer = Writer()
-    assert (room := writer.room) is not None
+    room = writer.room
+    assert room is not None
     room.answering.clear()
     assert await room.received.get() == 1
     writer.seq = 9
