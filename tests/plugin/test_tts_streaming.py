@@ -419,3 +419,41 @@ async def test_text_that_leaves_after_its_stream_has_ended_is_counted(
     assert meter.of(Modality.TTS)[-1].outcome is Outcome.INTERRUPTED
     rows = [row.units["characters"] for row in voice.bill.rows]
     assert [leg.usage["characters"] for leg in meter.of(Modality.TTS)] == rows
+
+
+async def test_a_first_text_that_leaves_after_its_stream_has_ended_is_a_leg(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket's task was held up; what it then sends is spoken, and nobody hears it."""
+    queued = asyncio.Event()
+    free = asyncio.Event()
+
+    async with simulated_voice("elevenlabs", monkeypatch) as voice:
+        await speak(voice, "It is sunny in Paris.")
+        voices: Any = voice.tts
+        connection, *_ = await voices._current_connection()
+        receive, send_content = connection._input_queue.recv, connection.send_content
+
+        async def held_up() -> Any:
+            message = await receive()
+            await free.wait()
+            return message
+
+        def observed_send(content: Any) -> None:
+            send_content(content)
+            queued.set()
+
+        connection._input_queue.recv = held_up
+        connection.send_content = observed_send
+        connection._input_queue.send_nowait(None)  # the task takes the next from there
+        stream = voice.tts.stream(conn_options=ONE_TRY)
+        stream.push_text(TEXT)
+        await queued.wait()
+        await stream.aclose()
+        assert len(meter.of(Modality.TTS)) == 1
+        free.set()
+        await settled(voice)
+    rows = [row.units["characters"] for row in voice.bill.rows]
+    assert [leg.usage["characters"] for leg in meter.of(Modality.TTS)] == rows
+    assert len(rows) == 2
+    assert meter.of(Modality.TTS)[-1].outcome is Outcome.INTERRUPTED

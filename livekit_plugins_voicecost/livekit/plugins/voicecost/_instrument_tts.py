@@ -128,6 +128,7 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
             source.__dict__.pop("recv_nowait", None)
         self._stop_observing_token_reports()
         self._finished = True
+        self._ended = outcome
         text = self._text
         had_text = self._taken.characters or getattr(self.stream, "_pushed_text", "")
         is_open = self._tally_made is not None  # by text that was not sent after all
@@ -155,11 +156,16 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
 
     def settle(self) -> None:
         """Text left for the provider, or audio was decoded, after the run had ended."""
-        if self._finished and self._tally_made is not None:
-            tally = self._tally_made
+        if not self._finished:
+            return
+        tally = self._tally_made
+        if tally is not None:
             tally.usage = tally.usage | self._usage()
             if tally.leg is not None:
                 tally.leg.correct(tally.usage)
+        elif self._text.characters:  # until now it had been given nothing
+            tally = self._tally
+            tally.stop(self.outcome_of(self._ended, tally), self._usage(), self._basis)
 
     def _unsent(self) -> TextUnits:
         """Where nobody sees what is sent: what a plugin takes from its tokenizer, if it has one."""
