@@ -7,8 +7,9 @@ record:
     root/<label>-<pid>-<random>/00000001.seg    frame frame frame ...
     frame = marker (4) | payload length u32 | crc32 of the payload u32 | payload (MessagePack)
 
-`Spool.append` is one `write(2)`: it survives SIGKILL. A thread calls fdatasync every 50 ms, which
-bounds what a power cut takes. A dead process's directory is taken over with `adoptable`.
+`Spool.append` is one `write(2)`: it survives SIGKILL. The uplink's thread calls `keep`, which is an
+fdatasync every 50 ms while there is news: that bounds what a power cut takes. A dead process's
+directory is taken over with `adoptable`.
 
 However long the ledger is away, the root is kept to about `ROOT_BYTES_MAX`.
 """
@@ -119,7 +120,6 @@ class Spool:
         *,
         label: str = SIDECAR,
         segment_bytes: int = SEGMENT_BYTES,
-        sync_interval_ms: int = SYNC_INTERVAL_MS,
         slow_write_ms: float = SLOW_WRITE_MS,
         queue_records_max: int = QUEUE_RECORDS_MAX,
         root_bytes_max: int = ROOT_BYTES_MAX,
@@ -131,9 +131,8 @@ class Spool:
             label: Whose records these are, `SIDECAR` or `EMBEDDED`: a process that keeps its own
                 ledger must not adopt what a sidecar has half of.
             segment_bytes: A segment is closed when it has grown to this.
-            sync_interval_ms: How often the keeper thread calls fdatasync while there is news.
             slow_write_ms: A write that takes longer counts as slow; repeatedly slow, writing
-                moves to the keeper thread (`write_behind`).
+                moves to whoever calls `keep` (`write_behind`).
             queue_records_max: Bound of the queue for a full or slow disk.
             root_bytes_max: Bound of all spools under `root` together; each process keeps to it by
                 what it last saw of the others.
@@ -144,9 +143,8 @@ class Spool:
         self.root = prepare_root(root)
         self._label = label
         self.faults: Counter[str] = Counter()
-        self.write_behind = False  # appends queue and the keeper writes: the disk is too slow
+        self.write_behind = False  # appends queue and `keep` writes: the disk is too slow
         self._segment_bytes = segment_bytes
-        self._sync_interval_s = sync_interval_ms / 1000
         self._slow_write_ns = int(slow_write_ms * 1_000_000)
         self._queue_records_max = queue_records_max
         self._root_bytes_max = root_bytes_max
@@ -166,9 +164,8 @@ class Spool:
         self._draining = False
         self._appended = 0
         self._slow_writes = 0
-        self._news = threading.Event()
-        self._stopping = threading.Event()
-        self._keeper: threading.Thread | None = None
+        self._news = False  # something is not synced yet; a lost race costs one sync interval
+        self._keep_at_ms = 0
         self._closed = False
         _spools.add(self)
 
@@ -206,10 +203,7 @@ class Spool:
                 self._enqueue(record, frame)
             if kind is MeterClose:
                 self._open_frames.pop(record.meter_id, None)
-        if not self._news.is_set():
-            self._news.set()
-            if self._keeper is None:
-                self._start_keeper()
+        self._news = True
         return written
 
     def acknowledged(self, durable: Mapping[str, int]) -> None:
@@ -222,7 +216,7 @@ class Spool:
             for key in [k for k, (r, _) in self._queue.items() if r.seq <= known.get(k[0], 0)]:
                 del self._queue[key]
             if self._draining:
-                return  # the keeper is writing without the lock; the next ack prunes
+                return  # `keep` is writing without the lock; the next ack prunes
             done = [s for s in self._segments[:-1] if s.covered_by(known)]
             self._segments = [s for s in self._segments if s not in done]
         for segment in done:  # outside the lock: unlinking 4 MB takes its time
@@ -252,6 +246,24 @@ class Spool:
         os.close(lock_fd)  # last: nobody adopts what is being deleted
         return True
 
+    @property
+    def unkept(self) -> bool:
+        """Whether something is not durable yet: `keep` is to be called again."""
+        return self._news
+
+    def keep(self, now_ms: int) -> None:
+        """Sync what is new, if that is due. Call it often, from one thread, off the event loop.
+
+        Args:
+            now_ms: Any clock that never goes back.
+        """
+        if self._news and now_ms >= self._keep_at_ms:
+            self._news = False
+            self.sync()
+            self._news = self._news or bool(self._queue)
+            full = bool(self._queue) and not self.write_behind
+            self._keep_at_ms = now_ms + (RETRY_INTERVAL_MS if full else SYNC_INTERVAL_MS)
+
     def sync(self) -> None:
         """Write what is queued, then make everything written so far durable (fdatasync)."""
         self._drain()
@@ -277,12 +289,6 @@ class Spool:
         Returns:
             True when everything was acknowledged and the directory is gone.
         """
-        self._stopping.set()
-        self._news.set()
-        if self._keeper is not None and self._keeper is not threading.current_thread():
-            self._keeper.join(timeout=2)
-            if self._keeper.is_alive():
-                return False  # stuck in a write; the lock falls when the process ends
         self.sync()
         gone = self.retire()
         with self._lock:
@@ -399,24 +405,7 @@ class Spool:
         key = (record.meter_id, -record.leg if isinstance(record, LegInterim) else record.seq)
         queue[key] = (record, frame)
 
-    # -- keeper thread --------------------------------------------------------------------------
-
-    def _start_keeper(self) -> None:
-        with self._lock:
-            if self._keeper is None and not self._closed:
-                keeper = threading.Thread(target=self._keep, name="voicecost-spool", daemon=True)
-                keeper.start()
-                self._keeper = keeper
-
-    def _keep(self) -> None:
-        while not self._stopping.is_set():
-            self._news.wait()
-            full = bool(self._queue) and not self.write_behind
-            self._stopping.wait(RETRY_INTERVAL_MS / 1000 if full else self._sync_interval_s)
-            self._news.clear()
-            self.sync()
-            if self._queue:
-                self._news.set()
+    # -- off the event loop ---------------------------------------------------------------------
 
     def _drain(self) -> None:
         """Write the queue, oldest first, without holding the lock through a slow write.

@@ -354,7 +354,6 @@ def test_acknowledged_records_need_no_disk_any_more(tmp_path: Path) -> None:
 def test_the_queue_is_bounded_and_interims_give_way(tmp_path: Path) -> None:
     spool = Spool(tmp_path, queue_records_max=3)
     spool.write_behind = True  # as on a slow disk: appends queue
-    spool._start_keeper = lambda: None  # nobody empties the queue meanwhile
     spool.append(interim(1, leg=1))
     spool.append(stop(2, leg=2))
     spool.append(stop(3, leg=3))

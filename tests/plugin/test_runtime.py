@@ -422,7 +422,7 @@ def test_a_forked_child_has_a_runtime_and_meters_of_its_own(
             speak(mine)
             mine.close(Coverage.COMPLETE, "completed")
             assert asyncio.run(asyncio.wait_for(wait(own), 20))
-            print(json.dumps([name, mine.meter_id]), flush=True)
+            os.write(1, (json.dumps([name, mine.meter_id]) + "\\n").encode())  # whole lines
         async def wait(own):
             return await own.flushed(15)
         children = []
@@ -558,3 +558,26 @@ def test_a_livekit_key_makes_a_token_that_opens_no_room(monkeypatch: pytest.Monk
     assert claims["iss"] == "key"
     assert 0 < claims["exp"] - claims["iat"] <= 600
     assert not {"video", "sip"} & claims.keys()
+
+
+def test_one_thread_does_it_all(sidecar: Sidecar, spool_dir: Path) -> None:
+    """It talks to the ledger and makes the spool durable: an agent's job has many of its own."""
+    sidecar.start()
+    done = run_agent(
+        """
+        import threading
+        own = runtime(os.environ["URL"])
+        link = own.open_meter()
+        speak(link)
+        async def durable():
+            assert await own.flushed(15)
+            while own._spool.unkept:
+                await asyncio.sleep(0.01)
+        asyncio.run(asyncio.wait_for(durable(), 20))
+        print(sorted(t.name for t in threading.enumerate() if t.name.startswith("voicecost")))
+        link.close(Coverage.COMPLETE, "completed")
+        """,
+        URL=sidecar.url,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['voicecost-uplink']"

@@ -145,6 +145,11 @@ class Driver:
                 self._drain(now_ms)
                 self._emit(self._uplink.tick(now_ms), now_ms)
                 self._look_after()
+            if self._spool is not None:
+                with _faults.contained("spool"):
+                    self._spool.keep(now_ms)
+                if self._spool.unkept:
+                    quiet_polls = 0
             timeout_s = POLL_MS / 1000
             if quiet_polls >= POLLS_BEFORE_SLEEP:
                 self.asleep = True  # from here on writers wake us ...

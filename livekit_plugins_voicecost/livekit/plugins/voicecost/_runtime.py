@@ -210,6 +210,8 @@ class Runtime:
         if self._driver is not None and self._thread is not None:
             self._driver.stop()
             self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                return  # stuck in a write; the spool's lock falls when the process ends
         if self._spool is not None:
             self._spool.close()
 
