@@ -292,7 +292,8 @@ def _sums(found: EntryExplanation) -> RenderableType:
     elif found.uncertainty_nano_usd:
         add("may be off by", found.uncertainty_nano_usd)
     if found.billed_nano_usd not in (None, found.amount_nano_usd):
-        add(f"billed, {found.markup_percent} % markup", found.billed_nano_usd)
+        markup = "" if found.order else f", {found.markup_percent} % markup"
+        add(f"billed{markup}", found.billed_nano_usd)
     if not found.agrees:
         warning = "These steps do not lead to what is posted: the ledger or its price was changed."
         return Group(sums, Text(warning, style="red"))

@@ -109,6 +109,9 @@ def rerate_table(found: RerateReport) -> RenderableType:
             format_usd(row.difference_nano_usd, places=6),
             str(unknown or ""),
         )
+    if not found.changed_leg_count:
+        same = f"Today's prices change no amount of the {found.leg_count} legs of that span."
+        return Group(table, Text(same))
     difference = format_usd(found.difference_nano_usd, places=6)
     told = f"{found.changed_leg_count} of {found.leg_count} legs, {difference}"
     done = "posted as adjustments." if found.applied else "not posted: say --apply to post them."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from voicecost_ledger.billing import Billing, BillingTerms
 from voicecost_ledger.money import NANO_USD_PER_USD
 from voicecost_ledger.policy import BudgetAction, ProjectPolicy
 from voicecost_sidecar.config import Config, ConfigError, LiveKitConfig, load_config
@@ -95,6 +96,14 @@ def test_a_budget_is_exactly_what_is_written(tmp_path: Path, written: str, nano_
         pytest.param("livekit:\n  secret: x\n", 2, "livekit.secret", "api_secret", id="livekit"),
         pytest.param("livekit: {url: 'ws://x', api_key: '${NOT_SET}'}\n", 1, "livekit.api_key",
                      "NOT_SET is not set", id="environment"),
+        pytest.param("billing:\n  markup: 5\n", 2, "billing.markup",
+                     "markup_percent, flat_fee, projects, tenants", id="misspelt markup"),
+        pytest.param("billing:\n  markup_percent: 5 %\n", 2, "billing.markup_percent",
+                     "'5 %' is no markup", id="markup"),
+        pytest.param("billing:\n  tenants:\n    acme: {flat_fee: -1}\n", 3,
+                     "billing.tenants.acme.flat_fee", "'-1'", id="fee"),
+        pytest.param("billing:\n  projects: {shop: {projects: {}}}\n", 2,
+                     "billing.projects.shop.projects", "markup_percent, flat_fee", id="nested"),
         pytest.param("host_aliases: {'http://x/': openai}\n", 1, "host_aliases.http://x/",
                      "no scheme", id="alias"),
         pytest.param("projects: {shop: {daily_budget: 5}\n", 2, "", "is not YAML", id="no YAML"),
@@ -107,6 +116,25 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, line: int, key: str, 
     assert (error.line, error.key) == (line, key)
     assert f"voicecost.yaml:{line}: {key}" in str(error)
     assert says in str(error)
+
+
+def test_billing_is_taken_exactly(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """\
+        billing:
+          markup_percent: 12.5
+          flat_fee: 0.01
+          projects: {shop: {markup_percent: 0.0001}, lab: {}}
+          tenants: {acme: {flat_fee: 0}}
+        """,
+    )
+    billing = config.policy().billing
+    assert billing == Billing(
+        everybody=BillingTerms(markup_ppm=125_000, flat_fee_nano_usd=10_000_000),
+        projects={"shop": BillingTerms(markup_ppm=1), "lab": BillingTerms()},
+        tenants={"acme": BillingTerms(flat_fee_nano_usd=0)},
+    )
 
 
 def test_half_a_livekit_project_is_refused(tmp_path: Path) -> None:
@@ -179,4 +207,7 @@ def test_the_example_says_nothing_and_everything(tmp_path: Path) -> None:
     uncommented = load(tmp_path, "\n".join(settings), LIVEKIT_API_KEY="k", LIVEKIT_API_SECRET="s")
     assert uncommented.livekit_project == "my-app.livekit.cloud"
     assert uncommented.projects["shop"].budget_action is BudgetAction.END
+    assert uncommented.billing.markup_ppm("shop", "acme") == 125_000
+    assert uncommented.billing.flat_fee_nano_usd("shop", "acme") == 0
+    assert uncommented.billing.flat_fee_nano_usd("shop", None) == 10_000_000
     assert uncommented.host_aliases == {"llm.internal": "openai", "127.0.0.1:4010": "groq"}
