@@ -38,6 +38,8 @@ from ._wire_connections import ConnectionObserver, observe_loaded_libraries
 _UNSEEN_MS_MAX: Final = 2_000
 """Audio that a plugin takes before we doubt that it sends it as we think."""
 
+_IN_FLIGHT_MS_MAX: Final = 250
+"""Audio on its way when a connection dies: a few frames, and what a socket still holds of them."""
 _UNSENT_MS_MAX: Final = 200
 """Audio that a plugin gathers before it sends it: 50 to 160 ms in those we know."""
 
@@ -221,6 +223,10 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
     def _close(self, outcome: Outcome) -> None:
         if self._tally is not None:
             usage, basis = self._measure(self._tally)
+            if outcome is Outcome.FAILED and self._wire_bytes:
+                # What was on its way when the connection died may never have arrived.
+                self._tally.margins = {"audio_ms": min(_IN_FLIGHT_MS_MAX, usage["audio_ms"])}
+                basis = Basis.ESTIMATED
             awaited = self._awaited(self._tally)
             if awaited:
                 self._tally.margins = {unit: count // 2 for unit, count in awaited.items()}
