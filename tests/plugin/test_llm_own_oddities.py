@@ -24,6 +24,7 @@ from livekit.plugins.voicecost._wire_openai import read_chunk
 from tests.plugin.metered_session import RecordingMeter
 from voicecost_ledger.records import Basis, Modality, Outcome
 
+TOKENS = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens")
 ONE_TRY = APIConnectOptions(max_retry=0, timeout=5)
 
 
@@ -46,15 +47,21 @@ def meter() -> Iterator[RecordingMeter]:
 class Own(LLM[Any]):
     """Says what LiveKit wants to know, and names itself as it likes."""
 
-    def __init__(self, model: Any = "own", stream: type[LLMStream] | None = None) -> None:
+    def __init__(self, model: Any, stream: type[LLMStream] | None = None) -> None:
         super().__init__()
         self._named = model
         self._stream: Any = stream or OwnStream
         self.with_options: dict[str, Any] = {}
+        self.provided_by = "own"
+        self.usage = CompletionUsage(prompt_tokens=10, completion_tokens=3, total_tokens=13)
 
     @property
     def model(self) -> str:
         return self._named
+
+    @property
+    def provider(self) -> str:
+        return self.provided_by
 
     def chat(self, *, chat_ctx: ChatContext, **options: Any) -> LLMStream:
         stream = self._stream(self, chat_ctx=chat_ctx, tools=[], conn_options=ONE_TRY)
@@ -72,10 +79,11 @@ class Own(LLM[Any]):
 
 class OwnStream(LLMStream):
     async def _run(self) -> None:
+        own = self._llm
+        assert isinstance(own, Own)
         delta = ChoiceDelta(role="assistant", content="Hello there.")
-        usage = CompletionUsage(prompt_tokens=10, completion_tokens=3, total_tokens=13)
         self._event_ch.send_nowait(ChatChunk(id="own", delta=delta))
-        self._event_ch.send_nowait(ChatChunk(id="own", usage=usage))
+        self._event_ch.send_nowait(ChatChunk(id="own", usage=own.usage))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +105,32 @@ async def test_what_a_class_does_not_say_costs_no_leg(
     (leg,) = meter.of(Modality.LLM)
     assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.REPORTED)
     assert (leg.usage["input_tokens"], leg.usage["output_tokens"]) == (10, 3)
+
+
+@pytest.mark.parametrize(
+    ("provider", "read", "written"),
+    [("AWS Bedrock", 0, 3317), ("AWS Bedrock", 3317, 0), ("own", 3317, 0)],
+)
+async def test_a_cache_that_is_only_in_the_total_is_input(
+    meter: RecordingMeter, provider: str, read: int, written: int
+) -> None:
+    """Bedrock's plugin before livekit/agents#6663, with the figures that Bedrock gives."""
+    own = Own("on bedrock")
+    own.provided_by = provider
+    own.usage = CompletionUsage(
+        prompt_tokens=3, completion_tokens=377, total_tokens=3697, prompt_cached_tokens=read
+    )
+    await own.ask()
+
+    (leg,) = meter.of(Modality.LLM)
+    told = {unit: leg.usage.get(unit, 0) for unit in (*TOKENS, "cache_write_tokens")}
+    assert told == {
+        "input_tokens": 3320,
+        "cached_input_tokens": read,
+        "cache_write_tokens": written,
+        "output_tokens": 377,
+        "reasoning_tokens": 0,
+    }
 
 
 received: list[ChatCompletionChunk] = []
@@ -135,7 +169,7 @@ async def test_a_budget_does_not_keep_a_plugin_from_tidying_up(meter: RecordingM
     tidied.clear()
     received[:] = [_chunk(word) for word in ("One ", "two ", "three ", "four ") * 20]
     meter.limit_nano_usd = 10_000
-    await Own(stream=ReadingStream).ask()
+    await Own("cut short", ReadingStream).ask()
 
     assert tidied == ["tidied"]
     assert [leg.outcome for leg in meter.of(Modality.LLM)] == [Outcome.CUT]
@@ -149,3 +183,24 @@ async def test_who_served_stands_where_later_chunks_name_nobody(meter: Recording
 
     (leg,) = meter.of(Modality.LLM)
     assert (leg.served_model, leg.served_tier) == ("gpt-4o-2024-11-20", "priority")
+
+
+class FillingStream(ReadingStream):
+    """Says something by itself until its model answers."""
+
+    async def _run(self) -> None:
+        delta = ChoiceDelta(role="assistant", content="Let me think about that. ")
+        self._event_ch.send_nowait(ChatChunk(id="own", delta=delta))
+        await super()._run()
+
+
+async def test_what_the_model_did_not_say_is_not_counted_as_said_by_it(
+    meter: RecordingMeter,
+) -> None:
+    received[:] = [_chunk("Hello"), _chunk(" there.")]
+    await Own("with a filler", FillingStream).ask()
+
+    (leg,) = meter.of(Modality.LLM)
+    assert leg.basis is Basis.ESTIMATED  # it told no usage
+    assert leg.usage["completion_characters"] == len("Hello there.")
+    assert leg.usage["completion_chunks"] == 2

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from livekit.agents.llm import ChatChunk
+from livekit.agents.llm import ChatChunk, CompletionUsage
 
 from voicecost_ledger.records import Basis, Modality, Outcome
 
@@ -84,7 +84,10 @@ class LLMAttempt(Attempt):
         if not self._began:
             return None
         # One that follows another answers the same prompt, or a longer one that it will report.
-        answer = Answer(self, Counts(self._counts.prompt) if self._wire else self._counts)
+        # What a plugin has said before the first one, it said by itself.
+        counts = Counts(self._counts.prompt)
+        counts.asked_to_think = self._counts.asked_to_think
+        answer = Answer(self, counts)
         self._wire.append(answer)
         return answer
 
@@ -208,7 +211,7 @@ class LLMAttempt(Attempt):
             tally.margins = self._margins(estimates)
             tally.stop(outcome, usage, Basis.ESTIMATED)
             if tally.leg is not None and len(answers) == 1 and not goes_on:
-                estimates.settle_later(tally.leg, counts)
+                estimates.settle_later(tally.leg, answers[0].counts)
         if error is None:
             answered(self.stream, self._billed)
         for answer in answers:
@@ -273,20 +276,7 @@ class LLMAttempt(Attempt):
             for call in delta.tool_calls:
                 answer.call(call.name, call.arguments)
         if usage is not None:
-            # Gemini's plugin leaves the thoughts out of all but the total.
-            output_tokens = max(usage.completion_tokens, usage.total_tokens - usage.prompt_tokens)
-            answer.report(
-                {
-                    "input_tokens": usage.prompt_tokens,
-                    "cached_input_tokens": usage.prompt_cached_tokens,
-                    "output_tokens": output_tokens,
-                    "cache_write_tokens": usage.cache_creation_tokens,
-                    # Not yet in LiveKit 1.5.
-                    "reasoning_tokens": getattr(usage, "reasoning_tokens", 0)
-                    or output_tokens - usage.completion_tokens,
-                },
-                final=False,
-            )
+            answer.report(_livekit_usage(usage, self._tally.attributes.provider), final=False)
         answer.read()
 
 
@@ -305,6 +295,29 @@ def _in_background(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.get_running_loop().create_task(contained(), name="voicecost-llm-socket")
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
+
+
+def _livekit_usage(usage: CompletionUsage, provider: str) -> dict[str, int]:
+    """Units of what a plugin reports to LiveKit, which some hold otherwise than LiveKit says."""
+    input_tokens, output_tokens = usage.prompt_tokens, usage.completion_tokens
+    cached, written = usage.prompt_cached_tokens, usage.cache_creation_tokens
+    reasoning = getattr(usage, "reasoning_tokens", 0)  # not yet in LiveKit 1.5
+    only_in_total = max(0, usage.total_tokens - input_tokens - output_tokens)
+    if "bedrock" in provider.lower() or cached > input_tokens:
+        # Bedrock's prompt is without what was read from its cache or written to it:
+        # https://github.com/livekit/agents/pull/6663
+        input_tokens += only_in_total
+        written = max(written, only_in_total - cached)
+    else:  # Gemini's plugin leaves out the thoughts
+        output_tokens += only_in_total
+        reasoning = reasoning or only_in_total
+    return {
+        "input_tokens": input_tokens,
+        "cached_input_tokens": cached,
+        "output_tokens": output_tokens,
+        "cache_write_tokens": written,
+        "reasoning_tokens": reasoning,
+    }
 
 
 def _text(value: Any) -> str:
