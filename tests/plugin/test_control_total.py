@@ -6,6 +6,7 @@ LiveKit's side is its real `ModelUsageCollector`, fed with the metrics that its 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from livekit.agents.metrics import AgentSessionUsage, LLMMetrics, STTMetrics, TT
 from livekit.agents.metrics.base import Metadata
 from livekit.agents.metrics.usage import ModelUsageCollector
 
-from livekit.plugins.voicecost import VoiceCost, _faults
+from livekit.plugins.voicecost import VoiceCost, _control, _faults
 from livekit.plugins.voicecost._control import ControlTotals, Difference
 from livekit.plugins.voicecost.legs import Leg
 from tests.plugin.metered_session import RecordingMeter
@@ -144,8 +145,7 @@ def test_a_model_that_nobody_listens_to_is_outside_the_session() -> None:
 
 def test_audio_after_livekits_last_report_is_the_tail() -> None:
     account = Account()
-    usage = {"audio_ms": 10_000, "connected_ms": 10_050}
-    leg = account.leg(STT, Outcome.SERVED, **usage)
+    leg = account.leg(STT, Outcome.SERVED, audio_ms=10_000, connected_ms=10_050)
     account.livekit(heard(9.95))  # one frame was on its way
     leg.correct({"audio_ms": 16_000, "connected_ms": 16_080}, Basis.OBSERVED)
     assert account.causes("audio_ms") == {"stt_tail": 6_050}
@@ -163,6 +163,26 @@ def test_an_open_socket_that_a_plugin_counts_as_audio_is_known() -> None:
     account.leg(STT, Outcome.SERVED, audio_ms=20_000, connected_ms=60_000)
     account.livekit(heard(60.0))
     assert account.causes("audio_ms") == {"not_in_usage": -40_000}
+
+
+def test_a_long_call_is_not_gone_through_with_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3,000 legs took a tenth of a second of the event loop each time."""
+    sorted_by_model: list[Leg] = []
+    model_of = _control._model_of
+
+    def counted(leg: Leg) -> Any:
+        sorted_by_model.append(leg)
+        return model_of(leg)
+
+    monkeypatch.setattr(_control, "_model_of", counted)
+    account = Account()
+    for turn in range(20):
+        account.leg(LLM, Outcome.SERVED, input_tokens=900 + turn, output_tokens=40)
+        account.livekit(answered(900 + turn, 40))
+        account.leg(TTS, Outcome.SERVED, characters=200)
+        account.livekit(spoke(200))
+    assert not any(each.causes for each in account.control.differences())
+    assert sorted_by_model == account.legs
 
 
 def test_what_livekit_counted_and_we_did_not_see_is_a_counted_fault() -> None:
@@ -231,7 +251,8 @@ async def test_a_calls_control_total_is_in_the_ledger(monkeypatch: pytest.Monkey
         (call,) = await ledger()
 
     totals = {(each.modality, each.unit): each for each in call.control}
-    tokens, spoken = totals["llm", "input_tokens"], totals["tts", "characters"]
+    tokens = totals[Modality.LLM, "input_tokens"]
+    spoken = totals[Modality.TTS, "characters"]
     assert (tokens.metered, tokens.causes) == (tokens.livekit, {})
     assert set(spoken.causes) == {"interrupted", "not_in_usage"}
     assert spoken.metered - spoken.livekit == sum(spoken.causes.values())

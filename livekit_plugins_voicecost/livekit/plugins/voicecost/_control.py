@@ -11,6 +11,7 @@ Nothing is ever booked from here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -92,12 +93,15 @@ class ControlTotals:
     """Follows `session_usage_updated` of one run of a session, from its start to its close.
 
     Args:
-        legs: The meter's legs so far.
+        legs: The meter's legs so far, in the order in which they were opened.
     """
 
     def __init__(self, legs: Callable[[], Iterable[Leg]]) -> None:
         self._legs = legs
         self._last: dict[_Model, dict[str, int]] = {}
+        self._by_model: dict[_Model, list[Leg]] = {}
+        self._uncounted: dict[_Model, list[Leg]] = {}  # those that more may be claimed of
+        self._leg_count = 0
         self._counted: dict[Leg, dict[str, int]] = {}
         self._unclaimed: list[tuple[_Model, dict[str, int]]] = []
         self._ours_then: dict[_Model, dict[str, int]] = {}
@@ -126,9 +130,10 @@ class ControlTotals:
 
     def differences(self) -> list[Difference]:
         """Every quantity of which either account has any, with the causes of the difference."""
-        unclaimed = [each for each in self._unclaimed if not self._claim(*each)]
+        self._unclaimed = [each for each in self._unclaimed if not self._claim(*each)]
         found: list[Difference] = []
-        for model in dict.fromkeys([*self._last, *map(_model_of, self._legs())]):
+        self._sort_legs()
+        for model in dict.fromkeys([*self._last, *self._by_model]):
             if model.kind not in _KINDS:
                 continue  # LiveKit has no account of such services
             ours, theirs = self._ours(model), self._last.get(model, {})
@@ -139,7 +144,9 @@ class ControlTotals:
                 if model.kind in _BY_TIME:
                     causes = self._causes_by_time(model, unit, metered, livekit)
                 else:
-                    missing = sum(added.get(unit, 0) for of, added in unclaimed if of == model)
+                    missing = sum(
+                        added.get(unit, 0) for of, added in self._unclaimed if of == model
+                    )
                     causes = self._causes_by_request(model, unit, missing)
                 unaccounted = metered - livekit - sum(causes.values())
                 if unaccounted:
@@ -158,19 +165,12 @@ class ControlTotals:
         """Find the leg that an addition is of."""
         best: tuple[int, Leg] | None = None
         # Of legs that used the same, the one that LiveKit should have counted.
-        for leg in sorted(self._legs_of(model), key=_is_uncounted):
-            counted = self._counted.get(leg, {})
-            left = {unit: leg.usage.get(unit, 0) - counted.get(unit, 0) for unit in added}
-            surplus = sum(left[unit] - added[unit] for unit in added)
-            if all(left[unit] == added[unit] for unit in added):
-                best = (0, leg)
-                break
-            # Speech is counted by segment, and without what a plugin adds on the wire; a realtime
-            # response by the plugin's own reading of its report (Google's leaves out thoughts).
-            partly = model.kind == "tts_usage" or leg.attributes.modality is Modality.REALTIME
-            fits = partly and all(left[unit] >= added[unit] for unit in added)
-            if fits and (best is None or surplus < best[0]):
+        for leg in sorted(self._claimable(model), key=_is_uncounted):
+            surplus = self._surplus(leg, model, added)
+            if surplus is not None and (best is None or surplus < best[0]):
                 best = (surplus, leg)
+            if surplus == 0:
+                break
         if best is None:
             best = self._said_again(model, added)
         if best is None:
@@ -179,6 +179,33 @@ class ControlTotals:
         for unit, count in added.items():
             counted[unit] = counted.get(unit, 0) + count
         return True
+
+    def _surplus(self, leg: Leg, model: _Model, added: Mapping[str, int]) -> int | None:
+        """How much more than an addition a leg has used; None where it cannot be of this leg."""
+        # Speech is counted by segment, and without what a plugin adds on the wire; a realtime
+        # response by the plugin's own reading of its report (Google's leaves out thoughts).
+        partly = model.kind == "tts_usage" or leg.attributes.modality is Modality.REALTIME
+        counted, surplus = self._counted.get(leg, {}), 0
+        for unit, count in added.items():
+            more = leg.usage.get(unit, 0) - counted.get(unit, 0) - count
+            if more < 0 or (more and not partly):
+                return None
+            surplus += more
+        return surplus
+
+    def _claimable(self, model: _Model) -> list[Leg]:
+        """The legs of a model that LiveKit has not counted whole yet."""
+        self._sort_legs()
+        units = _KINDS[model.kind][1]
+        left = [
+            leg
+            for leg in self._uncounted.get(model, ())
+            if leg.outcome is None
+            or leg not in self._counted
+            or any(leg.usage.get(unit, 0) > self._counted[leg].get(unit, 0) for unit in units)
+        ]
+        self._uncounted[model] = left
+        return left
 
     def _said_again(self, model: _Model, added: Mapping[str, int]) -> tuple[int, Leg] | None:
         """A realtime response's running total, which LiveKit adds up as if each were the whole."""
@@ -239,7 +266,16 @@ class ControlTotals:
         return total
 
     def _legs_of(self, model: _Model) -> list[Leg]:
-        return [leg for leg in self._legs() if _model_of(leg) == model]
+        self._sort_legs()
+        return self._by_model.get(model, [])
+
+    def _sort_legs(self) -> None:
+        """Note the model of those legs that are new: a long call has thousands."""
+        for leg in itertools.islice(self._legs(), self._leg_count, None):
+            self._leg_count += 1
+            model = _model_of(leg)
+            self._by_model.setdefault(model, []).append(leg)
+            self._uncounted.setdefault(model, []).append(leg)
 
     def _modality(self, model: _Model) -> Modality:
         for leg in self._legs_of(model):
