@@ -170,7 +170,8 @@ def _steps(
 
 def _usages(found: EntryHistory) -> Iterator[dict[str, int]]:
     """The usage as it may have been: an entry says what came with it, not which zeros were told."""
-    if found.entry.part == found.last_part:
+    told = {unit: quantity for unit, quantity in found.leg.usage.items() if quantity}
+    if told == {unit: quantity for unit, quantity in found.usage.items() if quantity}:
         yield found.leg.usage
     yield found.usage
     yield dict.fromkeys(found.leg.usage, 0) | found.usage

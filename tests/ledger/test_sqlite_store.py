@@ -56,6 +56,35 @@ def test_what_was_committed_is_there_after_a_restart(path: Path) -> None:
     store.close()
 
 
+def test_a_ledger_from_before_there_were_markups_was_billed_its_cost(path: Path) -> None:
+    store = SqliteStore.open(path)
+    post(store, "MT_a")
+    store.close()
+    db: Any = apsw.Connection(str(path))
+    for table, columns in {
+        "legs": ("markup_ppm", "billed_nano_usd", "posted_billed_nano_usd"),
+        "entries": ("billed_nano_usd",),
+        "rollups": ("billed_nano_usd",),
+        "meters": ("adjusted_nano_usd",),
+        "windows": ("adjusted_nano_usd",),
+    }.items():
+        for column in columns:
+            db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    db.execute("PRAGMA user_version = 1")
+    db.close()
+    store = SqliteStore.open(path)
+    assert store.verify() == []
+    (call,) = store.calls(CallQuery())
+    assert (call.total_nano_usd, call.billed_nano_usd) == (100_000, 100_000)
+    other = apsw.Connection(str(path))
+    with pytest.raises(apsw.ConstraintError, match="append-only"):
+        other.execute("UPDATE entries SET amount_nano_usd = 0")
+    other.close()
+    post(store, "MT_b")
+    assert store.verify() == []
+    store.close()
+
+
 def test_the_file_is_for_its_owner_only(path: Path) -> None:
     SqliteStore.open(path).close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
