@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -22,8 +24,9 @@ from livekit.agents.llm import (
 from livekit.agents.metrics import RealtimeModelMetrics, STTMetrics
 from livekit.agents.metrics.base import Metadata
 
-from livekit.plugins.voicecost import _faults
-from tests.plugin.metered_session import UnitPrice, UnitPrices
+from livekit.plugins.voicecost import _attribution, _faults, _realtime_session
+from livekit.plugins.voicecost.legs import Leg
+from tests.plugin.metered_session import RecordingMeter, UnitPrice, UnitPrices
 from tests.plugin.realtime_call import observed, realtime_call, spoken
 from voicecost_ledger.pricing import Price
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
@@ -328,3 +331,43 @@ async def test_a_plugin_that_raises_and_events_that_are_none_harm_nobody(
         await call.close()
     assert not speech.interrupted
     assert _faults.metering_count() > before
+
+
+class _Demanding(OwnSession):
+    """Takes more than LiveKit's base class says, and answers."""
+
+    def push_audio(self, frame: rtc.AudioFrame, *, quietly: bool = False) -> Any:
+        return quietly
+
+
+async def test_a_session_is_given_all_that_it_is_called_with() -> None:
+    async with observed():
+        session = _Demanding(OwnModel())
+        assert session.push_audio(next(iter(spoken(50))), quietly=True) is True
+
+
+async def test_a_session_that_nobody_closes_is_freed_after_its_meter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_realtime_session, "_TICK_S", 0.01)
+    meter = RecordingMeter(prices=_PricesByTheMinute())
+    opened: list[Leg] = []
+    open_leg = meter.open_leg
+
+    def open_and_keep(*args: Any, **fields: Any) -> Leg:
+        opened.append(open_leg(*args, **fields))
+        return opened[-1]
+
+    monkeypatch.setattr(meter, "open_leg", open_and_keep)
+    async with observed():
+        with _attribution.scoped(meter):
+            session = OwnSession(OwnModel())
+            session._report_connection_acquired(0.01)
+    forgotten = weakref.ref(session)
+    del session
+    for leg in opened:
+        leg.stop(Outcome.INTERRUPTED)  # as its meter does when it closes
+    async with asyncio.timeout(5):
+        while forgotten() is not None:
+            await asyncio.sleep(0.01)
+            gc.collect()

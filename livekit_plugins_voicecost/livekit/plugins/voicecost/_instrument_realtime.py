@@ -184,15 +184,15 @@ class _Watched:
             emit(event, *args)
 
         @functools.wraps(push_audio)
-        def observed_push_audio(frame: Any) -> None:
+        def observed_push_audio(frame: Any, *args: Any, **kwargs: Any) -> Any:
             try:
                 if self.legs.must_end():
-                    return  # what is not heard is neither transcribed nor answered
+                    return None  # what is not heard is neither transcribed nor answered
                 self.legs.heard(frame)
                 self.alive()
             except Exception as error:
                 _faults.count("realtime_audio", error)
-            push_audio(frame)
+            return push_audio(frame, *args, **kwargs)
 
         @functools.wraps(aclose)
         async def observed_aclose(*args: Any, **kwargs: Any) -> Any:

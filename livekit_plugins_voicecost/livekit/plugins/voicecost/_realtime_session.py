@@ -329,8 +329,10 @@ class Connection:
     def _tick(self) -> None:
         try:
             # Nothing can be kept back of time: the call's ending closes the connection.
-            self._tally.owe(self._usage(), Basis.OBSERVED)
-            if self._tally.outcome is None:
+            tally = self._tally
+            tally.owe(self._usage(), Basis.OBSERVED)
+            # Not where the meter has closed: a session that nobody closes could never be freed.
+            if tally.outcome is None and (tally.leg is None or tally.leg.outcome is None):
                 self._tick_later()
         except Exception as error:
             _faults.count("realtime_tick", error)
