@@ -125,16 +125,21 @@ async def test_a_muted_call_ends_when_the_money_is_gone(
     assert leg.outcome is Outcome.CUT
 
 
-async def test_nothing_is_watched_once_streams_are_closed(meter: RecordingMeter) -> None:
+async def test_nothing_is_watched_once_streams_are_closed(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pulse, "PULSE_S", 60.0)
     async with running(BY_NAME["assemblyai"]) as (_, stt):
         streams = [stt.stream(conn_options=ONE_TRY) for _ in range(3)]
-        pulse = _pulse._pulses
         await meter.until(lambda: len(legs_of(meter)) == 3)
-        assert len(pulse[asyncio.get_running_loop()].members) == 3
+        pulse = _pulse._pulses[asyncio.get_running_loop()]
+        assert len(pulse.members) == 3
+        assert pulse.is_timed
         for stream in streams:
             await stream.aclose()
-        assert not pulse[asyncio.get_running_loop()].members
-        assert pulse[asyncio.get_running_loop()].timer is None
+        assert not pulse.members
+        pulse.beat()
+        assert not pulse.is_timed
 
 
 async def test_a_pulse_writes_nothing_for_a_leg_that_is_written_anyway(

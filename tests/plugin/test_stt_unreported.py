@@ -6,7 +6,9 @@ telnyx, google's GeminiSTT), others a part or too late: the audio that is taken 
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gc
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,11 +29,11 @@ from livekit.agents.stt import (
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, NOT_GIVEN, NotGivenOr
 from livekit.agents.utils import AudioBuffer
 
-from livekit.plugins.voicecost import _attribution, _instrument, _wire_audio
+from livekit.plugins.voicecost import _attribution, _faults, _instrument, _wire_audio
 from tests.plugin.metered_session import RecordingMeter
 from tests.plugin.stt_streams import legs_of, silence
 from tests.simulators.deepgram_flux import DeepgramFluxSimulator
-from voicecost_ledger.records import Basis, LegStop, Outcome
+from voicecost_ledger.records import Basis, LegStop, Modality, Outcome
 
 Report = Callable[[float], list[RecognitionUsage]]
 
@@ -332,3 +334,27 @@ def test_a_wav_header_is_no_audio() -> None:
 )
 def test_bytes_per_sample(encoding: str, size: int) -> None:
     assert _wire_audio.bytes_per_sample(encoding) == size
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_whose_loop_is_gone_is_settled_too(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's process that is torn down throws its coroutines away: that is no fault of ours."""
+    monkeypatch.delenv("VOICECOST_RAISE_FAULTS", raising=False)
+    before = _faults.counts()
+
+    async def left_open() -> None:
+        stream = _PlainSTT(_PlainStream, _nothing).stream()
+        for frame in silence(5_000):
+            stream.push_frame(frame)
+        await meter.until(lambda: meter.total(Modality.STT, "audio_ms") >= 5_000)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(left_open())
+    loop.close()
+    gc.collect()
+    (leg,) = legs_of(meter)
+    assert _faults.counts() == before
+    assert leg.outcome is not None
+    assert leg.usage["audio_ms"] == 5_000

@@ -8,9 +8,10 @@ open connections together, and nothing for those that were recorded meanwhile an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from typing import Final, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from . import _faults
 
@@ -27,32 +28,35 @@ class Accruing(Protocol):
 
 
 class _Pulse:
-    """The open connections of one event loop, and the timer that looks at them."""
+    """The open connections of one event loop, and whether a timer is to look at them.
+
+    Nothing here refers to the loop, nor holds what does: a loop that is closed with open
+    connections, as a job in a thread may leave it, must not live as long as the process.
+    """
 
     def __init__(self) -> None:
-        self.members: set[Accruing] = set()
-        self.timer: asyncio.TimerHandle | None = None
+        self.members: WeakSet[Accruing] = WeakSet()
+        self.is_timed = False
 
     def beat(self) -> None:
-        self.timer = None
+        self.is_timed = False
         for member in tuple(self.members):
             with _faults.contained("pulse"):
                 member.pulse()
         self.schedule()
 
     def schedule(self) -> None:
-        if self.members and self.timer is None:
+        if self.members and not self.is_timed:
+            self.is_timed = True
             # In no attempt's context: what a beat does belongs to each member itself.
-            self.timer = asyncio.get_running_loop().call_later(
-                PULSE_S, self.beat, context=contextvars.Context()
-            )
+            asyncio.get_running_loop().call_later(PULSE_S, self.beat, context=contextvars.Context())
 
 
 _pulses: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pulse] = WeakKeyDictionary()
 
 
 def watch(member: Accruing) -> None:
-    """Call `member.pulse` about once a second from now on, in this loop."""
+    """Call `member.pulse` about once a second from now on, in this loop, as long as it lives."""
     pulse = _pulses.setdefault(asyncio.get_running_loop(), _Pulse())
     pulse.members.add(member)
     pulse.schedule()
@@ -60,10 +64,7 @@ def watch(member: Accruing) -> None:
 
 def unwatch(member: Accruing) -> None:
     """It is closed: no more calls."""
-    pulse = _pulses.get(asyncio.get_running_loop())
-    if pulse is None:
-        return
-    pulse.members.discard(member)
-    if not pulse.members and pulse.timer is not None:
-        pulse.timer.cancel()
-        pulse.timer = None
+    with contextlib.suppress(RuntimeError):  # its loop is gone, and the timer with it
+        pulse = _pulses.get(asyncio.get_running_loop())
+        if pulse is not None:
+            pulse.members.discard(member)  # without any, the next beat is the last
