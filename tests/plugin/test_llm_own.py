@@ -176,6 +176,48 @@ async def test_anthropics_client_however_it_is_asked(
         assert_exact(leg, simulator.bill.rows[0])
 
 
+@pytest.mark.parametrize("beta", [False, True], ids=["stable", "beta"])
+async def test_anthropics_helper_that_streams(
+    openai: OpenAISimulator, meter: RecordingMeter, beta: bool
+) -> None:
+    async with (
+        AnthropicSimulator(first_token_delay_ms=5, token_delay_ms=0) as simulator,
+        AsyncAnthropic(base_url=simulator.base_url, api_key="x", max_retries=0) as client,
+    ):
+        messages: Any = client.beta.messages if beta else client.messages
+
+        async def ask() -> None:
+            question = [{"role": "user", "content": "Please explain everything."}]
+            model = "claude-sonnet-4-6"
+            async with messages.stream(model=model, max_tokens=500, messages=question) as stream:
+                async for _ in stream:
+                    pass
+
+        leg = await _metered(meter, ask)
+        assert_exact(leg, simulator.bill.rows[0])
+
+
+@pytest.mark.parametrize("helper", ["parse", "stream"])
+async def test_openais_helpers(openai: OpenAISimulator, meter: RecordingMeter, helper: str) -> None:
+    async with AsyncOpenAI(base_url=openai.base_url, api_key="x", max_retries=0) as client:
+        completions: Any = client.chat.completions
+        asked: dict[str, Any] = {
+            "model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]
+        }  # fmt: skip
+
+        async def ask() -> None:
+            if helper == "parse":
+                await completions.parse(**asked)
+                return
+            async with completions.stream(**asked, **_usage(True)) as stream:
+                async for _ in stream:
+                    pass
+
+        leg = await _metered(meter, ask)
+        await openai.bill.settled()
+        assert_exact(leg, openai.bill.rows[0])
+
+
 @pytest.mark.filterwarnings(
     # Google's client subclasses aiohttp's session, which aiohttp advises against.
     "ignore:Inheritance class AiohttpClientSession:DeprecationWarning"

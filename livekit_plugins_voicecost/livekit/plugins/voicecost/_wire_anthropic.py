@@ -8,10 +8,12 @@ https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching#tracking-cac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from . import _faults
 from ._wire_answers import AnswerObserver, LazyProperty, Undo, count, field, replace_method
-from ._wire_openai import observed_create
+from ._wire_openai import observe_requests, observed_answer
 
 
 def observe_anthropic_clients() -> Undo:
@@ -37,21 +39,40 @@ def observe_anthropic_clients() -> Undo:
 def _observe_messages() -> Undo:
     from anthropic.resources.messages import AsyncMessages
 
-    return _observe_create(AsyncMessages)
+    return _observe_requests(AsyncMessages)
 
 
 def _observe_beta() -> Undo:
     from anthropic.resources.beta.messages import AsyncMessages
 
-    return _observe_create(AsyncMessages)
+    return _observe_requests(AsyncMessages)
 
 
-def _observe_create(messages_class: type[Any]) -> Undo:
-    return replace_method(
-        messages_class,
-        "create",
-        lambda create: observed_create(create, MessageReader, _read_message),
-    )
+def _observe_requests(messages_class: type[Any]) -> Undo:
+    undo_requests = observe_requests(messages_class, MessageReader, _read_message)
+    undo_stream = replace_method(messages_class, "stream", _observed_stream)
+
+    def undo() -> None:
+        undo_stream()
+        undo_requests()
+
+    return undo
+
+
+def _observed_stream(stream: Callable[..., Any]) -> Callable[..., Any]:
+    """The client's `stream`: its request goes out when what it returns is entered."""
+
+    def stream_observed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        manager = stream(self, *args, **kwargs)
+        with _faults.contained("llm_stream"):
+            attributes: dict[str, Any] = manager.__dict__
+            for name, answering in tuple(attributes.items()):
+                if name.endswith("__api_request"):
+                    observed = observed_answer(answering, True, MessageReader, _read_message)
+                    setattr(manager, name, observed)
+        return manager
+
+    return stream_observed
 
 
 class MessageReader:

@@ -8,7 +8,7 @@ https://platform.openai.com/docs/guides/websocket-mode
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import aiohttp
@@ -50,57 +50,69 @@ def observe_openai_clients() -> Undo:
 def _observe_completions() -> Undo:
     from openai.resources.chat.completions import AsyncCompletions
 
-    return replace_method(
-        AsyncCompletions,
-        "create",
-        lambda create: observed_create(create, lambda: read_chunk, read_completion),
-    )
+    return observe_requests(AsyncCompletions, lambda: read_chunk, read_completion)
 
 
 def _observe_responses() -> Undo:
     from openai.resources.responses import AsyncResponses
 
-    return replace_method(
-        AsyncResponses,
-        "create",
-        lambda create: observed_create(create, lambda: read_response_event, _read_response),
-    )
+    return observe_requests(AsyncResponses, lambda: read_response_event, _read_response)
 
 
-def observed_create(
-    create: Callable[..., Any], make_reader: Callable[[], Reader], read_whole: Reader
-) -> Callable[..., Any]:
-    """A client's `create`, its answers shown to the attempt that asks for them.
+def observe_requests(api: type[Any], make_reader: Callable[[], Reader], read_whole: Reader) -> Undo:
+    """Show what an API's requests are answered to the attempt that asks; returns the undo.
 
     Args:
-        create: The client's own.
+        api: The client's class with `create`, and `parse` where it has that beside it.
         make_reader: Makes what reads one answer's events.
         read_whole: Reads an answer that did not stream.
     """
 
-    async def create_observed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen_by = observer.get()
-        answer = await create(self, *args, **kwargs)
-        if seen_by is None:
-            return answer
-        try:
-            if kwargs.get("stream"):
-                # The client's own iterator: also what `async for` over the stream reads from.
-                events = getattr(answer, "_iterator", None)
-                if events is None:  # a raw response, which the caller reads as it likes
-                    return answer
-                told = seen_by.answer_observed()
-                if told is not None:
-                    answer._iterator = ObservedEvents(events, make_reader(), told)
-            elif hasattr(answer, "usage"):
-                told = seen_by.answer_observed()
-                if told is not None:
-                    show(answer, read_whole, told)
-        except Exception as error:
-            _faults.count("llm_stream", error)
-        return answer
+    def observed(request: Callable[..., Any]) -> Callable[..., Any]:
+        async def request_observed(self: Any, *args: Any, **kwargs: Any) -> Any:
+            streams = bool(kwargs.get("stream"))
+            answering = request(self, *args, **kwargs)
+            return await observed_answer(answering, streams, make_reader, read_whole)
 
-    return create_observed
+        return request_observed
+
+    names = [name for name in ("create", "parse") if hasattr(api, name)]
+    undos = [replace_method(api, name, observed) for name in names]
+
+    def undo() -> None:
+        for each in undos:
+            each()
+
+    return undo
+
+
+async def observed_answer(
+    answering: Awaitable[Any],
+    streams: bool,
+    make_reader: Callable[[], Reader],
+    read_whole: Reader,
+) -> Any:
+    """A client's answer, shown to the attempt that asks for it; see `observe_requests`."""
+    seen_by = observer.get()
+    answer = await answering
+    if seen_by is None:
+        return answer
+    try:
+        if streams:
+            # The client's own iterator: also what `async for` over the stream reads from.
+            events = getattr(answer, "_iterator", None)
+            if events is None:  # a raw response, which the caller reads as it likes
+                return answer
+            told = seen_by.answer_observed()
+            if told is not None:
+                answer._iterator = ObservedEvents(events, make_reader(), told)
+        elif hasattr(answer, "usage"):
+            told = seen_by.answer_observed()
+            if told is not None:
+                show(answer, read_whole, told)
+    except Exception as error:
+        _faults.count("llm_stream", error)
+    return answer
 
 
 # Chat completions
