@@ -83,6 +83,9 @@ def test_every_key_of_the_configuration_file_is_documented(tmp_path: Path) -> No
     keys = allowed("", "no_such_key: 1")
     keys |= allowed("livekit.", "livekit: {no_such_key: 1}")
     keys |= allowed("projects.ID.", "projects: {shop: {no_such_key: 1}}")
+    keys |= allowed("prices.", "prices: {no_such_key: 1}")
+    currency = "prices: {display_currency: {no_such_key: 1}}"
+    keys |= allowed("prices.display_currency.", currency)
     keys |= allowed("billing.", "billing: {no_such_key: 1}")
     keys |= allowed("billing.projects.ID.", "billing: {projects: {shop: {no_such_key: 1}}}")
     keys |= allowed("billing.tenants.ID.", "billing: {tenants: {acme: {no_such_key: 1}}}")
@@ -145,6 +148,8 @@ def test_every_command_and_option_is_documented_and_every_documented_one_exists(
     group = typer.main.get_command(cli.app)
     assert isinstance(group, typer.core.TyperGroup)
     commands = [group, *group.commands.values()]
+    for command in group.commands.values():
+        commands += getattr(command, "commands", {}).values()
     options = {
         option
         for command in commands

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Final
 
@@ -12,7 +12,15 @@ from voicecost_catalog.genai import GENAI_MODALITIES, GenaiPrices
 from voicecost_catalog.hosts import aliased_provider, check_host_aliases, request_host
 from voicecost_catalog.overrides import Overrides
 from voicecost_catalog.rates import ModelPrice, restore_price
-from voicecost_catalog.rows import ALWAYS, Dated, ProviderRows, Rows, dated_price, load_rows
+from voicecost_catalog.rows import (
+    ALWAYS,
+    Dated,
+    ProviderRows,
+    Rows,
+    dated_price,
+    load_rows,
+    row_price,
+)
 from voicecost_ledger.records import LegAttributes, Modality
 
 # What a leg says of itself comes from outside: a bound keeps made-up models from filling memory.
@@ -156,6 +164,26 @@ class CatalogPriceBook:
             number_type=number_type,
             country=country,
         )
+
+    def every_price(self, at_unix_ms: int) -> Iterator[ModelPrice]:
+        """Every price in force at an instant, on every plan, as listed or by contract.
+
+        Loads genai-prices. What rates no leg (add-ons, fees) is left out.
+        """
+        by_contract = self._overrides.pricing_source
+        sources = (
+            *((of, by_contract) for of in self._overrides.rows),
+            *((of, self._rows.pricing_source) for of in self._rows.providers),
+        )
+        for of, pricing_source in sources:
+            for row in of.prices:
+                if row.match and row.holds(at_unix_ms):
+                    price = row_price(row, of, channel_count=1, pricing_source=pricing_source)
+                    if pricing_source != by_contract:
+                        price = self._overrides.changed(price, of.provider, of.credit_usd)
+                    yield price
+        for price in self._genai.every_price(at_unix_ms) if self._genai else ():
+            yield self._overrides.changed(price, price.provider, {})
 
     def restore(self, document: bytes) -> ModelPrice:
         """The price a ledger stored, equal to the one it was taken from.

@@ -50,6 +50,7 @@ class CatalogError(ValueError):
         path: The file.
         line: The line of the value, from 1; 0 when the file as a whole is meant.
         field: The field, for example `prices[2].rates.audio_ms.usd`.
+        problem: What is wrong with it.
     """
 
     def __init__(self, path: Path, line: int, field: str, problem: str) -> None:
@@ -57,6 +58,7 @@ class CatalogError(ValueError):
         self.path = path
         self.line = line
         self.field = field
+        self.problem = problem
 
 
 class _RateEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +125,14 @@ def compile_rows(directory: Path = DATA_DIRECTORY) -> Rows:
     if not newest:
         raise CatalogError(directory, 0, "*.yaml", "no price was ever checked: give checked_on")
     return Rows(newest=date.fromisoformat(newest), providers=providers)
+
+
+def is_provider_file(path: Path) -> bool:
+    """Whether the file is one of a provider's prices, rather than a configuration."""
+    try:
+        return bool(re.search(r"^provider\s*:", path.read_text(encoding="utf-8"), re.MULTILINE))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogError(path, 0, "file", f"cannot be read: {error}") from None
 
 
 def read_provider(path: Path) -> ProviderRows:

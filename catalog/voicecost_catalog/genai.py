@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
@@ -93,6 +93,14 @@ class GenaiPrices:
         """The id of the provider whose API is at that host; "" where there is none."""
         found = self._provider(None, host)
         return found.id if found else ""
+
+    def every_price(self, at_unix_ms: int) -> Iterator[ModelPrice]:
+        """The standard price of every model that has one at an instant."""
+        for provider in self.load():
+            for model in provider.models:
+                price = self._price_of(provider, model, "", at_unix_ms).price
+                if price is not None:
+                    yield price
 
     def price_for(
         self, leg: LegAttributes, *, provider: str | None, host: str, at_unix_ms: int

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import date, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Final
 
 import msgspec
 
 from voicecost_catalog.rates import Kind, ModelPrice, Rate, Rule
 from voicecost_catalog.rows import load_rows, row_price
+from voicecost_ledger.money import NANO_USD_PER_USD
 from voicecost_ledger.records import Modality
 
 FRESH_DAYS: Final = 60
@@ -29,6 +31,14 @@ _SCALES: Final[dict[str, tuple[tuple[int, str], ...]]] = {
     ),
     "tokens": ((1_000_000, "million"), (1_000, "thousand"), (1, "token")),
     "requests": ((1_000_000, "million"), (1_000, "thousand"), (1, "request")),
+}
+_USUAL: Final = {
+    "ms": "minute",
+    "characters": "thousand",
+    "months": "month",
+    "bytes": "million",
+    "tokens": "million",
+    "requests": "request",
 }
 
 
@@ -58,6 +68,65 @@ class PriceLine(msgspec.Struct, frozen=True, kw_only=True):
     note: str
 
 
+class PriceChange(msgspec.Struct, frozen=True, kw_only=True):
+    """One rate that is another one on a later day; a side that had none is ""."""
+
+    provider: str
+    model: str
+    modality: Modality
+    plan: str
+    unit: str
+    before: str  # "0.05 a thousand"
+    after: str
+    source_url: str  # of the later one, of the earlier one where it went
+    pricing_source: str
+
+
+def price_changes(before: Iterable[ModelPrice], after: Iterable[ModelPrice]) -> list[PriceChange]:
+    """Which rates came, went or changed."""
+    sides = _rates(before), _rates(after)
+    changes: list[PriceChange] = []
+    for key in sorted(sides[0].keys() | sides[1].keys()):
+        old, new = sides[0].get(key), sides[1].get(key)
+        if old and new and old[1].nano_usd * new[1].per == new[1].nano_usd * old[1].per:
+            continue
+        provider, model, modality, plan, unit = key
+        price, rate = new or old or (None, None)
+        assert price is not None
+        assert rate is not None
+        changes.append(
+            PriceChange(
+                provider=provider,
+                model=model,
+                modality=Modality(modality),
+                plan=plan,
+                unit=unit,
+                before=_words(unit, old[1]) if old else "",
+                after=_words(unit, new[1]) if new else "",
+                source_url=rate.source_url,
+                pricing_source=price.pricing_source,
+            )
+        )
+    return changes
+
+
+_RateKey = tuple[str, str, str, str, str]
+
+
+def _rates(prices: Iterable[ModelPrice]) -> dict[_RateKey, tuple[ModelPrice, Rate]]:
+    found: dict[_RateKey, tuple[ModelPrice, Rate]] = {}
+    for price in prices:
+        for unit, rate in price.rates.items():
+            key = (price.provider, price.model, price.modality.value, price.plan, unit)
+            found.setdefault(key, (price, rate))
+    return found
+
+
+def _words(unit: str, rate: Rate) -> str:
+    usd, per = worded_rate(unit, rate)
+    return f"{usd} a {per}"
+
+
 def own_prices() -> list[ModelPrice]:
     """Every price of our own data files, what rates no leg included."""
     rows = load_rows()
@@ -76,7 +145,7 @@ def price_lines(prices: Iterable[ModelPrice], *, today: date) -> list[PriceLine]
 
 
 def _line(price: ModelPrice, unit: str, rate: Rate, today: date) -> PriceLine:
-    usd, per = _worded(unit, rate)
+    usd, per = worded_rate(unit, rate)
     return PriceLine(
         provider=price.provider,
         model=price.model,
@@ -111,15 +180,17 @@ def _is_stale(price: ModelPrice, rate: Rate, today: date) -> bool:
     return today - date.fromisoformat(rate.checked_on) > timedelta(days=FRESH_DAYS)
 
 
-def _worded(unit: str, rate: Rate) -> tuple[str, str]:
+def worded_rate(unit: str, rate: Rate) -> tuple[str, str]:
+    """A rate as price lists word it, exact: `("0.0048", "minute")`, a fraction where it must be.
+
+    A rate that a discount brought to lowest terms has lost the words it was written with; it gets
+    the usual ones.
+    """
+    ending = unit.rpartition("_")[2]
     scale, per = next(
-        (
-            (units, word)
-            for units, word in _SCALES[unit.rpartition("_")[2]]
-            if rate.per % units == 0
-        ),
-        (1, unit),
+        (scale for scale in _SCALES[ending] if rate.per % scale[0] == 0),
+        next(scale for scale in _SCALES[ending] if scale[1] == _USUAL[ending]),
     )
-    usd = Decimal(rate.nano_usd) * scale / rate.per / 1_000_000_000
-    text = format(usd, "f")
-    return (text.rstrip("0").rstrip(".") if "." in text else text), per
+    usd = Fraction(rate.nano_usd * scale, rate.per * NANO_USD_PER_USD)
+    text = format((Decimal(usd.numerator) / usd.denominator).normalize(), "f")
+    return (text if Fraction(text) == usd else str(usd)), per

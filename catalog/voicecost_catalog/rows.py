@@ -59,6 +59,19 @@ class Row(
     streaming: bool | None = None  # None: streamed or not costs the same
     note: str = ""
 
+    @property
+    def span_unix_ms(self) -> tuple[int, int]:
+        """From when to when it holds, the end not included."""
+        return (
+            midnight_unix_ms(self.valid_from) if self.valid_from else ALWAYS[0],
+            midnight_unix_ms(self.valid_until) if self.valid_until else ALWAYS[1],
+        )
+
+    def holds(self, at_unix_ms: int) -> bool:
+        """Whether it is in force then."""
+        begins, ends = self.span_unix_ms
+        return begins <= at_unix_ms < ends
+
     def covers(self, leg: LegAttributes) -> bool:
         """Whether the leg is of this row's service, whatever the date."""
         language = leg.language.lower()
@@ -169,8 +182,7 @@ def dated_price(
         for row in of.prices:
             if of.plan_of(row) != wanted or not row.covers(leg):
                 continue
-            begins = midnight_unix_ms(row.valid_from) if row.valid_from else ALWAYS[0]
-            ends = midnight_unix_ms(row.valid_until) if row.valid_until else ALWAYS[1]
+            begins, ends = row.span_unix_ms
             if begins <= at_unix_ms < ends:
                 price = row_price(
                     row, of, channel_count=leg.channel_count, pricing_source=pricing_source

@@ -21,7 +21,15 @@ from voicecost_ledger.money import parse_usd
 from voicecost_ledger.policy import BudgetAction, ProjectPolicy
 from voicecost_sidecar.config import ConfigError, FileValues, livekit_value
 
-_SECTIONS: Final = ("livekit", "projects", "database", "time_zone", "billing", "host_aliases", "prices")
+_SECTIONS: Final = (
+    "livekit",
+    "projects",
+    "database",
+    "time_zone",
+    "billing",
+    "host_aliases",
+    "prices",
+)
 _TERMS: Final = ("markup_percent", "flat_fee")
 _NULL_TAG: Final = "tag:yaml.org,2002:null"
 

@@ -9,6 +9,7 @@ from typing import Final
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
+from voicecost_ledger.entries import FLAT_FEE_NUMBER
 from voicecost_ledger.money import format_usd
 from voicecost_ledger.records import Basis, ControlCause, Modality
 from voicecost_ledger.stores import (
@@ -127,7 +128,7 @@ class _LegsTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table that fits."""
         wide = options.max_width >= WIDE_COLUMNS
-        names = ("provider", "service", "units", "basis", "outcome")
+        names = ("leg", "provider", "service", "units", "basis", "outcome")
         table = plain_table(*names) if wide else plain_table("service", "units", "basis")
         for name in ("first", "took", "cost") if wide else ("cost",):
             table.add_column(name, justify="right", no_wrap=True)
@@ -139,6 +140,7 @@ class _LegsTable:
             source = leg.pricing_source or "no price known"
             if wide:
                 table.add_row(
+                    str(leg.leg) if leg.leg < FLAT_FEE_NUMBER else "",
                     provider,
                     f"{leg.modality.upper()} {model}",
                     units_text(leg),

@@ -14,7 +14,7 @@ import typer
 
 from voicecost_ledger._version import __version__
 from voicecost_ledger.calls import CallState
-from voicecost_sidecar import correction_commands
+from voicecost_sidecar import correction_commands, price_commands
 from voicecost_sidecar._terminal import (
     AsJson,
     ConfigFile,
@@ -33,10 +33,8 @@ from voicecost_sidecar._terminal import (
 )
 from voicecost_sidecar.call_tables import Part, call_table
 from voicecost_sidecar.config import DEFAULT_CONFIG_FILE
-from voicecost_sidecar.prices import missing_table, prices_table, read_missing, read_prices
 from voicecost_sidecar.queries import (
     LATENCY_GROUPS,
-    now_unix_ms,
     read_calls,
     read_costs,
     read_latency,
@@ -52,6 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 correction_commands.add_to(app)
+price_commands.add_to(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -158,43 +157,6 @@ def latency(
             group_by=group_by,
         )
         show_answer(found, as_json, lambda: latency_table(found))
-
-
-@app.command()
-def prices(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="For example deepgram/nova-3; our own rows without.", show_default=False
-        ),
-    ] = None,
-    stale: Annotated[
-        bool, typer.Option("--stale", help="Only what nobody checked for more than 60 days.")
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 where something is stale.")
-    ] = False,
-    missing: Annotated[
-        bool, typer.Option("--missing", help="What the ledger holds legs of without a price.")
-    ] = False,
-    config: ConfigFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show prices: what is charged, since when, and where that is from."""
-    if missing:
-        if model is not None or stale or strict:
-            fail("--missing asks the ledger: give it without a model, --stale or --strict")
-        with open_ledger(config) as (store, _):
-            unpriced = read_missing(store, until_unix_ms=now_unix_ms())
-            show_answer(unpriced, as_json, lambda: missing_table(unpriced))
-        return
-    try:
-        found = read_prices(model, stale=stale, at_unix_ms=now_unix_ms())
-    except LookupError as error:
-        fail(str(error))
-    show_answer(found, as_json, lambda: prices_table(found))
-    if strict and found.stale_count:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from voicecost_catalog.explain import Step, explain
+from voicecost_catalog.listing import worded_rate
 from voicecost_catalog.rates import ModelPrice, Rate, restore_price
 from voicecost_ledger.billing import PPM
 from voicecost_ledger.money import format_usd
@@ -232,12 +233,14 @@ def explanation_table(found: EntryExplanation, time_zone: str) -> RenderableType
             facts.add_row(Text(name, style="dim"), value)
     parts: list[RenderableType] = [facts, Text()]
     if found.steps:
-        steps = plain_table("rule", "detail", "nano-USD", "source", "dated", "checked", "sure")
+        names = ("rule", "detail", "rate", "nano-USD", "source", "dated", "checked", "sure")
+        steps = plain_table(*names)
         for step in found.steps:
             rate = step.rate
             steps.add_row(
                 step.rule,
-                step.detail,
+                _quantity_text(step) if rate else step.detail,
+                _rate_text(step.unit, rate) if rate else "",
                 step.exact_amount,
                 _source_text(found, rate),
                 rate.source_date if rate else "",
@@ -246,6 +249,16 @@ def explanation_table(found: EntryExplanation, time_zone: str) -> RenderableType
             )
         parts += [steps, Text()]
     return Group(*parts, _sums(found))
+
+
+def _quantity_text(step: Step) -> str:
+    _, bracket, note = step.detail.partition(" (")
+    return f"{step.quantity} {step.unit}{bracket}{note}"
+
+
+def _rate_text(unit: str, rate: Rate) -> str:
+    usd, per = worded_rate(unit, rate)
+    return f"${usd} a {per}"
 
 
 def _source_text(found: EntryExplanation, rate: Rate | None) -> str:

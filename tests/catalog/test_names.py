@@ -8,14 +8,14 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from voicecost_catalog import open_price_book
+from voicecost_catalog import coverage, open_price_book
 from voicecost_ledger.records import LegAttributes, Modality
 
 NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
 BOOK = open_price_book()
 # Every component of every plugin of livekit-agents 1.8.9, made once: what it says of itself.
 STRINGS: Final[list[dict[str, Any]]] = msgspec.json.decode(
-    Path(__file__).with_name("fixtures").joinpath("livekit_strings.json").read_bytes()
+    Path(coverage.__file__).with_name("livekit_strings.json").read_bytes()
 )
 NOT_METERED = {"realtime"}  # no leg can be of these yet
 # No price that we have a source for: what the plugin's class is called, once for all its models.
@@ -60,6 +60,12 @@ def test_nearly_every_string_of_livekit_with_a_public_price_finds_it() -> None:
     assert {(string["provider"], string["model"]) for string in public} == {
         ("AWS Bedrock", "amazon.nova-2-lite-v1:0"),  # priced by region, which the name leaves out
     }
+
+
+def test_what_has_no_price_is_listed_as_livekit_names_it() -> None:
+    missing = coverage.without_price(BOOK, NOW_UNIX_MS)
+    assert {one.cls for one in missing} >= WITHOUT_A_PUBLIC_PRICE
+    assert "deepgram.STT" not in {one.cls for one in missing}
 
 
 def test_what_is_said_to_have_no_public_price_has_none_here_either() -> None:

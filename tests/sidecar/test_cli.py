@@ -452,43 +452,6 @@ def test_serve_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
     assert "livekit-plugins-voicecost[sidecar]" in answer.stderr
 
 
-@pytest.mark.parametrize(
-    ("model", "unit", "usd", "per"),
-    [
-        ("deepgram/nova-3", "audio_ms", "0.0048", "minute"),
-        ("assemblyai/universal-2", "audio_ms", "0.15", "hour"),
-        ("groq/llama-3.3-70b", "output_tokens", "0.79", "million"),
-        ("ollama/qwen2.5:7b", "input_tokens", "0", "million"),
-    ],
-)
-def test_prices_of_a_model_say_what_since_when_and_from_where(
-    tmp_path: Path, model: str, unit: str, usd: str, per: str
-) -> None:
-    done = voicecost(tmp_path, "prices", model, "--json")
-    assert done.returncode == 0, done.stderr
-    lines = json.loads(done.stdout)["prices"]
-    assert (usd, per) in [(line["usd"], line["per"]) for line in lines if line["unit"] == unit]
-    assert all(isinstance(line["nano_usd"], str) for line in lines)
-    assert all(line["source_url"].startswith("https://") for line in lines)
-    table = voicecost(tmp_path, "prices", model)
-    assert f"${usd} a {per}" in table.stdout
-
-
-def test_a_model_without_a_price_is_no_empty_list(tmp_path: Path) -> None:
-    done = voicecost(tmp_path, "prices", "deepgram/nova-9")
-    assert done.returncode == 2
-    assert "no price for 'deepgram/nova-9'" in done.stderr
-
-
-def test_stale_prices_fail_where_that_is_asked_for(tmp_path: Path) -> None:
-    """Murf's page has no date: nobody can have checked it lately."""
-    assert voicecost(tmp_path, "prices", "murf/falcon", "--stale").returncode == 0
-    strict = voicecost(tmp_path, "prices", "murf/falcon", "--stale", "--strict", "--json")
-    assert strict.returncode == 1
-    assert json.loads(strict.stdout)["stale_count"] == 1
-    assert voicecost(tmp_path, "prices", "local/kokoro", "--strict").returncode == 0
-
-
 def test_missing_prices_need_a_ledger_and_nothing_else(tmp_path: Path) -> None:
     done = voicecost(tmp_path, "prices", "--missing", "--stale")
     assert done.returncode == 2
@@ -504,7 +467,7 @@ def test_models_without_a_price_are_listed_from_the_ledger(
         agent.send(batch(said))
         agent.hear_a(Ack)
         asked = voicecost(tmp_path, "prices", "--missing", VOICECOST_DATABASE_URL=url)
-        assert asked.stdout.strip() == "Every leg in the ledger has a price."
+        assert asked.stdout.startswith("Every leg in the ledger has a price.")
         unknown = LegAttributes(modality=Modality.TTS, provider="Camb.ai", model="mars-flash")
         at = said[0].at_unix_ms
         other = a_call("M_2")
@@ -515,8 +478,9 @@ def test_models_without_a_price_are_listed_from_the_ledger(
         agent.send(batch(other))
         agent.hear_a(Ack)
     asked = voicecost(tmp_path, "prices", "--missing", "--json", VOICECOST_DATABASE_URL=url)
-    assert json.loads(asked.stdout) == {
-        "models": [
-            {"provider": "Camb.ai", "model": "mars-flash", "modality": "tts", "leg_count": 1}
-        ]
-    }
+    missing = json.loads(asked.stdout)
+    assert missing["models"] == [
+        {"provider": "Camb.ai", "model": "mars-flash", "modality": "tts", "leg_count": 1}
+    ]
+    assert "cambai.TTS" in {one["plugin"] for one in missing["plugins"]}
+    assert "deepgram.STT" not in {one["plugin"] for one in missing["plugins"]}

@@ -1,0 +1,163 @@
+"""`voicecost prices`: what is charged, what changed, and whether a price file is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.sidecar.test_cli import voicecost
+from voicecost_sidecar.cli import app
+
+
+@pytest.mark.parametrize(
+    ("model", "unit", "usd", "per"),
+    [
+        ("deepgram/nova-3", "audio_ms", "0.0048", "minute"),
+        ("assemblyai/universal-2", "audio_ms", "0.15", "hour"),
+        ("groq/llama-3.3-70b", "output_tokens", "0.79", "million"),
+        ("ollama/qwen2.5:7b", "input_tokens", "0", "million"),
+    ],
+)
+def test_prices_of_a_model_say_what_since_when_and_from_where(
+    tmp_path: Path, model: str, unit: str, usd: str, per: str
+) -> None:
+    done = voicecost(tmp_path, "prices", model, "--json")
+    assert done.returncode == 0, done.stderr
+    lines = json.loads(done.stdout)["prices"]
+    assert (usd, per) in [(line["usd"], line["per"]) for line in lines if line["unit"] == unit]
+    assert all(isinstance(line["nano_usd"], str) for line in lines)
+    assert all(line["source_url"].startswith("https://") for line in lines)
+    table = voicecost(tmp_path, "prices", model)
+    assert f"${usd} a {per}" in table.stdout
+
+
+def test_a_model_without_a_price_is_no_empty_list(tmp_path: Path) -> None:
+    done = voicecost(tmp_path, "prices", "deepgram/nova-9")
+    assert done.returncode == 2
+    assert "no price for 'deepgram/nova-9'" in done.stderr
+
+
+def test_stale_prices_fail_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Murf's page has no date: nobody can have checked it lately."""
+    assert voicecost(tmp_path, "prices", "murf/falcon", "--stale").returncode == 0
+    strict = voicecost(tmp_path, "prices", "murf/falcon", "--stale", "--strict", "--json")
+    assert strict.returncode == 1
+    assert json.loads(strict.stdout)["stale_count"] == 1
+    assert voicecost(tmp_path, "prices", "local/kokoro", "--strict").returncode == 0
+
+
+def test_what_changed_between_two_days_is_told(tmp_path: Path) -> None:
+    days = ("2026-08-01", "2026-11-22")
+    done = voicecost(tmp_path, "prices", "diff", *days, "--provider", "elevenlabs", "--json")
+    changes = {line["model"]: line for line in json.loads(done.stdout)["changes"]}
+    turbo = changes["eleven_turbo_v2_5"]
+    assert (turbo["before"], turbo["after"]) == ("0.05 a thousand", "0.04 a thousand")
+    assert turbo["source_url"] == "https://elevenlabs.io/pricing/api"
+    assert (
+        "$0.05 a thousand, then $0.04"
+        in voicecost(tmp_path, "prices", "diff", *days, "--provider", "elevenlabs").stdout
+    )
+    same = voicecost(tmp_path, "prices", "diff", *days, "--provider", "deepgram")
+    assert same.stdout.startswith("No price known here changed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("2026-11-22", "2026-08-01"), "2026-08-01 is not after 2026-11-22"),
+        (("yesterday", "2026-08-01"), "'yesterday' is no day"),
+        (("2026-08-01", "2026-11-22", "--provider", "deepgrm"), "no price of 'deepgrm'"),
+    ],
+)
+def test_a_difference_of_no_days_is_refused(
+    tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    done = voicecost(tmp_path, "prices", "diff", *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+PRICE_FILE = """\
+provider: example
+plugin_names: [Example]
+hosts: [api.example.com]
+plan: pay as you go
+
+prices:
+  - model: talk
+    modality: tts
+    match: [talk]
+    rule: characters
+    rates:
+      characters:
+        usd: "0.03"
+        per: thousand
+        source_url: https://example.com/pricing
+        source_date: 2026-05-27
+        checked_on: 2026-05-28
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("per: thousand", "per: minute", ":14: prices[0].rates.characters.per: 'minute'"),
+        ('"0.03"', '"-0.03"', ":13: prices[0].rates.characters.usd: '-0.03' is no price"),
+        ("        source_url: https://example.com/pricing\n", "",
+         ":13: prices[0].rates.characters.source_url: "),
+        (PRICE_FILE[PRICE_FILE.index("  - model"):],
+         PRICE_FILE[PRICE_FILE.index("  - model"):] * 2, "already prices talk on these days"),
+    ],
+    ids=["a wrong unit", "a negative price", "a missing source", "overlapping days"],
+)  # fmt: skip
+def test_a_price_file_is_checked(tmp_path: Path, old: str, new: str, says: str) -> None:
+    file = tmp_path / "example.yaml"
+    file.write_text(PRICE_FILE)
+    right = voicecost(tmp_path, "prices", "check", str(file), "--json")
+    assert json.loads(right.stdout) == {"file": str(file), "rows": 1, "rates": 1}
+    file.write_text(PRICE_FILE.replace(old, new))
+    wrong = voicecost(tmp_path, "prices", "check", str(file))
+    assert wrong.returncode == 2
+    assert f"{file}:" in wrong.stderr
+    assert says in wrong.stderr
+
+
+def test_prices_by_contract_are_shown_and_checked(tmp_path: Path) -> None:
+    file = tmp_path / "contract.yaml"
+    file.write_text("prices:\n  discounts: {deepgram: 50}\n")
+    environ = {"VOICECOST_CONFIG": str(file)}
+    done = voicecost(tmp_path, "prices", "deepgram/nova-3", "--json", **environ)
+    first = json.loads(done.stdout)["prices"][0]
+    assert (first["usd"], first["per"]) == ("0.0024", "minute")
+    assert first["pricing_source"].startswith("config@")
+    assert voicecost(tmp_path, "prices", "check", str(file)).returncode == 0
+    file.write_text("prices:\n  discounts: {deepgram: 500}\n")
+    for command in (["check", str(file)], ["deepgram/nova-3", "--config", str(file)]):
+        wrong = voicecost(tmp_path, "prices", *command)
+        assert wrong.returncode == 2
+        assert f"{file}:2: prices.discounts.deepgram: '500' is no discount" in wrong.stderr
+
+
+SEED_MODELS = """
+deepgram/nova-3 deepgram/nova-2-conversationalai deepgram/aura-2 assemblyai/universal-2
+openai/whisper-1 openai/gpt-4.1 openai/gpt-4o openai/gpt-4o-mini openai/tts-1-hd
+groq/whisper-large-v3 groq/llama-3.3-70b-versatile groq/llama-3.1-8b-instant
+anthropic/claude-opus-4-7 anthropic/claude-sonnet-4-6 anthropic/claude-haiku-4-5 cartesia/sonic-3
+elevenlabs/eleven_turbo_v2_5 elevenlabs/eleven_flash_v2_5 elevenlabs/scribe_v2_realtime
+google/gemini-2.5-flash resemble/chatterbox ollama/qwen2.5:7b ollama/qwen2.5:3b
+ollama/llama3.2:3b local/whisper-large-v3 local/whisper-turbo local/kokoro local/piper
+"""
+
+
+def test_every_model_that_people_came_with_is_priced(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In this process: twenty-eight interpreters would take half a minute."""
+    monkeypatch.chdir(tmp_path)
+    for model in SEED_MODELS.split():
+        with pytest.raises(SystemExit) as left:
+            app(["prices", model, "--json"])
+        assert left.value.code == 0, model
+        assert json.loads(capsys.readouterr().out)["prices"], model
