@@ -43,7 +43,7 @@ class Providers:
     def __init__(self) -> None:
         self.bill = Bill()
         # Slow enough that the caller interrupts a sentence while it is still being written.
-        self._openai = OpenAISimulator(bill=self.bill, token_delay_ms=45)
+        self._openai = OpenAISimulator(bill=self.bill, token_delay_ms=70)
         self._deepgram = DeepgramSimulator(bill=self.bill)
         self._rest = contextlib.AsyncExitStack()
 

@@ -51,7 +51,8 @@ class _Avatar:
         session.on("close", self._on_over)
         room.on("participant_connected", self._on_participant_connected)
         room.on("participant_disconnected", self._on_participant_disconnected)
-        room.on("disconnected", self._on_over)
+        # Not "disconnected": LiveKit leaves that out where the stream of events ends before it.
+        room.on("connection_state_changed", self._on_connection_state)
         self._tick()
 
     def started(self) -> None:
@@ -77,6 +78,10 @@ class _Avatar:
     def _on_over(self, *_: object) -> None:
         with _faults.contained("avatar"):
             self._stop()
+
+    def _on_connection_state(self, state: object) -> None:
+        if state == rtc.ConnectionState.CONN_DISCONNECTED:
+            self._on_over()
 
     def _on_participant_connected(self, participant: Any) -> None:
         with _faults.contained("avatar"):
@@ -133,7 +138,7 @@ class _Avatar:
         self._session.off("close", self._on_over)
         self._room.off("participant_connected", self._on_participant_connected)
         self._room.off("participant_disconnected", self._on_participant_disconnected)
-        self._room.off("disconnected", self._on_over)
+        self._room.off("connection_state_changed", self._on_connection_state)
 
 
 def _describe(avatar: Any) -> LegAttributes:

@@ -33,7 +33,7 @@ from ._instrument_attempts import (
 )
 from ._transcript_tokens import TokenRates, TranscribedItems, is_billed_by_token, rates_of
 from ._wire_audio import BytesLike, audio_protocol, bytes_per_sample
-from ._wire_connections import ConnectionObserver, observe_loaded_libraries
+from ._wire_connections import ConnectionObserver, could_not_write, observe_loaded_libraries
 
 _UNSEEN_MS_MAX: Final = 2_000
 """Audio that a plugin takes before we doubt that it sends it as we think."""
@@ -45,6 +45,9 @@ _UNSENT_MS_MAX: Final = 200
 
 _REFUSALS: Final = frozenset({401, 403, 404, 429})
 """No credentials, no right, no such model, no quota: found before anything is recognised."""
+
+_REFUSAL_MS_MAX: Final = 1_000
+"""A call that gRPC will not say the end of was refused, unless it had lasted for longer."""
 
 _TRANSCRIPTS: Final = frozenset(
     {
@@ -113,6 +116,16 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
                 Basis.OBSERVED,
             )
             return
+        if could_not_write(error):
+            usage, _ = self._measure(self._tally)
+            if usage["connected_ms"] < _REFUSAL_MS_MAX:
+                self._tally.margins = usage
+                self._tally.stop(
+                    self.outcome_of(outcome, self._tally),
+                    {"audio_ms": 0, "connected_ms": 0},
+                    Basis.ESTIMATED,
+                )
+                return
         self._close(outcome)
 
     # What the wire shows

@@ -245,6 +245,21 @@ def _observe_grpc(module: Any) -> Callable[[], None]:
     return undo
 
 
+def could_not_write(error: BaseException | None) -> bool:
+    """Whether a gRPC call failed because its newest message could not be written any more.
+
+    The provider had ended the call meanwhile; gRPC then keeps the provider's own reason to itself.
+    """
+    for _ in range(4):  # the plugin wraps Google's error, which wraps gRPC's
+        if error is None:
+            return False
+        details = getattr(error, "details", None)
+        if callable(details) and details() == "Internal error from Core":
+            return True
+        error = error.__cause__
+    return False
+
+
 def _observe_transcriptions(module: Any) -> Callable[[], None]:
     """OpenAI-compatible transcriptions of recordings, which report tokens."""
     transcriptions: Any = module.AsyncTranscriptions
