@@ -80,7 +80,7 @@ class Caller(ABC):
         """Whether the agent speaks right now, breaths between words included."""
         return time.monotonic() - self._last_loud_at < _PAUSE_S
 
-    async def hears_start(self, *, timeout_s: float = 15.0) -> None:
+    async def hears_start(self, *, timeout_s: float = 30.0) -> None:
         """Wait until the agent speaks.
 
         Raises:
@@ -123,7 +123,7 @@ class Caller(ABC):
         return self.disconnect_reason
 
     async def until(
-        self, condition: Callable[[], bool], what: str, *, timeout_s: float = 15.0
+        self, condition: Callable[[], bool], what: str, *, timeout_s: float = 30.0
     ) -> None:
         """Wait for a condition as long as the call lasts.
 

@@ -49,7 +49,7 @@ class Child:
         """Whether it still runs."""
         return self._process.poll() is None
 
-    async def ready(self, is_ready: Callable[[str], bool], *, timeout_s: float = 30.0) -> str:
+    async def ready(self, is_ready: Callable[[str], bool], *, timeout_s: float = 90.0) -> str:
         """Wait until `is_ready(its output so far)` holds, and return that output.
 
         Raises:

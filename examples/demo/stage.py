@@ -71,7 +71,7 @@ class Providers:
             urlsplit(self._deepgram.url).netloc: "deepgram",
         }
 
-    async def billed_since(self, row_count: int, *, timeout_s: float = 10.0) -> list[Billed]:
+    async def billed_since(self, row_count: int, *, timeout_s: float = 30.0) -> list[Billed]:
         """The bill of every request after the first `row_count`, once nothing is added any more.
 
         Raises:
@@ -196,7 +196,7 @@ class Stage:
         """
         return json.loads((self._notes / f"{name}.{kind}.json").read_text())
 
-    async def usage(self, name: str, *, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+    async def usage(self, name: str, *, timeout_s: float = 30.0) -> list[dict[str, Any]]:
         """LiveKit's `session.usage` of the call's agent, once its session has closed.
 
         Raises:

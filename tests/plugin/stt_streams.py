@@ -44,7 +44,7 @@ from tests.simulators.google_speech import GoogleSpeechSimulator
 from tests.simulators.inference_stt import InferenceSTTSimulator
 from tests.simulators.openai_transcriptions import OpenAITranscriptionsSimulator
 from tests.simulators.speechmatics_listen import SpeechmaticsSimulator
-from voicecost_ledger.records import Modality
+from voicecost_ledger.records import Basis, Modality
 
 TRANSCRIPTS = ("Hello there, who is it?", "And how is the weather in Paris today?")
 ALL_WORDS = len(" ".join(TRANSCRIPTS).split())
@@ -249,6 +249,23 @@ async def said(stream: AsyncIterable[SpeechEvent], words: int = ALL_WORDS) -> st
 def legs_of(meter: RecordingMeter) -> list[SeenLeg]:
     """The recognition legs, in the order they were opened."""
     return meter.of(Modality.STT)
+
+
+def heard_alike(leg: SeenLeg, row: BillRow) -> bool:
+    """Whether both counted the same audio.
+
+    To the millisecond, but for what gRPC had on its way when its call was cancelled: it throws
+    that away, or not, and the leg says so. A busy machine has more of it than the leg's margin.
+    """
+    sent_ms, received_ms = leg.usage["audio_ms"], row.units["audio_ms"]
+    if leg.basis is Basis.OBSERVED:
+        assert sent_ms == received_ms
+    else:
+        assert leg.basis is Basis.ESTIMATED
+        assert row.provider == "google"
+        assert leg.margins["audio_ms"] > 0
+        assert sent_ms - 1_000 <= received_ms <= sent_ms
+    return True
 
 
 def connected_alike(leg: SeenLeg, row: BillRow, *, within_ms: int = 400) -> bool:

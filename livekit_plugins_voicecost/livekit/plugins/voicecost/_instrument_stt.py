@@ -163,7 +163,12 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         if size:
             if connection is not self._connection:
                 self._on(connection)
+            self._requested_ns = time.monotonic_ns()
             self._audio_sending(size)
+
+    def requests_ended(self) -> None:
+        """All of it arrives, whatever happens to the call from here on."""
+        self._requested_ns = None
 
     def text_received(self, connection: object, payload: str) -> None:
         """Take tokens as the provider reports them; the plugin passes on only some of it."""
@@ -204,6 +209,7 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         self._opened_ns = None if connection is None and in_sight else time.monotonic_ns()
         self._closed_ns: int | None = None
         self._wire_bytes = 0
+        self._requested_ns: int | None = None
         self._samples_taken: dict[int, int] = {}  # of one channel, by sample rate
         self._tokens: dict[str, int] = {}
         self._items = TranscribedItems() if protocol and protocol.reports_tokens else None
@@ -236,7 +242,7 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
     def _close(self, outcome: Outcome) -> None:
         if self._tally is not None:
             usage, basis = self._measure(self._tally)
-            if outcome is Outcome.FAILED and self._wire_bytes:
+            if self._wire_bytes and (outcome is Outcome.FAILED or self._cancelled_while_sending()):
                 # What was on its way when the connection died may never have arrived.
                 self._tally.margins = {"audio_ms": min(_IN_FLIGHT_MS_MAX, usage["audio_ms"])}
                 basis = Basis.ESTIMATED
@@ -247,6 +253,12 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
                 for unit, count in awaited.items():
                     usage[unit] = usage.get(unit, 0) + count
             self._tally.stop(self.outcome_of(outcome, self._tally), usage, basis)
+
+    def _cancelled_while_sending(self) -> bool:
+        """Whether gRPC, which throws away what is on its way when a call is cancelled, has any."""
+        if self._requested_ns is None:
+            return False
+        return time.monotonic_ns() - self._requested_ns < _IN_FLIGHT_MS_MAX * 1_000_000
 
     def _awaited(self, tally: Tally) -> dict[str, int]:
         """The tokens of what was said and not reported yet, of a model that is billed by them."""

@@ -35,6 +35,9 @@ class ConnectionObserver:
     def request_sending(self, connection: object, request: Any) -> None:
         """A gRPC message is about to be sent; raises CancelledError to keep it from that."""
 
+    def requests_ended(self) -> None:
+        """A gRPC call has sent all it had to send, and waits for the rest of the answer."""
+
     def transcription_received(self, transcription: Any) -> None:
         """An OpenAI-compatible transcription of a recording arrived."""
 
@@ -217,7 +220,12 @@ class _ObservedRequests:
         if self._taken == 1:  # it asks for the second once it has written the first
             with _faults.contained("wire_opened"):
                 self._observer.connection_opened(self)
-        request = await anext(self._requests)
+        try:
+            request = await anext(self._requests)
+        except StopAsyncIteration:
+            with _faults.contained("wire_request"):
+                self._observer.requests_ended()
+            raise
         self._taken += 1
         with _faults.contained("wire_request"):
             self._observer.request_sending(self, request)
