@@ -11,7 +11,7 @@ import msgspec
 from voicecost_catalog.genai import GENAI_MODALITIES, GenaiPrices
 from voicecost_catalog.hosts import aliased_provider, check_host_aliases, request_host
 from voicecost_catalog.overrides import Overrides
-from voicecost_catalog.rates import ModelPrice, restore_price
+from voicecost_catalog.rates import BILLED_UNITS, Kind, ModelPrice, Rate, Rule, restore_price
 from voicecost_catalog.rows import (
     ALWAYS,
     Dated,
@@ -99,7 +99,8 @@ class CatalogPriceBook:
     def prices_of(self, name: str, at_unix_ms: int) -> list[ModelPrice]:
         """Every price in force of a model as people name it, for example `deepgram/nova-3`.
 
-        One model may have several: by language, streamed or not. Loads genai-prices.
+        One model may have several: by language, streamed or not; what options cost on top comes
+        last. Loads genai-prices.
 
         Args:
             name: Provider and model; what follows a colon may be a voice. LiveKit Inference's
@@ -113,6 +114,7 @@ class CatalogPriceBook:
         vendor = _VENDORS.get(vendor.lower(), vendor.lower())
         model = _SHORT_NAMES.get((vendor, model.lower()), model)
         found: dict[str, ModelPrice] = {}
+        addons: dict[str, ModelPrice] = {}
         for wanted in dict.fromkeys((model, model.partition(":")[0])):
             for modality, streaming, language in product(Modality, (True, False), ("", "multi")):
                 leg = LegAttributes(
@@ -123,11 +125,17 @@ class CatalogPriceBook:
                     language=language,
                 )
                 price = self._look_up(leg, at_unix_ms).price if wanted else None
-                if price is not None:
-                    found.setdefault(price.price_id, price)
+                if price is None:
+                    continue
+                found.setdefault(price.price_id, price)
+                payer = self._payer(leg) or price.provider
+                for addon in self._addons_of(payer):
+                    on_top = self._addon_price(leg, addon, payer, at_unix_ms).price
+                    if on_top is not None:
+                        addons.setdefault(on_top.price_id, on_top)
             if found:
                 break
-        return list(found.values())
+        return [*found.values(), *addons.values()]
 
     def phone_leg(
         self,
@@ -208,14 +216,62 @@ class CatalogPriceBook:
                     pricing_source=self._overrides.pricing_source,
                 )
                 if dated.price is not None:
-                    return dated
+                    return self._with_addons(dated, leg, given.provider, at_unix_ms)
                 start, until = max(start, dated.from_unix_ms), min(until, dated.until_unix_ms)
         price, listed_from, listed_until = self._listed(leg, payer, at_unix_ms)
         if price is not None and self._overrides:
             payer = payer or price.provider
             rows = self._provider_rows(payer)
             price = self._overrides.changed(price, payer, rows.credit_usd if rows else {})
-        return Dated(price, max(start, listed_from), min(until, listed_until))
+        dated = Dated(price, max(start, listed_from), min(until, listed_until))
+        return self._with_addons(dated, leg, payer, at_unix_ms)
+
+    def _with_addons(
+        self, dated: Dated, leg: LegAttributes, payer: str | None, at_unix_ms: int
+    ) -> Dated:
+        """The price with what options of the leg cost on top, where they are billed apart."""
+        price, start, until = dated
+        if price is None or not leg.addons or price.rule is Rule.TOKENS:
+            return dated
+        unit = BILLED_UNITS[price.rule][0][0]
+        addons: dict[str, Rate] = {}
+        pricing_source = price.pricing_source
+        for name in leg.addons:
+            found, begins, ends = self._addon_price(leg, name, payer, at_unix_ms)
+            start, until = max(start, begins), min(until, ends)
+            if found is not None and unit in found.rates:
+                addons[name] = msgspec.structs.replace(found.rates[unit], kind=Kind.ADDON)
+                if found.pricing_source.startswith("config@"):
+                    pricing_source = found.pricing_source
+        if addons:
+            price = msgspec.structs.replace(
+                price, addons=addons, pricing_source=pricing_source, price_id=""
+            )
+        return Dated(price, start, until)
+
+    def _addon_price(
+        self, leg: LegAttributes, addon: str, payer: str | None, at_unix_ms: int
+    ) -> Dated:
+        """What one option of such a leg costs, by contract or as listed."""
+        start, until = ALWAYS
+        listed = self._provider_rows(payer)
+        given = [of for of in self._overrides.rows if of.provider == payer]
+        for of in (*given, *([listed] if listed else [])):
+            dated = dated_price(
+                of,
+                leg,
+                at_unix_ms,
+                plan=self._plans.get(of.provider, of.plan) if of is listed else of.plan,
+                pricing_source=(self._rows if of is listed else self._overrides).pricing_source,
+                addon=addon,
+            )
+            start, until = max(start, dated.from_unix_ms), min(until, dated.until_unix_ms)
+            if dated.price is not None:
+                price = dated.price
+                if of is listed:
+                    price = self._overrides.changed(price, of.provider, of.credit_usd)
+                return Dated(price, start, until)
+        return Dated(None, start, until)
 
     def _payer(self, leg: LegAttributes) -> str | None:
         """Who bills for the leg; None where only genai-prices may know it."""
@@ -237,6 +293,12 @@ class CatalogPriceBook:
         if host and self._genai and leg.modality in GENAI_MODALITIES:
             return self._genai.provider_of(host) or None
         return None
+
+    def _addons_of(self, provider: str) -> list[str]:
+        """Which options that provider bills apart."""
+        rows = (*self._overrides.rows, *self._rows.providers)
+        names = [row.addon for of in rows if of.provider == provider for row in of.prices]
+        return [name for name in dict.fromkeys(names) if name]
 
     def _provider_rows(self, provider: str | None) -> ProviderRows | None:
         return next((rows for rows in self._rows.providers if rows.provider == provider), None)

@@ -240,8 +240,10 @@ class RowReader:
         where = f"{self._section}[{index}]"
         if row.valid_until and row.valid_from and row.valid_until <= row.valid_from:
             self.fail(node, "valid_until", where, f"{row.valid_until} is not after valid_from")
-        if row.match and row.kind not in _RATED:
+        if row.match and not row.addon and row.kind not in _RATED:
             self.fail(node, "match", where, f"kind {row.kind.value!r} rates no leg: leave it []")
+        if row.addon and row.kind is not Kind.ADDON:
+            self.fail(node, "addon", where, f"kind {row.kind.value!r} is no add-on: kind addon is")
         if row.kind is Kind.SELF_HOSTED and any(rate.nano_usd for rate in row.rates.values()):
             self.fail(node, "rates", where, "what nobody bills for costs 0")
         if row.direction not in ("", *DIRECTIONS):
@@ -408,6 +410,7 @@ def _same_legs(one: Row, other: Row) -> bool:
             row.streaming,
             row.voices,
             row.plan,
+            row.addon,
         )
 
     return key(one) == key(other) and not set(one.match).isdisjoint(other.match)

@@ -161,6 +161,8 @@ def _one_unit(bill: _Bill) -> None:
         detail = f"{price.channel_count} channels, each billed apart"
         bill.say("channels", detail, unit, quantity)
     bill.charge(unit, quantity, price.rates[unit])
+    for addon, rate in price.addons.items():
+        bill.charge(unit, quantity, rate, note=f", for {addon}")
 
 
 def _tokens(bill: _Bill) -> None:

@@ -208,7 +208,8 @@ class _Section:
             )
             for row in self._reader.rows(node, index):
                 row = msgspec.structs.replace(row, plan="")
-                if row.kind not in (Kind.BASE, Kind.SUPERSEDED, Kind.SELF_HOSTED):
+                kinds = (Kind.BASE, Kind.SUPERSEDED, Kind.SELF_HOSTED)
+                if row.kind not in kinds and not row.addon:
                     self._reader.fail(
                         node, "kind", where, "a price by contract rates legs: leave it"
                     )

@@ -61,6 +61,7 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return msgspec.structs.replace(
             price,
             rates=_scaled(price.rates, share),
+            addons=_scaled(price.addons, share),
             tiers=tuple(
                 msgspec.structs.replace(tier, rates=_scaled(tier.rates, share))
                 for tier in price.tiers

@@ -171,6 +171,7 @@ class ModelPrice(
     rule: Rule
     pricing_source: str  # "genai-prices@0.2.3", "voicecost-catalog@2026-11-04"
     rates: dict[str, Rate]
+    addons: dict[str, Rate] = {}  # on top, of the same unit: what options that are on cost
     tiers: tuple[Tier, ...] = ()  # rising; the last one exceeded applies
     derived: dict[str, Derived] = {}  # billed unit to what it is made of where it is not counted
     minimum_ms: int = 0  # of a request that sent anything
@@ -240,7 +241,10 @@ def _compile(price: ModelPrice) -> Amount:
         above = [(tier.above_input_tokens, _ratios(tier.rates)) for tier in price.tiers]
         return Tokens([(-1, rates), *above])
     unit = BILLED_UNITS[price.rule][0][0]
-    rate = price.rates[unit].nano_usd * price.channel_count, price.rates[unit].per
+    nano_usd, per = price.rates[unit].nano_usd, price.rates[unit].per
+    for addon in price.addons.values():
+        nano_usd, per = nano_usd * addon.per + addon.nano_usd * per, per * addon.per
+    rate = nano_usd * price.channel_count, per
     if price.minimum_ms or price.step_ms > 1 or price.derived:
         return Timed(
             unit,
@@ -312,6 +316,8 @@ def _check_rule(price: ModelPrice) -> None:
         raise ValueError("double_width_weight and free_markup are for characters only")
     if price.channel_count > 1 and price.rule is not Rule.AUDIO:
         raise ValueError("channel_count is for audio only")
+    if price.addons and price.rule is Rule.TOKENS:
+        raise ValueError("add-ons are for what is billed by one unit, not for tokens")
     if price.tiers and (price.derived or price.modality in (Modality.STT, Modality.TTS)):
         raise ValueError("tiers are for language models only, and nothing derived")
     convertible = {

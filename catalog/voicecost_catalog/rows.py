@@ -57,6 +57,7 @@ class Row(
     direction: str = ""  # of a call: inbound or outbound
     prefixes: tuple[str, ...] = ()  # of the number that is called, as in +1800; the longest wins
     streaming: bool | None = None  # None: streamed or not costs the same
+    addon: str = ""  # the option that costs this on top, where it is on
     note: str = ""
 
     @property
@@ -72,11 +73,12 @@ class Row(
         begins, ends = self.span_unix_ms
         return begins <= at_unix_ms < ends
 
-    def covers(self, leg: LegAttributes) -> bool:
-        """Whether the leg is of this row's service, whatever the date."""
+    def covers(self, leg: LegAttributes, *, addon: str = "") -> bool:
+        """Whether the leg, or an option of it, is of this row's service, whatever the date."""
         language = leg.language.lower()
         return (
             leg.modality == self.modality
+            and self.addon == addon
             and (self.streaming is None or self.streaming == leg.streaming)
             and (not self.languages or language in self.languages)
             and language not in self.except_languages
@@ -171,16 +173,22 @@ def row_price(row: Row, of: ProviderRows, *, channel_count: int, pricing_source:
 
 
 def dated_price(
-    of: ProviderRows, leg: LegAttributes, at_unix_ms: int, *, plan: str, pricing_source: str
+    of: ProviderRows,
+    leg: LegAttributes,
+    at_unix_ms: int,
+    *,
+    plan: str,
+    pricing_source: str,
+    addon: str = "",
 ) -> Dated:
-    """The first row of the plan that the leg falls under at an instant.
+    """The first row of the plan that the leg, or an option of it, falls under at an instant.
 
     What a plan has no row of costs what it does on the plan of the file.
     """
     start, until = ALWAYS
     for wanted in dict.fromkeys((plan, of.plan)):
         for row in of.prices:
-            if of.plan_of(row) != wanted or not row.covers(leg):
+            if of.plan_of(row) != wanted or not row.covers(leg, addon=addon):
                 continue
             begins, ends = row.span_unix_ms
             if begins <= at_unix_ms < ends:

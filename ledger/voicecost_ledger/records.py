@@ -151,6 +151,8 @@ class LegAttributes(msgspec.Struct, frozen=True, array_like=True):
     channel_count: int = 1
     streaming: bool = True
     service_tier: Text = ""
+    # Options that are on and may be billed apart: "keyterms", "redaction", "diarization".
+    addons: Annotated[tuple[Text, ...], msgspec.Meta(max_length=16)] = ()
 
 
 class MeterOpen(msgspec.Struct, frozen=True, array_like=True, tag="open"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from livekit.plugins.openai import LLM, STT, TTS
 
-from livekit.plugins.voicecost._instrument_attempts import describe
+from livekit.plugins.voicecost._attributes import describe
 from voicecost_catalog import open_price_book
 from voicecost_ledger.records import Modality
 

@@ -71,10 +71,29 @@ async def test_an_option_that_needs_a_new_connection_makes_a_new_leg(
     legs, rows = legs_of(meter), simulator.bill.rows
 
     assert [leg.outcome for leg in legs] == [Outcome.SERVED, Outcome.SERVED]
-    assert [leg.usage["audio_ms"] for leg in legs] == [row.units["audio_ms"] for row in rows]
+    assert all(heard_alike(leg, row) for leg, row in zip(legs, rows, strict=True))
     assert all(connected_alike(leg, row) for leg, row in zip(legs, rows, strict=True))
     if "language" in options:
         assert [leg.attributes.language for leg in legs][1] == options["language"]
+
+
+async def test_key_terms_that_livekit_switches_on_are_billed_from_then_on(
+    meter: RecordingMeter,
+) -> None:
+    """A session may hand its recogniser names to listen for in mid-call: Deepgram charges that."""
+    async with running(BY_NAME["deepgram"]) as (_, stt):
+        stt.update_options(enable_diarization=True)
+        stream: Any = stt.stream(conn_options=ONE_TRY)
+        async with open_microphone(stream):
+            await meter.until(lambda: meter.total(Modality.STT, "audio_ms") > 100)
+            stt._update_session_keyterms(["Nonna"])
+            await meter.until(lambda: [leg.usage["audio_ms"] > 100 for leg in legs_of(meter)[1:]])
+        await stream.aclose()
+    legs = legs_of(meter)
+    assert [leg.attributes.addons for leg in legs] == [
+        ("diarization",),
+        ("keyterms", "diarization"),
+    ]
 
 
 async def test_failover_switches_probes_and_returns(meter: RecordingMeter) -> None:

@@ -19,7 +19,8 @@ from livekit.agents import AgentSession
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults
-from ._instrument_attempts import Tally, host_of, was_refused
+from ._attributes import host_of
+from ._instrument_attempts import Tally, was_refused
 from ._instrument_services import nothing_to_undo
 
 TICK_S: Final = 1.0

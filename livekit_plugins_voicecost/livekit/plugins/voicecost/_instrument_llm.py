@@ -13,9 +13,10 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults, _wire_clients
 from ._answers import Answer, same_model, same_tier, with_maker
+from ._attributes import describe
 from ._counts import Counts, llm_usage
 from ._estimates import Estimates, estimates_for
-from ._instrument_attempts import Attempt, describe, was_refused
+from ._instrument_attempts import Attempt, was_refused
 from ._prompts import answered, asks_to_think, billed_items, count_prompt, options
 from ._wire_openai import ResponsesSocket, asks_for_response
 

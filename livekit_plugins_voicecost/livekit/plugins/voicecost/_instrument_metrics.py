@@ -16,7 +16,8 @@ from livekit.agents.metrics import LLMMetrics, STTMetrics, TTSMetrics
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _attribution, _faults
-from ._instrument_attempts import Tally, describe
+from ._attributes import describe
+from ._instrument_attempts import Tally
 
 _REMEMBERED: Final = 64
 """Events that may be emitted again: some plugins do so at once."""

@@ -17,14 +17,8 @@ from livekit.agents.stt import SpeechEvent, SpeechEventType
 
 from voicecost_ledger.records import Basis, Modality, Outcome
 
-from ._instrument_attempts import (
-    Attempt,
-    Tally,
-    describe,
-    observed,
-    option_text,
-    was_refused,
-)
+from ._attributes import describe, option_text
+from ._instrument_attempts import Attempt, Tally, observed, was_refused
 from ._transcript_tokens import TokenRates, is_billed_by_token, rates_of, token_units
 from ._wire_audio import audio_protocol
 from ._wire_connections import TRANSCRIPTIONS, ConnectionObserver, observe_loaded_libraries

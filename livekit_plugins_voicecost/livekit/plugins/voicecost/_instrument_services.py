@@ -18,17 +18,10 @@ from typing import Any, Final, cast
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults
+from ._attributes import describe, host_of
 from ._counts import Counts, Item, Prompt, TextKey
 from ._estimates import estimates_for
-from ._instrument_attempts import (
-    Attempt,
-    Tally,
-    describe,
-    host_of,
-    observe_runs,
-    observed,
-    was_refused,
-)
+from ._instrument_attempts import Attempt, Tally, observe_runs, observed, was_refused
 from ._text_weight import weight as weight_of
 
 

@@ -10,8 +10,9 @@ from livekit.agents import APITimeoutError
 from voicecost_ledger.records import Modality, Outcome
 
 from . import _faults, _speech_tokens, _wire
+from ._attributes import describe, option_text
 from ._audio_length import AudioLength, length_of
-from ._instrument_attempts import Attempt, Tally, describe, option_text
+from ._instrument_attempts import Attempt, Tally
 from ._text_units import TextUnits
 from ._wire_text import BILLED_BY_AUDIO, known_by
 

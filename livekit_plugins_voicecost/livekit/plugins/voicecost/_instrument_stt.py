@@ -24,13 +24,8 @@ from livekit.agents.stt import SpeechEvent, SpeechEventType
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults, _pulse
-from ._instrument_attempts import (
-    Attempt,
-    Tally,
-    describe,
-    option,
-    was_refused,
-)
+from ._attributes import describe, option
+from ._instrument_attempts import Attempt, Tally, was_refused
 from ._transcript_tokens import TokenRates, TranscribedItems, is_billed_by_token, rates_of
 from ._wire_audio import BytesLike, audio_protocol, bytes_per_sample
 from ._wire_connections import ConnectionObserver, could_not_write, observe_loaded_libraries

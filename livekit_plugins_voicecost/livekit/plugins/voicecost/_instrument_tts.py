@@ -20,7 +20,8 @@ from typing import Any, Final
 from voicecost_ledger.records import Basis, Outcome
 
 from . import _faults, _speech_tokens, _wire
-from ._instrument_attempts import Tally, option_text, was_refused
+from ._attributes import option_text
+from ._instrument_attempts import Tally, was_refused
 from ._instrument_speech import SpeechAttempt
 from ._instrument_tokenizers import TokenObserver
 from ._text_units import TextUnits

@@ -28,8 +28,9 @@ from livekit.agents.llm.realtime import RealtimeError
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults
+from ._attributes import host_of, option_text
 from ._faults import contained
-from ._instrument_attempts import Tally, host_of, option_text
+from ._instrument_attempts import Tally
 from .legs import affordable
 
 NO_TOKENS: Final = {"input_tokens": 0, "output_tokens": 0}

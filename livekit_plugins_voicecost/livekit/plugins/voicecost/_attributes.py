@@ -1,0 +1,113 @@
+"""What a leg says of itself, read off a plugin: provider, model, host, options that cost more.
+
+Plugins name these alike, but no base class holds them to it. What a plugin's own code raises when
+it is asked is not known of the leg; the request is metered all the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from voicecost_ledger.records import LegAttributes, Modality
+
+
+def option(stream: Any, component: Any, name: str) -> Any:
+    """A plugin's option by its usual name: the stream's own copy, else the component's."""
+    for holder in (stream, component):
+        value = _read(_read(holder, "_opts"), name)
+        if value is not None:
+            return value
+    return None
+
+
+def _read(holder: Any, name: str) -> Any:
+    """An attribute of a plugin's, or None: a property runs the plugin's code, which may raise."""
+    try:
+        return getattr(holder, name, None)
+    except Exception:
+        return None
+
+
+def option_text(stream: Any, component: Any, name: str) -> str:
+    """The same as text; empty where it is not given or no plain text."""
+    value = option(stream, component, name)
+    return str(value) if isinstance(value, str) else ""
+
+
+_HOST_OPTIONS: Final = ("endpoint_url", "base_url", "ws_url", "api_url", "url")
+
+
+def host_of(stream: Any, component: Any) -> str:
+    """The host a plugin's requests go to, from its options or its client; empty when unknown."""
+    for name in _HOST_OPTIONS:
+        value = option_text(stream, component, name)
+        if value:
+            return _host(value)
+    for holder in (stream, component):
+        for value in (_read(_read(holder, "_client"), "base_url"), _read(holder, "_base_url")):
+            if value is not None:
+                return _host(str(value))
+    return ""
+
+
+def _host(url: str) -> str:
+    """Host and, where it is stated, port: two gateways of one host may bill as two providers."""
+    try:
+        return urlsplit(url if "//" in url else f"//{url}").netloc.rpartition("@")[2].lower()
+    except ValueError:  # no address at all: the plugin will be told so by its client
+        return ""
+
+
+def describe(
+    stream: Any,
+    component: Any,
+    modality: Modality,
+    *,
+    model: str = "",
+    language: str = "",
+    voice: str = "",
+    channel_count: int = 1,
+    streaming: bool = True,
+    service_tier: str = "",
+) -> LegAttributes:
+    """The attributes of a leg of this stream; `component` is the plugin's LLM, TTS or STT.
+
+    What a plugin's own code raises here is not known of the leg; the request is metered all the
+    same.
+    """
+    return LegAttributes(
+        modality=modality,
+        provider=_property(component, "provider"),
+        model=model or option_text(stream, component, "model") or _property(component, "model"),
+        label=_property(component, "label"),
+        host=host_of(stream, component),
+        language=language,
+        voice=voice,
+        channel_count=channel_count,
+        streaming=streaming,
+        service_tier=service_tier,
+        addons=_addons(stream, component) if modality is Modality.STT else (),
+    )
+
+
+_ADDONS: Final = {
+    "keyterms": ("keyterm", "keyterms"),
+    "redaction": ("redact",),
+    "diarization": ("enable_diarization", "speaker_labels", "diarize"),
+}
+"""Options of recognition that providers bill apart, by the names that plugins have for them."""
+
+
+def _addons(stream: Any, component: Any) -> tuple[str, ...]:
+    """Which of them are on; LiveKit's session may switch key terms on by itself."""
+    return tuple(
+        addon
+        for addon, names in _ADDONS.items()
+        if any(option(stream, component, name) for name in names)
+    )
+
+
+def _property(component: Any, name: str) -> str:
+    value = _read(component, name)
+    return value if isinstance(value, str) else ""
