@@ -253,7 +253,10 @@ class SpeechTokens:
         if read is None:
             return None if _used(usage) else 0
         if said is None:
-            spoke = self.speaks and usage.get("audio_ms")
+            heard_ms = usage.get("audio_ms")
+            written = any(tokens for _, tokens, _ in read)
+            # Text alone is half of what a voice costs: only where none was heard is it all.
+            spoke = self.speaks and (heard_ms or (written and heard_ms is None))
             heard = self.listens and any(tokens for _, tokens, _ in read) and not _counted(usage)
             if spoke or heard:
                 return None  # there was output, and nobody knows how many tokens that was

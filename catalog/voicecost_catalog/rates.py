@@ -222,6 +222,18 @@ class ModelPrice(
         compiled: Amount = self.__dict__["_compiled"]
         return compiled.amount(usage)
 
+    def converts(self, usage: Mapping[str, int]) -> bool:
+        """Whether the amount rests on a rule of thumb: what is billed was not counted itself."""
+        counted = [unit for group in BILLED_UNITS[self.rule] for unit in group]
+        if self.rule is Rule.TOKENS and "audio_ms" in self.rates:
+            return bool(usage.get("audio_ms")) and not any(usage.get(unit) for unit in counted)
+        for group in BILLED_UNITS[self.rule]:
+            if all(usage.get(unit) is None for unit in group):
+                sources = [self.derived[unit].of for unit in group if unit in self.derived]
+                if any(usage.get(of) for of in sources):
+                    return True
+        return False
+
     def document(self) -> bytes:
         """JSON of the whole price, its id included; `restore_price` reads it."""
         return _encode(self)

@@ -198,6 +198,7 @@ class Corrections:
             stopped_at_unix_ms=at,
             last_at_unix_ms=at,
             usage={},
+            recorded_basis=Basis.REPORTED,
             basis=Basis.REPORTED,
             outcome=Outcome.SERVED,
             uncertainty_nano_usd=0,

@@ -37,7 +37,8 @@ class Leg(msgspec.Struct, kw_only=True):
     started_at_unix_ms: int
     speech_id: str | None = None
     usage: dict[str, int]
-    basis: Basis
+    recorded_basis: Basis  # how its meter knows the usage
+    basis: Basis  # of its amount: estimated too where the price has to convert what was counted
     outcome: Outcome | None = None  # None while open
     stopped_at_unix_ms: int | None = None
     last_at_unix_ms: int  # of the last record applied

@@ -99,7 +99,7 @@ class Postings:
             )
         elif leg is None:
             return f"leg {record.leg} was never started"
-        elif leg.basis is not Basis.ESTIMATED and not (
+        elif leg.recorded_basis is not Basis.ESTIMATED and not (
             # A request is recorded before it goes out: one that was refused has used less.
             isinstance(record, LegStop) and leg.outcome is None
         ):
@@ -140,7 +140,7 @@ class Postings:
             if served is not None:
                 self.give_price(tx, leg, served)
                 leg.priced_as = served_model or leg.priced_as
-        leg.basis = record.basis
+        leg.recorded_basis = record.basis
         leg.margins = self._margins(tx, meter, record)
         self.set_usage(meter, leg, usage, price, rated)
         if isinstance(record, LegStop):
@@ -154,7 +154,7 @@ class Postings:
         """A meter is over: what it left open is lost, and stands at its last record."""
         for leg in tx.open_legs_of(meter.meter_id):
             leg.outcome = Outcome.LOST
-            leg.basis = Basis.ESTIMATED
+            leg.recorded_basis = leg.basis = Basis.ESTIMATED
             leg.stopped_at_unix_ms = leg.last_at_unix_ms
             self._set_uncertainty(leg, self.price_of(tx, leg))
             if leg.part_count:
@@ -345,6 +345,7 @@ class Postings:
             started_at_unix_ms=at,
             speech_id=speech_id,
             usage={},
+            recorded_basis=Basis.ESTIMATED,
             basis=Basis.ESTIMATED,
             last_at_unix_ms=at,
             markup_ppm=self._billing.markup_ppm(meter.project, meter.opened.tenant),
@@ -392,11 +393,16 @@ class Postings:
     def set_usage(
         self, meter: Meter, leg: Leg, usage: dict[str, int], price: Price | None, rated: int | None
     ) -> None:
-        """Note what a leg used and what that comes to, in its meter's totals too."""
+        """Note what a leg used and what that comes to, in its meter's totals too.
+
+        A quantity that was counted may be none that the price is in: then the amount is estimated.
+        """
         meter.charged_nano_usd += (rated or 0) - (leg.rated_nano_usd or 0)
         meter.unpriced_leg_count += (rated is None) - (leg.rated_nano_usd is None)
         leg.usage = usage
         leg.set_rated(rated)
+        converted = price is not None and price.converts(usage)
+        leg.basis = Basis.ESTIMATED if converted else leg.recorded_basis
         self._set_uncertainty(leg, price)
 
     def _set_uncertainty(self, leg: Leg, price: Price | None) -> None:

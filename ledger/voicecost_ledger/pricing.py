@@ -29,6 +29,14 @@ class Price(Protocol):
         """
         ...
 
+    def converts(self, usage: Mapping[str, int]) -> bool:
+        """Whether the amount rests on a rule of thumb of the provider's.
+
+        True where what is billed was not counted, but made of something else that was: characters
+        of the seconds of speech, for example.
+        """
+        ...
+
     def document(self) -> bytes:
         """JSON from which `PriceBook.restore` makes an equal price; the ledger stores it."""
         ...

@@ -272,7 +272,8 @@ FREE = price(Rule.CHARACTERS, {"characters": Rate(nano_usd=0, per=1)})
             GEMINI_TTS, {**TEXT, "audio_ms": 60_000}, 15_001_250,
             id="25 tokens a second x 10, and 2.5 tokens of text x 0.5",
         ),
-        pytest.param(GEMINI_TTS, TEXT, 1_250, id="text sent, no audio yet"),
+        pytest.param(GEMINI_TTS, {**TEXT, "audio_ms": 0}, 1_250, id="text sent, no audio yet"),
+        pytest.param(GEMINI_TTS, TEXT, None, id="text sent, and nobody knows what came of it"),
         pytest.param(
             REALTIME,
             {

@@ -58,7 +58,12 @@ class SumPrice:
         audio_ms = -(-usage.get("audio_ms", 0) // 1000) * 1000
         tokens = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
         tokens -= usage.get("cached_input_tokens", 0)
-        return (usage.get("characters", 0) + audio_ms + tokens) * UNIT_NANO_USD * self.times
+        characters = usage.get("characters", usage.get("utf8_bytes", 0))
+        return (characters + audio_ms + tokens) * UNIT_NANO_USD * self.times
+
+    def converts(self, usage: Mapping[str, int]) -> bool:
+        """Bytes stand in for characters that nobody counted."""
+        return "characters" not in usage and usage.get("utf8_bytes", 0) > 0
 
     def document(self) -> bytes:
         return json.dumps({"sum": self.times}).encode()

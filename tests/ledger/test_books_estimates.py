@@ -95,6 +95,31 @@ def test_a_lost_leg_keeps_its_last_margins_and_without_them_nobody_knows() -> No
     desk.check()
 
 
+def test_an_amount_that_the_price_has_to_convert_is_estimated_until_it_is_counted() -> None:
+    """The usage is known to the unit, and is not what the provider bills by."""
+    desk = Desk()
+    meter = desk.meter()
+    leg = meter.start(TTS)
+    meter.stop(leg, utf8_bytes=60)
+    meter.send()
+    call = desk.call()
+    assert (call.legs[0].basis, call.entries[0].basis) == (Basis.ESTIMATED, Basis.ESTIMATED)
+    assert call.legs[0].uncertainty_nano_usd is None
+    assert (call.summary.estimated_nano_usd, call.summary.unknown_uncertainty_leg_count) == (
+        60_000, 1,
+    )  # fmt: skip
+    meter.stop(leg, utf8_bytes=60, characters=58)
+    meter.send()
+    call = desk.call()
+    assert (call.legs[0].basis, call.legs[0].uncertainty_nano_usd) == (Basis.REPORTED, 0)
+    assert [entry.amount_nano_usd for entry in call.entries] == [60_000, -2_000]
+    # It was reported all along: a count that shrinks is still refused.
+    meter.stop(leg, utf8_bytes=40, characters=58)
+    meter.send()
+    assert desk.call().legs[0].usage["utf8_bytes"] == 60
+    desk.check()
+
+
 def test_an_unpriced_estimate_is_of_unknown_amount_and_of_unknown_uncertainty() -> None:
     desk = Desk()
     meter = desk.meter()

@@ -62,7 +62,7 @@ def test_a_ledger_from_before_there_were_markups_was_billed_its_cost(path: Path)
     store.close()
     db: Any = apsw.Connection(str(path))
     for table, columns in {
-        "legs": ("markup_ppm", "billed_nano_usd", "posted_billed_nano_usd"),
+        "legs": ("markup_ppm", "billed_nano_usd", "posted_billed_nano_usd", "recorded_basis"),
         "entries": ("billed_nano_usd",),
         "rollups": ("billed_nano_usd",),
         "meters": ("adjusted_nano_usd",),

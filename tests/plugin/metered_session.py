@@ -45,6 +45,9 @@ class UnitPrice:
     price_id = "test"
     pricing_source = "test@1"
 
+    def converts(self, usage: Mapping[str, int]) -> bool:
+        return False
+
     def rate(self, usage: Mapping[str, int]) -> int | None:
         return sum(NANO_USD.get(unit, 0) * count for unit, count in usage.items())
 

@@ -47,7 +47,7 @@ async def test_a_call_with_a_tool_and_a_barge_in(provider: Provider) -> None:
     agent = Agent(instructions="You tell people about the weather.", tools=[get_weather])
     async with (
         simulated_providers() as voices,
-        served(provider, RecordingMeter(), *replies, token_delay_ms=2) as service,
+        served(provider, RecordingMeter(), *replies, token_delay_ms=20) as service,
     ):
         llm: Any = service.llm
         async with metered_call(voices, agent=agent, llm=llm) as call:

@@ -270,6 +270,9 @@ async def test_another_models_transcription_is_a_leg_of_its_own() -> None:
 
 
 class _ByTheMinute(UnitPrice):
+    def converts(self, usage: Mapping[str, int]) -> bool:
+        return False
+
     def rate(self, usage: Mapping[str, int]) -> int | None:
         return usage["connected_ms"] * 833
 

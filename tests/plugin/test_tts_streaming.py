@@ -129,7 +129,7 @@ async def test_a_text_that_is_cut_off_before_it_is_heard(
     (leg,) = meter.of(Modality.TTS)
     assert (leg.outcome, leg.basis) == (Outcome.INTERRUPTED, Basis.OBSERVED)
     assert leg.usage["characters"] == voice.billed > 0
-    assert "audio_ms" not in leg.usage
+    assert leg.usage["audio_ms"] == 0
 
 
 @voices

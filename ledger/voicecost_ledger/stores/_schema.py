@@ -266,4 +266,9 @@ UPDATE rollups SET billed_nano_usd = amount_nano_usd;
 ALTER TABLE meters ADD COLUMN adjusted_nano_usd INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE windows ADD COLUMN adjusted_nano_usd INTEGER NOT NULL DEFAULT 0;
 """,
+    # How the usage is known, apart from how its amount is: a price may have to convert it.
+    """
+ALTER TABLE legs ADD COLUMN recorded_basis TEXT NOT NULL DEFAULT 'estimated';
+UPDATE legs SET recorded_basis = basis;
+""",
 )

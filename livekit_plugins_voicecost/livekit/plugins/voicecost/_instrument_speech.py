@@ -200,9 +200,12 @@ class SpeechAttempt(Attempt, _wire.TextObserver):
         return outcome is not Outcome.FAILED or isinstance(error, APITimeoutError)
 
     def with_audio(self, usage: dict[str, int]) -> dict[str, int]:
-        """Add `audio_ms`, where audio has come and its length is known."""
+        """Add `audio_ms`, where it is known: how much has come, or that none has.
+
+        Of a voice that is billed by its sound, none yet is not none: its text tells what is due.
+        """
         audio_ms = self._received.audio_ms
-        if audio_ms:
+        if audio_ms or not (self._something or self._bills_audio):
             usage["audio_ms"] = audio_ms
         return usage
 
