@@ -1,8 +1,12 @@
-"""Drives `Books` over a `Store` on a thread of its own, committing in groups.
+"""Drives `Books` over a `Store`: every event in a transaction, time as ticks.
 
-    bookkeeper.submit(event) -> future of effects, done only after the commit that holds the event
+    bookkeeper.receive(event) -> effects, after the commit that holds the event
 
-Used alike by the sidecar and, off the event loop, by a plugin without a sidecar.
+on the caller's thread, for an agent without a sidecar, whose uplink has one; or, after `start`,
+
+    bookkeeper.submit(event) -> future of the same
+
+on a thread of its own, which commits in groups: the sidecar's way.
 """
 
 from __future__ import annotations
@@ -36,14 +40,14 @@ def _wall_clock_ms() -> int:
 
 
 class Bookkeeper:
-    """One writer thread over one store.
+    """The one writer over one store.
 
     Args:
         store: The ledger.
         prices: Where prices come from.
         policy: What the operator decided.
         clock_ms: Unix milliseconds.
-        on_effects: Called from the thread with what ticks brought about (never empty).
+        on_effects: Called from its thread with what ticks brought about (never empty).
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Bookkeeper:
     ) -> None:
         self._store = store
         self._books = Books(prices, policy)
-        self._tick_s = policy.tick_ms / 1000
+        self.tick_s = policy.tick_ms / 1000
         self._clock_ms = clock_ms
         self._on_effects = on_effects
         self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
@@ -69,6 +73,35 @@ class Bookkeeper:
         """Start the thread; it ticks until `close`."""
         self._thread = threading.Thread(target=self._run, name="voicecost-ledger", daemon=True)
         self._thread.start()
+
+    def receive(self, event: Event) -> list[Effect]:
+        """Take an event here and now.
+
+        Raises:
+            StoreUnavailable: It could not be made durable: nothing of it happened.
+            Exception: The event itself was at fault, and is refused.
+        """
+        try:
+            with self._store.transaction() as tx:
+                return self._books.receive(tx, event, self._clock_ms())
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            self._refused(event, error)
+            raise
+
+    def tick(self) -> list[Effect]:
+        """Tell the books what time it is; a failure is counted, and the next tick tries again."""
+        try:
+            with self._store.transaction() as tx:
+                return self._books.receive(tx, Tick(), self._clock_ms())
+        except StoreUnavailable as error:
+            self.fault_count += 1
+            logger.warning("the ledger could not tick (%s); trying again", error.reason)
+        except Exception:  # contained: a fault in a tick must not stop the books
+            self.fault_count += 1
+            logger.exception("a tick failed")
+        return []
 
     def submit(self, event: Event) -> Future[list[Effect]]:
         """Hand in an event.
@@ -102,7 +135,7 @@ class Bookkeeper:
             self._thread = None
 
     def _run(self) -> None:
-        due = time.monotonic() + self._tick_s
+        due = time.monotonic() + self.tick_s
         while True:
             group: list[_Item] = []
             ended = False
@@ -123,8 +156,10 @@ class Bookkeeper:
             if ended:
                 return
             if time.monotonic() >= due:
-                due = time.monotonic() + self._tick_s
-                self._tick()
+                due = time.monotonic() + self.tick_s
+                effects = self.tick()
+                if effects and self._on_effects is not None:
+                    self._on_effects(effects)
 
     def _work(self, group: list[_Item]) -> None:
         """Commit a group; one event at fault must not cost the others their commit."""
@@ -137,8 +172,7 @@ class Bookkeeper:
                 future.set_exception(error)
         except Exception as error:  # a fault of ours: find the one event it is about
             if len(group) == 1:
-                self.fault_count += 1
-                logger.exception("an event of kind %s was refused", type(group[0][0]).__name__)
+                self._refused(group[0][0], error)
                 group[0][1].set_exception(error)
                 return
             for item in group:
@@ -155,28 +189,16 @@ class Bookkeeper:
         except StoreUnavailable as error:
             future.set_exception(error)
         except Exception as error:  # contained: the writer must outlive any one event
-            self.fault_count += 1
-            logger.exception("an event of kind %s was refused", type(event).__name__)
+            self._refused(event, error)
             future.set_exception(error)
         else:
             future.set_result(effects)
+
+    def _refused(self, event: Event | Order, error: Exception) -> None:
+        self.fault_count += 1
+        logger.error("an event of kind %s was refused", type(event).__name__, exc_info=error)
 
     def _receive(self, tx: Session, event: Event | Order) -> list[Effect] | Answer:
         if isinstance(event, (Rerate, Adjust)):
             return self._books.order(tx, event, self._clock_ms())
         return self._books.receive(tx, event, self._clock_ms())
-
-    def _tick(self) -> None:
-        try:
-            with self._store.transaction() as tx:
-                effects = self._books.receive(tx, Tick(), self._clock_ms())
-        except StoreUnavailable as error:
-            self.fault_count += 1
-            logger.warning("the ledger could not tick (%s); trying again", error.reason)
-            return
-        except Exception:  # contained: a fault in a tick must not stop the books
-            self.fault_count += 1
-            logger.exception("a tick failed")
-            return
-        if effects and self._on_effects is not None:
-            self._on_effects(effects)

@@ -560,13 +560,14 @@ def test_a_livekit_key_makes_a_token_that_opens_no_room(monkeypatch: pytest.Monk
     assert not {"video", "sip"} & claims.keys()
 
 
-def test_one_thread_does_it_all(sidecar: Sidecar, spool_dir: Path) -> None:
-    """It talks to the ledger and makes the spool durable: an agent's job has many of its own."""
+@pytest.mark.parametrize("embedded", [False, True], ids=["sidecar", "embedded"])
+def test_one_thread_does_it_all(sidecar: Sidecar, spool_dir: Path, embedded: bool) -> None:
+    """It talks to the ledger, or keeps it, and makes the spool durable."""
     sidecar.start()
     done = run_agent(
         """
         import threading
-        own = runtime(os.environ["URL"])
+        own = runtime(os.environ["URL"] or None)
         link = own.open_meter()
         speak(link)
         async def durable():
@@ -574,10 +575,11 @@ def test_one_thread_does_it_all(sidecar: Sidecar, spool_dir: Path) -> None:
             while own._spool.unkept:
                 await asyncio.sleep(0.01)
         asyncio.run(asyncio.wait_for(durable(), 20))
-        print(sorted(t.name for t in threading.enumerate() if t.name.startswith("voicecost")))
+        print(sorted(t.name for t in threading.enumerate() if t.name.startswith("voicecost-")))
         link.close(Coverage.COMPLETE, "completed")
         """,
-        URL=sidecar.url,
+        URL="" if embedded else sidecar.url,
+        VOICECOST_DATABASE_URL=f"sqlite:///{spool_dir}/ledger.db",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['voicecost-uplink']"

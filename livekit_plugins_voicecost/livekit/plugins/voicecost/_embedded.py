@@ -7,10 +7,8 @@ the same file by default.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +51,6 @@ class EmbeddedAuthority:
         self._path = database_path()
         self._store: SqliteStore | None = None
         self._bookkeeper: Bookkeeper | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._replies: asyncio.Queue[ServerMessage | EndRoom] | None = None
 
     @property
     def place(self) -> str:
@@ -64,14 +60,13 @@ class EmbeddedAuthority:
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Channel, None]:
         """Start the books if they are not running, and talk to them."""
-        self._loop = asyncio.get_running_loop()
-        self._replies = asyncio.Queue()
-        if self._bookkeeper is None:
-            self._bookkeeper = self._start()
+        bookkeeper = self._bookkeeper = self._bookkeeper or self._start()
+        channel = _EmbeddedChannel(bookkeeper)
+        ticking = asyncio.create_task(channel.tick())
         try:
-            yield _EmbeddedChannel(self._bookkeeper, self._loop, self._replies)
+            yield channel
         finally:
-            self._replies = None
+            ticking.cancel()
 
     def _start(self) -> Bookkeeper:
         """Open the file and the books; slow, but this is the uplink's own thread."""
@@ -87,55 +82,40 @@ class EmbeddedAuthority:
             raise AuthorityUnreachableError(str(error)) from None
         book = prices().book
         book.warm()  # the first leg must find every price
-        bookkeeper = Bookkeeper(self._store, book, Policy(), on_effects=self._effects_of_tick)
-        bookkeeper.start()
-        return bookkeeper
+        return Bookkeeper(self._store, book, Policy())
 
     async def close(self) -> None:
-        """Work off what was handed in and close the file."""
-        # In place: when the interpreter ends, no thread may be started any more.
-        if self._bookkeeper is not None:
-            self._bookkeeper.close()
+        """Close the file."""
         if self._store is not None:
             self._store.close()
 
-    def _effects_of_tick(self, effects: list[Effect]) -> None:
-        loop, replies = self._loop, self._replies
-        if loop is not None and replies is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-                loop.call_soon_threadsafe(_put_all, replies, effects)
-
 
 class _EmbeddedChannel:
-    def __init__(
-        self,
-        bookkeeper: Bookkeeper,
-        loop: asyncio.AbstractEventLoop,
-        replies: asyncio.Queue[ServerMessage | EndRoom],
-    ) -> None:
+    """Commits on the uplink's own thread: it has nothing to do beside that cannot wait for it."""
+
+    def __init__(self, bookkeeper: Bookkeeper) -> None:
         self._bookkeeper = bookkeeper
-        self._loop = loop
-        self._replies = replies
+        self._replies: asyncio.Queue[ServerMessage | EndRoom] = asyncio.Queue()
 
     async def send(self, message: ClientMessage) -> None:
-        def answered(future: Future[list[Effect]]) -> None:
-            error = future.exception()
-            effects: list[Effect]
-            if error is None:
-                effects = future.result()
-            else:  # nothing of it was committed: it stays in the spool and is sent again
-                meter_id = None if isinstance(message, Hello) else message.meter_id
-                effects = [Reject("unavailable", type(error).__name__, meter_id)]
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-                self._loop.call_soon_threadsafe(_put_all, self._replies, effects)
-
-        self._bookkeeper.submit(message).add_done_callback(answered)
+        effects: list[Effect]
+        try:
+            effects = self._bookkeeper.receive(message)
+        except Exception as error:  # nothing was committed: it stays in the spool, and comes again
+            meter_id = None if isinstance(message, Hello) else message.meter_id
+            effects = [Reject("unavailable", type(error).__name__, meter_id)]
+        self._answer(effects)
 
     async def messages(self) -> AsyncIterator[ServerMessage | EndRoom]:
         while True:
             yield await self._replies.get()
 
+    async def tick(self) -> None:
+        """Let time pass for the books."""
+        while True:
+            await asyncio.sleep(self._bookkeeper.tick_s)
+            self._answer(self._bookkeeper.tick())
 
-def _put_all(replies: asyncio.Queue[ServerMessage | EndRoom], effects: list[Effect]) -> None:
-    for effect in effects:
-        replies.put_nowait(effect)
+    def _answer(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._replies.put_nowait(effect)
