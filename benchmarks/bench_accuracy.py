@@ -158,7 +158,7 @@ def print_estimates(results: Sequence[Result]) -> float:
     print("\nestimated legs            count    error mean  |error| median  margin median  within")
     within = every = 0
     misses = [miss for result in results for miss in result.estimates]
-    for unit in (unit for units in BILLED_UNITS.values() for unit in units):
+    for unit in dict.fromkeys(unit for units in BILLED_UNITS.values() for unit in units):
         of_unit = [miss for miss in misses if miss.billed.get(unit) or miss.ours.get(unit)]
         if not of_unit:
             continue

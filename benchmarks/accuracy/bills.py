@@ -14,13 +14,22 @@ from voicecost_ledger.pricing import PriceBook
 from voicecost_ledger.records import Basis, LegAttributes, Modality
 from voicecost_ledger.stores import LegView
 
-MODALITIES: Final[tuple[str, ...]] = ("llm", "tts", "stt")
+MODALITIES: Final[tuple[str, ...]] = ("llm", "tts", "stt", "realtime")
 BILLED_UNITS: Final = {
     "llm": ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens"),
     "tts": ("characters",),
     "stt": ("audio_ms",),
+    "realtime": (
+        "input_tokens",
+        "cached_input_tokens",
+        "input_audio_tokens",
+        "cached_input_audio_tokens",
+        "output_tokens",
+        "output_audio_tokens",
+    ),
+    "transcript": ("input_tokens", "input_audio_tokens", "output_tokens"),
 }
-"""What the simulators bill."""
+"""What the simulators bill; transcripts of a realtime session are STT by the token."""
 
 
 class Miss(msgspec.Struct):
@@ -92,18 +101,26 @@ def compare(
         result.ours[modality] = result.ours.get(modality, 0) + leg.amount_nano_usd
         if leg.basis is Basis.ESTIMATED:
             result.estimated += leg.amount_nano_usd
-    for modality in MODALITIES:
+    for kind in BILLED_UNITS:
         _match(
             result,
-            modality,
-            [row for row in rows if row.service == modality and any(row.units.values())],
-            [leg for leg in legs if leg.modality.value == modality],
+            kind,
+            [
+                row
+                for row in rows
+                if _kind(row.service, row.units) == kind and any(row.units.values())
+            ],
+            [leg for leg in legs if _kind(leg.modality.value, leg.usage) == kind],
         )
 
 
-def _match(result: Result, modality: str, rows: Sequence[BillRow], legs: Sequence[LegView]) -> None:
+def _kind(service: str, units: dict[str, int]) -> str:
+    return "transcript" if service == "stt" and "input_tokens" in units else service
+
+
+def _match(result: Result, kind: str, rows: Sequence[BillRow], legs: Sequence[LegView]) -> None:
     """Give each leg its row: what is known to the unit by its units, the rest in order."""
-    units = BILLED_UNITS[modality]
+    units = BILLED_UNITS[kind]
     open_rows = sorted(rows, key=lambda row: row.started_at_unix_ms)
     estimated: list[LegView] = []
     wrong: list[LegView] = []
@@ -126,7 +143,7 @@ def _match(result: Result, modality: str, rows: Sequence[BillRow], legs: Sequenc
     for leg, row in zip(rest, open_rows, strict=False):
         if leg.basis is not Basis.ESTIMATED:
             result.wrong.append(
-                f"{modality} leg {leg.leg} {leg.basis}: {_counts(leg.usage, units)}"
+                f"{kind} leg {leg.leg} {leg.basis}: {_counts(leg.usage, units)}"
                 f" billed {_counts(row.units, units)}"
             )
             continue
@@ -139,10 +156,10 @@ def _match(result: Result, modality: str, rows: Sequence[BillRow], legs: Sequenc
             )
         )
     for row in open_rows[len(rest) :]:
-        result.missing.append(f"{modality} {row.request_id} {row.ended}: {row.units}")
+        result.missing.append(f"{kind} {row.request_id} {row.ended}: {row.units}")
     for leg in rest[len(open_rows) :]:
         counts = _counts(leg.usage, units)
-        result.invented.append(f"{modality} leg {leg.leg} {leg.basis} {leg.outcome}: {counts}")
+        result.invented.append(f"{kind} leg {leg.leg} {leg.basis} {leg.outcome}: {counts}")
 
 
 def _counts(usage: dict[str, int], units: Sequence[str]) -> tuple[int, ...]:

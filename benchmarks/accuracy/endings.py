@@ -41,23 +41,23 @@ def ending(title: str) -> Callable[[Play], Play]:
     return add
 
 
-def _script(stage: Stage, *replies: Reply) -> None:
+def script(stage: Stage, *replies: Reply) -> None:
     stage.script(
         said=_ENGLISH.questions,
         replies=[*replies, Reply(match="explain", text=LONG_ANSWER), Reply(text=_SHORT)],
     )
 
 
-def _clerk(stage: Stage, **options: Any) -> Clerk:
+def clerk(stage: Stage, **options: Any) -> Clerk:
     return Clerk(_ENGLISH.manual(stage.chance, 12), **options)
 
 
-async def _first_turn(call: LiveCall) -> None:
+async def first_turn(call: LiveCall) -> None:
     await call.spoken(call.session.say(_ENGLISH.greeting))
     await call.answered(_ENGLISH.questions[0])
 
 
-async def _last_turn(call: LiveCall) -> None:
+async def last_turn(call: LiveCall) -> None:
     await call.answered(_ENGLISH.questions[1])
 
 
@@ -68,30 +68,30 @@ async def _interrupted(call: LiveCall, speech: Any) -> None:
 
 @ending("clean turns")
 async def _clean(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
-        await _last_turn(call)
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
+        await last_turn(call)
 
 
 @ending("barge-in while the LLM writes")
 async def _while_the_llm_writes(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         speech, rows = call.ask("Please explain all of it."), len(stage.llm_rows())
         await call.written(45, after_rows=rows)
         await _interrupted(call, speech)
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("barge-in while only the TTS speaks")
 async def _while_the_tts_speaks(stage: Stage) -> None:
-    _script(stage)
+    script(stage)
     stage.deepgram[0].speak.speed = 1.5  # still making sound when the text is complete
     stage.openai[0].token_delay_ms = 2
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         rows = len(stage.llm_rows())
         speech = call.ask("Please explain all of it.")
         await call.until(
@@ -103,46 +103,46 @@ async def _while_the_tts_speaks(stage: Stage) -> None:
         )
         await call.hears(1.0)
         await _interrupted(call, speech)
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("barge-in when all is generated")
 async def _when_all_is_generated(stage: Stage) -> None:
-    _script(stage)
+    script(stage)
     stage.deepgram[0].speak.speed = 0
     stage.openai[0].token_delay_ms = 1
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         speech = call.ask("Please explain all of it.")
         await call.hears(3.0)
         await _interrupted(call, speech)
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("interrupted before the first audio")
 async def _before_the_first_audio(stage: Stage) -> None:
-    _script(stage)
+    script(stage)
     stage.deepgram[0].speak.first_byte_delay_ms = 800
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         for tokens in (8, 20):
             rows = len(stage.llm_rows())
             speech = call.ask("Please explain all of it.")
             await call.written(tokens, after_rows=rows)
             await _interrupted(call, speech)
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("interrupted before the first token")
 async def _before_the_first_token(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         rows = len(stage.llm_rows())
         speech = call.ask("Please explain all of it.")
         await call.until(lambda: len(stage.llm_rows()) > rows)
         await _interrupted(call, speech)
-        await _last_turn(call)
+        await last_turn(call)
 
 
 class _Undecided(Clerk):
@@ -161,8 +161,8 @@ class _Undecided(Clerk):
 
 @ending("every request interrupted: nothing to learn from")
 async def _every_request(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
         await call.spoken(call.session.say(_ENGLISH.greeting))
         for _ in range(3):
             rows = len(stage.llm_rows())
@@ -174,7 +174,7 @@ async def _every_request(stage: Stage) -> None:
 
 @ending("preemptive generation, used or thrown away")
 async def _preemptive(stage: Stage) -> None:
-    _script(stage)
+    script(stage)
     agent = _Undecided(_ENGLISH.manual(stage.chance, 12))
     async with stage.call(agent, turns=None) as call:
         await call.spoken(call.session.say(_ENGLISH.greeting))
@@ -199,35 +199,35 @@ async def _tools_in_a_row(stage: Stage) -> None:
         tool_call=ToolCall(name="look_up", arguments=lookup(stage.chance)),
         then=then,
     )
-    _script(stage, first)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage, first)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         await call.answered("Please order them for me.")
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("tool calls in parallel")
 async def _tools_in_parallel(stage: Stage) -> None:
     calls = [ToolCall(name="look_up", arguments=lookup(stage.chance)) for _ in range(3)]
     reply = Reply(match="order", text=_SHORT, tool_call=calls[0], parallel=tuple(calls[1:]))
-    _script(stage, reply)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage, reply)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         await call.answered("What about my three orders?")
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("tool call cancelled, arguments half written")
 async def _half_written(stage: Stage) -> None:
     call_it = ToolCall(name="save_order", arguments=order(stage.chance, 9))
-    _script(stage, Reply(match="order", text=_SHORT, tool_call=call_it))
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage, Reply(match="order", text=_SHORT, tool_call=call_it))
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         rows = len(stage.llm_rows())
         speech = call.ask("Please order them for me.")
         await call.written(120, after_rows=rows)
         await _interrupted(call, speech)
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("hand-off to an agent with its own models, and back")
@@ -249,11 +249,11 @@ async def _hand_off(stage: Stage) -> None:
         ), "transferred"
 
     transfer_reply = Reply(match="specialist", text=_SHORT, tool_call=ToolCall(name="transfer"))
-    _script(stage, transfer_reply)
+    script(stage, transfer_reply)
     agent = Clerk(_ENGLISH.manual(stage.chance, 12), tools=False)
     async with stage.call(agent) as call:
         await agent.update_tools([transfer])
-        await _first_turn(call)
+        await first_turn(call)
         await call.answered("May I talk to a specialist?")
         await asyncio.wait_for(entered.wait(), 20)
         await call.until(lambda: not call.mouth.playing)
@@ -261,7 +261,7 @@ async def _hand_off(stage: Stage) -> None:
         await call.answered(_ENGLISH.questions[2])
         call.session.update_agent(Expected(_ENGLISH.manual(stage.chance, 12)))
         await asyncio.wait_for(entered.wait(), 20)
-        await _last_turn(call)
+        await last_turn(call)
 
 
 class _Consent(AgentTask[bool]):
@@ -284,39 +284,39 @@ async def _agent_task(stage: Stage) -> None:
             consented.set()
 
     consented = asyncio.Event()
-    _script(stage)
+    script(stage)
     async with stage.call(Asker(_ENGLISH.manual(stage.chance, 12))) as call:
         await asyncio.wait_for(consented.wait(), 30)
         await call.until(lambda: isinstance(call.session.current_agent, Asker))
         await asyncio.sleep(0.5)  # LiveKit says nowhere when the agent may speak again
-        await _first_turn(call)
+        await first_turn(call)
 
 
 @ending("retry after 429 and 500")
 async def _refused(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         stage.openai[0].faults.add(Fault(status=429), Fault(status=500))
         await call.answered(_ENGLISH.questions[2])
         stage.deepgram[0].speak.faults.add(Fault(status=500))
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("LLM stream dies")
 async def _stream_dies(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         stage.openai[0].faults.add(Fault(dies_after=20))
         await call.spoken(call.ask("Please explain all of it."))
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("TTS socket dies mid-audio")
 async def _socket_dies(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
         stage.deepgram[0].speak.faults.add(Fault(dies_after=4000))
         await call.spoken(call.session.say(LONG_ANSWER))
         # LiveKit leaves the dead sentence's audio open: now and then the next waits for its end.
@@ -326,52 +326,52 @@ async def _socket_dies(stage: Stage) -> None:
 
 @ending("LLM hangs until the timeout")
 async def _hangs(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         stage.openai[0].faults.add(Fault(silent=True))
         await call.answered(_ENGLISH.questions[2])
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("fallback of the LLM: switch, probe, return")
 async def _llm_falls_back(stage: Stage) -> None:
-    _script(stage)
+    script(stage)
     models = FallbackAdapter([stage.llm(0), stage.llm(1)], attempt_timeout=2.0)
-    async with stage.call(_clerk(stage), llm=models) as call:
-        await _first_turn(call)
+    async with stage.call(clerk(stage), llm=models) as call:
+        await first_turn(call)
         stage.openai[0].faults.add(Fault(status=500), Fault(status=500), Fault(dies_after=10))
         await call.answered(_ENGLISH.questions[2])
         await call.answered(_ENGLISH.questions[3])
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("fallback of the TTS: switch and probe")
 async def _tts_falls_back(stage: Stage) -> None:
-    _script(stage)
+    script(stage)
     voices = TTSFallbackAdapter([stage.tts(0), stage.tts(1)], max_retry_per_tts=0)
-    async with stage.call(_clerk(stage), tts=voices) as call:
+    async with stage.call(clerk(stage), tts=voices) as call:
         stage.deepgram[0].speak.faults.add(Fault(status=500), Fault(status=500))
-        await _first_turn(call)
+        await first_turn(call)
         await call.answered(_ENGLISH.questions[2])
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("fallback of the STT: switch and probe")
 async def _stt_falls_back(stage: Stage) -> None:
-    _script(stage)
+    script(stage)
     ears = STTFallbackAdapter([stage.stt(0), stage.stt(1)], max_retry_per_stt=0)
     stage.deepgram[0].listen.faults.add(Fault(status=500))
-    async with stage.call(_clerk(stage), stt=ears) as call:
-        await _first_turn(call)
-        await _last_turn(call)
+    async with stage.call(clerk(stage), stt=ears) as call:
+        await first_turn(call)
+        await last_turn(call)
 
 
 @ending("closed in mid-speech")
 async def _closed_in_mid_speech(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         rows = len(stage.llm_rows())
         call.ask("Please explain all of it.")
         await call.written(40, after_rows=rows)
@@ -380,16 +380,16 @@ async def _closed_in_mid_speech(stage: Stage) -> None:
 
 @ending("two sessions on one plugin")
 async def _two_sessions(stage: Stage) -> None:
-    _script(stage)
+    script(stage)
     shared: dict[str, Any] = {"llm": stage.llm(), "tts": stage.tts(), "stt": stage.stt()}
     async with (
-        stage.call(_clerk(stage), **shared) as one,
-        stage.call(_clerk(stage), **shared) as other,
+        stage.call(clerk(stage), **shared) as one,
+        stage.call(clerk(stage), **shared) as other,
     ):
-        await asyncio.gather(_first_turn(one), _first_turn(other))
+        await asyncio.gather(first_turn(one), first_turn(other))
         speech = one.ask("Please explain all of it.")
         await one.hears(2.0)
-        await asyncio.gather(_interrupted(one, speech), _last_turn(other))
+        await asyncio.gather(_interrupted(one, speech), last_turn(other))
 
 
 @ending("say with cached audio")
@@ -398,47 +398,47 @@ async def _cached_audio(stage: Stage) -> None:
         for _ in range(20):
             yield rtc.AudioFrame(bytes(2 * 2400), 24_000, 1, 2400)
 
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         await call.spoken(call.session.say(_ENGLISH.greeting, audio=cached()))
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("muted microphone")
 async def _muted(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         call.session.input.set_audio_enabled(False)
         await asyncio.sleep(6)
         call.session.input.set_audio_enabled(True)
-        await _last_turn(call)
+        await last_turn(call)
 
 
 @ending("STT reconnects")
 async def _stt_reconnects(stage: Stage) -> None:
-    _script(stage)
+    script(stage)
     stage.deepgram[0].listen.faults.add(Fault(dies_after=4000))
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
-        await _last_turn(call)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
+        await last_turn(call)
         call.stage.deepgram[0].listen.faults.add(Fault(dies_after=1500))
         await asyncio.sleep(3)
 
 
 @ending("long silence")
 async def _silence(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage)) as call:
-        await _first_turn(call)
+    script(stage)
+    async with stage.call(clerk(stage)) as call:
+        await first_turn(call)
         await asyncio.sleep(20)
 
 
 @ending("text only")
 async def _text_only(stage: Stage) -> None:
-    _script(stage)
-    async with stage.call(_clerk(stage), hears=False, speaks=False) as call:
+    script(stage)
+    async with stage.call(clerk(stage), hears=False, speaks=False) as call:
         for question in _ENGLISH.questions[:4]:
             await call.answered(question)
 
@@ -458,10 +458,10 @@ async def _in_a_tool(stage: Stage) -> None:
             )
 
     reply = Reply(match="sum up", text=_SHORT, tool_call=ToolCall(name="summarize"))
-    _script(stage, reply)
-    agent = _clerk(stage, tools=False)
+    script(stage, reply)
+    agent = clerk(stage, tools=False)
     async with stage.call(agent) as call:
         await agent.update_tools([summarize])
-        await _first_turn(call)
+        await first_turn(call)
         await call.answered("Could you sum up the call?")
-        await _last_turn(call)
+        await last_turn(call)

@@ -27,7 +27,7 @@ from voicecost_ledger.stores.sqlite import SqliteStore
 from .bills import Result, compare
 from .blind import see_nothing_on_the_wire
 from .conversations import converse
-from .endings import ENDINGS
+from .more_endings import ENDINGS
 from .stage import Stage
 from .texts import LANGUAGES
 

@@ -27,12 +27,14 @@ from livekit.plugins.cartesia import TTS as CartesiaTTS
 from livekit.plugins.deepgram import STT, TTS
 from livekit.plugins.elevenlabs import TTS as ElevenLabsTTS
 from livekit.plugins.openai import LLM
+from livekit.plugins.openai.realtime import RealtimeModel
 
 from livekit.plugins.voicecost import VoiceCost
 from tests.simulators import Bill, DeepgramSimulator, OpenAISimulator, Reply
 from tests.simulators.anthropic_messages import AnthropicSimulator
 from tests.simulators.cartesia_speak import CartesiaSpeakSimulator
 from tests.simulators.elevenlabs_speak import ElevenLabsSpeakSimulator
+from tests.simulators.openai_realtime import OpenAIRealtimeSimulator
 from tests.simulators.server import Simulator
 
 from .audio import Loudspeaker, Microphone
@@ -177,6 +179,9 @@ class Stage:
         )
         self.cartesia = CartesiaSpeakSimulator(bill=self.bill)
         self.elevenlabs = ElevenLabsSpeakSimulator(bill=self.bill)
+        self.openai_realtime = OpenAIRealtimeSimulator(
+            bill=self.bill, first_token_delay_ms=250, token_delay_ms=TOKEN_MS
+        )
         self.usages: list[list[dict[str, Any]]] = []
         self.http: aiohttp.ClientSession
         self._plugins: list[Any] = []
@@ -184,9 +189,10 @@ class Stage:
 
     def script(self, *, said: Sequence[str] = (), replies: Sequence[Reply]) -> None:
         """Tell the providers what the caller says and what the model answers."""
-        for model in (*self.openai, self.anthropic):
+        for model in (*self.openai, self.anthropic, self.openai_realtime):
             model.replies = list(replies)
-        transcripts = deque(said)  # one for both: what was said is said
+        transcripts = deque(said)  # one for all: what was said is said
+        self.openai_realtime.transcripts = transcripts
         for deepgram in self.deepgram:
             deepgram.listen.transcripts = transcripts
 
@@ -218,6 +224,15 @@ class Stage:
             )
         )  # fmt: skip
 
+    def realtime(self, **options: Any) -> RealtimeModel:
+        """A realtime plugin of OpenAI, which transcribes what it hears, too."""
+        url = self.openai_realtime.base_url
+        return self._keep(
+            RealtimeModel(
+                model="gpt-realtime", base_url=url, api_key="x", http_session=self.http, **options
+            )
+        )
+
     def sonic(self) -> CartesiaTTS:
         """A plugin of Cartesia."""
         url = self.cartesia.url
@@ -236,6 +251,10 @@ class Stage:
         """The bill's rows of LLM requests."""
         return [row for row in self.bill.rows if row.service == "llm"]
 
+    def rows(self, service: str) -> int:
+        """How many rows the bill has of a kind."""
+        return sum(row.service == service for row in self.bill.rows)
+
     @property
     def hosts(self) -> dict[str, str]:
         """Whose prices hold for them."""
@@ -245,6 +264,7 @@ class Stage:
             ("anthropic", self.anthropic),
             ("cartesia", self.cartesia),
             ("elevenlabs", self.elevenlabs),
+            ("openai", self.openai_realtime),
         ]
         return {simulator.url.removeprefix("http://"): name for name, simulator in providers}
 
@@ -266,10 +286,12 @@ class Stage:
             speaks: Whether it has a loudspeaker; without one it is a text-only session.
             turns: `manual`; `stt`: the caller's voice decides, as in a phone call; None: so too,
                 and LiveKit generates preemptively.
-            options: For AgentSession; by default the first provider of each kind.
+            options: For AgentSession; by default the first provider of each kind, None for none.
         """
         makers = {"stt": self.stt, "llm": self.llm, "tts": self.tts}
-        plugins = {name: options.pop(name, None) or make() for name, make in makers.items()}
+        plugins = {
+            name: options.pop(name) if name in options else make() for name, make in makers.items()
+        }
         connect = APIConnectOptions(max_retry=3, retry_interval=0.1, timeout=3.0)
         handling: dict[str, Any] = {
             "turn_detection": turns,
@@ -318,7 +340,7 @@ class Stage:
             await asyncio.wait_for(self.bill.settled(), 10)
 
     async def __aenter__(self) -> Stage:
-        others = (self.anthropic, self.cartesia, self.elevenlabs)
+        others = (self.anthropic, self.cartesia, self.elevenlabs, self.openai_realtime)
         for simulator in (*self.openai, *self.deepgram, *others):
             await self._rest.enter_async_context(simulator)
         self.http = await self._rest.enter_async_context(aiohttp.ClientSession())

@@ -54,6 +54,8 @@ def livekit_bill(usage: Iterable[dict[str, Any]]) -> list[Billed]:
         if counted is None:
             continue
         modality, units = counted
+        if any(model.get(f"{side}_audio_tokens") for side in ("input", "output")):
+            modality = Modality.REALTIME
         attributes = LegAttributes(modality, model["provider"], model["model"])
         bill.append(Billed(attributes, {unit: read(model) for unit, read in units.items()}))
     return bill
@@ -70,6 +72,9 @@ _LIVEKIT_UNITS = {
             "input_tokens": lambda model: model["input_tokens"],
             "cached_input_tokens": lambda model: model["input_cached_tokens"],
             "output_tokens": lambda model: model["output_tokens"],
+            "input_audio_tokens": lambda model: model["input_audio_tokens"],
+            "cached_input_audio_tokens": lambda model: model["input_cached_audio_tokens"],
+            "output_audio_tokens": lambda model: model["output_audio_tokens"],
         },
     ),
     # One duration for both: whichever of the two a price bills by, this is what LiveKit knows.
