@@ -21,8 +21,6 @@ Ratio = tuple[int, int]
 """So many for every so many: nano-USD for units, or units for another unit."""
 Source = tuple[str, int, int]
 """What stands in for a unit that nobody counted: its unit, and how many for every how many."""
-_Part = tuple[str, int, int]
-"""Tokens of one unit, as numerator and denominator."""
 
 
 class Quantity:
@@ -45,31 +43,33 @@ class Quantity:
 
 
 class Timed:
-    """A price by time with a minimum a request, begun steps that count whole, or derived time."""
+    """A price by time with a minimum a request, begun steps that count whole, or derived time.
 
-    __slots__ = ("minimum_ms", "nano_usd", "per", "source", "step_ms", "unit")
+    Derived time may be a fraction of a millisecond, so all is counted in `parts` of one.
+    """
+
+    __slots__ = ("minimum", "nano_usd", "parts", "per", "source", "step", "unit")
 
     def __init__(
         self, unit: str, rate: Ratio, *, minimum_ms: int, step_ms: int, source: Source | None
     ) -> None:
         self.unit = unit
-        self.nano_usd, self.per = rate
-        self.minimum_ms = minimum_ms
-        self.step_ms = step_ms
-        self.source = source
+        self.parts = source[2] if source else 1
+        self.source = source[:2] if source else None
+        self.minimum, self.step = minimum_ms * self.parts, step_ms * self.parts
+        self.nano_usd, self.per = rate[0], rate[1] * self.parts
 
     def amount(self, usage: Mapping[str, int]) -> int | None:
         """Minimum, then step, then rate. A request that sent nothing has no minimum."""
-        found = _sourced(usage, self.unit, self.source)
-        if found is None:
-            return None
-        time, parts = found  # time / parts milliseconds
+        time = _derived(usage, self.source) if usage.get(self.unit) is None else None
+        if time is None:
+            time = _billed(usage, self.unit)
+            if time is None:
+                return None
+            time *= self.parts
         if time:
-            time = max(time, self.minimum_ms * parts)
-            if self.step_ms > 1:
-                step = self.step_ms * parts
-                time = -(-time // step) * step
-        return _half_even(time * self.nano_usd, self.per * parts)
+            time = -(-max(time, self.minimum) // self.step) * self.step
+        return _half_even(time * self.nano_usd, self.per)
 
 
 class Characters:
@@ -115,36 +115,26 @@ class Tokens:
     __slots__ = ("request", "tiers")
 
     def __init__(self, tiers: Sequence[tuple[int, Mapping[str, Ratio]]]) -> None:
-        # (above, input, cached, output, per), the highest tier first; the rest for what is rare
-        self.tiers: list[tuple[int, int, int, int, int, dict[str, int | None]]] = []
+        # (above, input, cached, output, per, what is rare), the highest tier first
+        self.tiers: list[tuple[int, int, int, int, int, _Rare]] = []
         for above, rates in reversed(tiers):
             per = math.lcm(*(of for _, of in rates.values()))
             factors = {unit: nano_usd * (per // of) for unit, (nano_usd, of) in rates.items()}
-            text, cached = factors["input_tokens"], factors.get("cached_input_tokens")
-            rare: dict[str, int | None] = {
-                "cache_write_tokens": factors.get("cache_write_tokens", text),
-                "output_audio_tokens": factors.get("output_audio_tokens", factors["output_tokens"]),
-                "requests": factors.get("requests", 0),
-            }
-            for kind in ("audio", "image"):
-                own = factors.get(f"input_{kind}_tokens")
-                both = own if cached is None else cached if own is None else None
-                of_cached = factors.get(f"cached_input_{kind}_tokens", both)
-                rare[f"input_{kind}_tokens"] = text if own is None else own
-                rare[f"cached_input_{kind}_tokens"] = (
-                    text if own is None and cached is None else of_cached
-                )
-            self.tiers.append(
-                (
-                    above,
-                    text,
-                    text if cached is None else cached,
-                    factors["output_tokens"],
-                    per,
-                    rare,
-                )
+            text, said = factors["input_tokens"], factors["output_tokens"]
+            cached = factors.get("cached_input_tokens", text)
+            audio, cached_audio = _input_of("audio", factors)
+            image, cached_image = _input_of("image", factors)
+            rare = (
+                factors.get("cache_write_tokens", text) - text,
+                factors.get("output_audio_tokens", said) - said,
+                audio - text,
+                None if cached_audio is None else cached_audio - cached,
+                image - text,
+                None if cached_image is None else cached_image - cached,
+                factors.get("requests", 0),
             )
-        self.request = any(rare["requests"] for *_, rare in self.tiers)
+            self.tiers.append((above, text, cached, said, per, rare))
+        self.request = any(rare[-1] for *_, rare in self.tiers)
 
     def amount(self, usage: Mapping[str, int]) -> int | None:
         """The tier that the input reaches holds for the whole request."""
@@ -177,7 +167,7 @@ class Tokens:
                     or get("output_audio_tokens")
                     or get("input_image_tokens")
                 ):
-                    more = _rare(usage, tokens, cached, output, read, of_cache, said, rare)
+                    more = _more(usage, tokens, cached, output, rare)
                     if more is None:
                         return None
                     amount += more
@@ -185,37 +175,65 @@ class Tokens:
         return _half_even(amount, per)
 
 
-def _rare(
-    usage: Mapping[str, int],
-    tokens: int,
-    cached: int,
-    output: int,
-    read: int,
-    of_cache: int,
-    said: int,
-    rates: Mapping[str, int | None],
+_Rare = tuple[int, int, int, int | None, int, int | None, int]
+"""What a token costs more than text does: written to the cache, spoken, audio, cached audio (more
+than cached text; None: not known), a picture, a cached one; and a request."""
+_RARE_UNITS: Final = (
+    "cache_write_tokens",
+    "output_audio_tokens",
+    "input_audio_tokens",
+    "cached_input_audio_tokens",
+    "input_image_tokens",
+    "cached_input_image_tokens",
+)
+
+
+def _input_of(kind: str, factors: Mapping[str, int]) -> tuple[int, int | None]:
+    """What input of a kind costs, and cached input of it, where that is known."""
+    text, cached = factors["input_tokens"], factors.get("cached_input_tokens")
+    own = factors.get(f"input_{kind}_tokens")
+    if own is None:
+        own, nearest = text, text if cached is None else cached
+    else:
+        nearest = own if cached is None else None
+    return own, factors.get(f"cached_input_{kind}_tokens", nearest)
+
+
+def _more(
+    usage: Mapping[str, int], tokens: int, cached: int, output: int, rates: _Rare
 ) -> int | None:
     """What parts that are no text add to the amount as if all were text; None: not known."""
-    written = _checked("cache_write_tokens", usage.get("cache_write_tokens", 0))
-    spoken = _checked("output_audio_tokens", usage.get("output_audio_tokens", 0))
-    more = written * ((rates["cache_write_tokens"] or 0) - read)
-    more += spoken * ((rates["output_audio_tokens"] or 0) - said)
-    plain, plain_cached = tokens - cached - written, cached
-    for kind in ("audio", "image"):
-        of_kind = _checked(f"input_{kind}_tokens", usage.get(f"input_{kind}_tokens", 0))
-        unit = f"cached_input_{kind}_tokens"
-        of_kind_cached = _checked(unit, usage.get(unit, 0))
-        rate, rate_cached = rates[f"input_{kind}_tokens"], rates[unit]
-        if of_kind_cached > of_kind or (of_kind_cached and rate_cached is None):
-            return None
-        more += (of_kind - of_kind_cached) * ((rate or 0) - read)
-        more += of_kind_cached * ((rate_cached or 0) - of_cache)
-        plain -= of_kind - of_kind_cached
-        plain_cached -= of_kind_cached
-    if plain < 0 or plain_cached < 0 or spoken > output:
+    get = usage.get
+    written, spoken = get("cache_write_tokens", 0), get("output_audio_tokens", 0)
+    audio, cached_audio = get("input_audio_tokens", 0), get("cached_input_audio_tokens", 0)
+    image, cached_image = get("input_image_tokens", 0), get("cached_input_image_tokens", 0)
+    if (
+        not (int is type(written) is type(spoken) is type(audio) is type(image))
+        or not (int is type(cached_audio) is type(cached_image))
+        or written | spoken | audio | image | cached_audio | cached_image < 0  # one is
+    ):
+        for unit in _RARE_UNITS:
+            _checked(unit, get(unit, 0))
+    of_write, of_spoken, of_audio, of_cached_audio, of_image, of_cached_image, request = rates
+    audio -= cached_audio
+    image -= cached_image
+    plain, plain_cached = (
+        tokens - cached - written - audio - image,
+        cached - cached_audio - cached_image,
+    )
+    if audio < 0 or image < 0 or plain < 0 or plain_cached < 0 or spoken > output:
         return None  # parts that are more than the whole
-    if tokens or output:
-        more += _checked("requests", usage.get("requests", 1)) * (rates["requests"] or 0)
+    more = written * of_write + spoken * of_spoken + audio * of_audio + image * of_image
+    if cached_audio:
+        if of_cached_audio is None:
+            return None
+        more += cached_audio * of_cached_audio
+    if cached_image:
+        if of_cached_image is None:
+            return None
+        more += cached_image * of_cached_image
+    if request and (tokens or output):
+        more += _checked("requests", get("requests", 1)) * request
     return more
 
 
@@ -225,9 +243,13 @@ class SpeechTokens:
     What is counted comes first; a side that is not is derived as the provider says; and where no
     token at all is counted, the provider's estimate by the time stands in, if there is one.
     Input that is not split is audio for a recognizer, output is for a synthesizer.
+
+    A derived token may be a fraction of one, so all are counted in `parts` of a token.
     """
 
-    __slots__ = ("estimate", "listens", "rates", "sources", "speaks")
+    __slots__ = (
+        "cached", "estimate", "factors", "listens", "parts", "per", "read", "said", "speaks"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -237,77 +259,112 @@ class SpeechTokens:
         listens: bool,
         speaks: bool,
     ) -> None:
-        self.rates = rates
-        self.sources = sources
         self.listens = listens and "input_audio_tokens" in rates
         self.speaks = speaks and "output_audio_tokens" in rates
         estimate = rates.get("audio_ms")
         self.estimate = Quantity("audio_ms", estimate) if estimate else None
+        whole = math.lcm(*(of for _, of in rates.values()))
+        factors = {unit: nano_usd * (whole // of) for unit, (nano_usd, of) in rates.items()}
+        self.parts = math.lcm(*(per for _, _, per in sources.values()))
+        self.per = whole * self.parts
+        in_parts = {
+            unit: (of, count * (self.parts // per)) for unit, (of, count, per) in sources.items()
+        }
+        self.read = _Side("input", in_parts, self.parts, unsplit_is_audio=self.listens)
+        self.said = _Side("output", in_parts, self.parts, unsplit_is_audio=self.speaks)
+        self.factors = [
+            factors.get(unit)
+            for unit in (
+                "input_tokens",
+                "input_audio_tokens",
+                "output_tokens",
+                "output_audio_tokens",
+            )
+        ]
+        self.cached = factors.get("cached_input_tokens", factors.get("input_tokens"))
 
     def amount(self, usage: Mapping[str, int]) -> int | None:
         """The exact sum of both sides."""
         if self.estimate and not _counted(usage):
             return self.estimate.amount(usage)
-        read = self._side(usage, "input_tokens", "input_audio_tokens", self.listens)
-        said = self._side(usage, "output_tokens", "output_audio_tokens", self.speaks)
+        read, said = self.read.tokens(usage), self.said.tokens(usage)
         if read is None:
             return None if _used(usage) else 0
         if said is None:
-            heard_ms = usage.get("audio_ms")
-            written = any(tokens for _, tokens, _ in read)
+            heard_ms, asked = usage.get("audio_ms"), read[0] or read[1]
             # Text alone is half of what a voice costs: only where none was heard is it all.
-            spoke = self.speaks and (heard_ms or (written and heard_ms is None))
-            heard = self.listens and any(tokens for _, tokens, _ in read) and not _counted(usage)
-            if spoke or heard:
+            spoke = self.speaks and (heard_ms or (asked and heard_ms is None))
+            listened = self.listens and asked and not _counted(usage)
+            if spoke or listened:
                 return None  # there was output, and nobody knows how many tokens that was
-            said = []
-        cached = _checked("cached_input_tokens", usage.get("cached_input_tokens", 0))
+            said = 0, 0
+        text, heard = read
+        written, spoken = said
+        amount = 0
+        cached = usage.get("cached_input_tokens")
         if cached:
-            unit, tokens, parts = read[0]
-            if tokens < cached * parts:
+            cached = _checked("cached_input_tokens", cached) * self.parts
+            if cached > text or self.cached is None:
                 return None
-            rate = "cached_input_tokens" if "cached_input_tokens" in self.rates else unit
-            read = [(unit, tokens - cached * parts, parts), (rate, cached, 1), *read[1:]]
-        numerator, per = 0, 1
-        for unit, tokens, parts in (*read, *said):
-            if tokens:
-                rate_of = self.rates.get(unit)
-                if rate_of is None:
-                    return None
-                nano_usd, of = rate_of
-                whole = math.lcm(per, of * parts)
-                numerator = numerator * (whole // per) + tokens * nano_usd * (whole // (of * parts))
-                per = whole
-        return _half_even(numerator, per)
-
-    def _side(
-        self, usage: Mapping[str, int], total: str, audio: str, unsplit_is_audio: bool
-    ) -> list[_Part] | None:
-        """Text and audio tokens of one direction."""
-        tokens, spoken = _known(usage, total), _known(usage, audio)
-        if tokens is None and spoken is None:
-            text_of = _derived(usage, self.sources.get(total))
-            audio_of = _derived(usage, self.sources.get(audio))
-            if text_of is None and audio_of is None:
-                return None
-            written, parts = text_of or (0, 1)
-            spoken, parts_spoken = audio_of or (0, 1)
-            return [(total, written, parts), (audio, spoken, parts_spoken)]
-        if tokens is None:
-            tokens = spoken or 0
-        if spoken is None:
-            spoken = tokens if unsplit_is_audio else 0
-        if spoken > tokens:
+            text -= cached
+            amount = cached * self.cached
+        of_text, of_heard, of_written, of_spoken = self.factors
+        if (
+            (text and of_text is None)
+            or (heard and of_heard is None)
+            or (written and of_written is None)
+            or (spoken and of_spoken is None)
+        ):
             return None
-        return [(total, tokens - spoken, 1), (audio, spoken, 1)]
+        amount += text * (of_text or 0) + heard * (of_heard or 0)
+        amount += written * (of_written or 0) + spoken * (of_spoken or 0)
+        return _half_even(amount, self.per)
+
+
+class _Side:
+    """How many text and audio tokens there are in one direction."""
+
+    __slots__ = ("audio", "audio_from", "parts", "text_from", "total", "unsplit_is_audio")
+
+    def __init__(
+        self,
+        direction: str,
+        sources: Mapping[str, tuple[str, int]],
+        parts: int,
+        *,
+        unsplit_is_audio: bool,
+    ) -> None:
+        self.total, self.audio = f"{direction}_tokens", f"{direction}_audio_tokens"
+        self.text_from, self.audio_from = sources.get(self.total), sources.get(self.audio)
+        self.parts = parts
+        self.unsplit_is_audio = unsplit_is_audio
+
+    def tokens(self, usage: Mapping[str, int]) -> tuple[int, int] | None:
+        """Text and audio, in parts of a token; None where nothing says how many."""
+        total, spoken = usage.get(self.total), usage.get(self.audio)
+        if total is None and spoken is None:
+            text, audio = _derived(usage, self.text_from), _derived(usage, self.audio_from)
+            return None if text is None and audio is None else (text or 0, audio or 0)
+        if total is None:
+            total = spoken
+        elif spoken is None:
+            spoken = total if self.unsplit_is_audio else 0
+        if type(total) is not int or type(spoken) is not int or not 0 <= spoken <= total:
+            _checked(self.total, total or 0)
+            _checked(self.audio, spoken or 0)
+            return None
+        return (total - spoken) * self.parts, spoken * self.parts
 
 
 def _counted(usage: Mapping[str, int]) -> bool:
     """Whether anybody counted tokens, rather than time or text."""
-    return any(usage.get(unit) for unit in _TOKEN_UNITS)
-
-
-_TOKEN_UNITS: Final = ("input_tokens", "output_tokens", *sorted(SPEECH_UNITS))
+    get = usage.get
+    return bool(
+        get("input_tokens")
+        or get("output_tokens")
+        or get("input_audio_tokens")
+        or get("output_audio_tokens")
+    )
 
 
 def _half_even(numerator: int, per: int) -> int:
@@ -334,22 +391,13 @@ def _known(usage: Mapping[str, int], unit: str) -> int | None:
     return None if quantity is None else _checked(unit, quantity)
 
 
-def _derived(usage: Mapping[str, int], source: Source | None) -> tuple[int, int] | None:
-    """The quantity as numerator and denominator; None when its source was not counted either."""
+def _derived(usage: Mapping[str, int], source: tuple[str, int] | None) -> int | None:
+    """So many parts for each of another unit; None when that was not counted either."""
     if source is None:
         return None
-    unit, count, per = source
+    unit, parts = source
     quantity = _known(usage, unit)
-    return None if quantity is None else (quantity * count, per)
-
-
-def _sourced(usage: Mapping[str, int], unit: str, source: Source | None) -> tuple[int, int] | None:
-    """A counted quantity, else a derived one, as numerator and denominator."""
-    derived = _derived(usage, source) if usage.get(unit) is None else None
-    if derived is not None:
-        return derived
-    quantity = _billed(usage, unit)
-    return None if quantity is None else (quantity, 1)
+    return None if quantity is None else quantity * parts
 
 
 def _checked(unit: str, quantity: int) -> int:
