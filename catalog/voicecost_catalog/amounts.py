@@ -106,13 +106,13 @@ class Tokens:
     One fraction: rounding the products apart would not telescope. Where a kind has no rate of its
     own, the nearest wider one holds, as genai-prices has it: cached text costs what text costs,
     audio what text costs. Only cached audio (or a cached picture) between two such rates is not
-    known.
+    known. A fee for each request and the time of a connection come on top.
 
     Args:
         tiers: (above so many input tokens, the rates then), the lowest first.
     """
 
-    __slots__ = ("request", "tiers")
+    __slots__ = ("on_top", "tiers")
 
     def __init__(self, tiers: Sequence[tuple[int, Mapping[str, Ratio]]]) -> None:
         # (above, input, cached, output, per, what is rare), the highest tier first
@@ -132,9 +132,10 @@ class Tokens:
                 image - text,
                 None if cached_image is None else cached_image - cached,
                 factors.get("requests", 0),
+                factors.get("connected_ms", 0),
             )
             self.tiers.append((above, text, cached, said, per, rare))
-        self.request = any(rare[-1] for *_, rare in self.tiers)
+        self.on_top = any(rare[-1] or rare[-2] for *_, rare in self.tiers)
 
     def amount(self, usage: Mapping[str, int]) -> int | None:
         """The tier that the input reaches holds for the whole request."""
@@ -161,7 +162,7 @@ class Tokens:
             if tokens > above:
                 amount = (tokens - cached) * read + cached * of_cache + output * said
                 if (
-                    self.request
+                    self.on_top
                     or get("cache_write_tokens")
                     or get("input_audio_tokens")
                     or get("output_audio_tokens")
@@ -175,9 +176,9 @@ class Tokens:
         return _half_even(amount, per)
 
 
-_Rare = tuple[int, int, int, int | None, int, int | None, int]
+_Rare = tuple[int, int, int, int | None, int, int | None, int, int]
 """What a token costs more than text does: written to the cache, spoken, audio, cached audio (more
-than cached text; None: not known), a picture, a cached one; and a request."""
+than cached text; None: not known), a picture, a cached one; and a request, and a millisecond."""
 _RARE_UNITS: Final = (
     "cache_write_tokens",
     "output_audio_tokens",
@@ -214,7 +215,7 @@ def _more(
     ):
         for unit in _RARE_UNITS:
             _checked(unit, get(unit, 0))
-    of_write, of_spoken, of_audio, of_cached_audio, of_image, of_cached_image, request = rates
+    of_write, of_spoken, of_audio, of_cached_audio, of_image, of_cached_image, request, ms = rates
     audio -= cached_audio
     image -= cached_image
     plain, plain_cached = (
@@ -234,6 +235,11 @@ def _more(
         more += cached_image * of_cached_image
     if request and (tokens or output):
         more += _checked("requests", get("requests", 1)) * request
+    if ms:
+        connected_ms = _billed(usage, "connected_ms")
+        if connected_ms is None:
+            return None
+        more += connected_ms * ms
     return more
 
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from voicecost_catalog.rates import BILLED_UNITS, Kind, ModelPrice, Rate, Rule
+from voicecost_catalog.rates import BILLED_UNITS, Kind, ModelPrice, Rate, Rule, is_speech
 from voicecost_ledger.records import Modality
 
 
@@ -65,7 +65,7 @@ def explain(price: ModelPrice, usage: Mapping[str, int]) -> Explanation:
         return Explanation(steps=bill.steps, amount_nano_usd=None)
     if price.rule is not Rule.TOKENS:
         _one_unit(bill)
-    elif _is_speech(price):
+    elif is_speech(price):
         _speech(bill)
     else:
         _tokens(bill)
@@ -183,12 +183,13 @@ def _tokens(bill: _Bill) -> None:
         detail = f"{tokens} input tokens: {above} hold for the whole request"
         bill.say("tier", detail, "input_tokens", Fraction(tokens))
     parts = ("cache_write_tokens", "input_audio_tokens", "output_audio_tokens")
-    requested = any(
-        of["requests"].nano_usd
+    on_top = any(
+        of[unit].nano_usd
         for of in (price.rates, *(tier.rates for tier in price.tiers))
-        if "requests" in of
+        for unit in ("requests", "connected_ms")
+        if unit in of
     )
-    split = requested or any(get(unit) for unit in (*parts, "input_image_tokens"))
+    split = on_top or any(get(unit) for unit in (*parts, "input_image_tokens"))
     written, heard, spoken = ((get(unit, 0) if split else 0) for unit in parts)
     seen = get("input_image_tokens", 0) if split else 0
     heard_cached = get("cached_input_audio_tokens", 0) if split else 0
@@ -213,19 +214,15 @@ def _tokens(bill: _Bill) -> None:
     fee = rates.get("requests")
     if fee is not None and split and (tokens or output):
         bill.charge("requests", Fraction(get("requests", 1)), fee)
+    connected_ms = get("connected_ms")
+    if connected_ms and "connected_ms" in rates:
+        bill.charge("connected_ms", Fraction(connected_ms), rates["connected_ms"])
 
 
 def _rating_cached(rates: Mapping[str, Rate], kind: str) -> tuple[str, ...]:
     """Whose rate holds for cached audio or pictures, first found, as `amounts.Tokens` has it."""
     own, unit = f"input_{kind}_tokens", f"cached_input_{kind}_tokens"
-    if own not in rates and "cached_input_tokens" not in rates:
-        return ("input_tokens",)
-    return (unit, own) if own in rates else (unit, "cached_input_tokens")
-
-
-def _is_speech(price: ModelPrice) -> bool:
-    speech = price.modality in (Modality.STT, Modality.TTS)
-    return speech or bool(price.derived) or "audio_ms" in price.rates
+    return (unit, own) if own in rates else (unit, "cached_input_tokens", "input_tokens")
 
 
 def _speech(bill: _Bill) -> None:

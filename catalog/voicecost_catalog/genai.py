@@ -1,10 +1,11 @@
 """LLM prices from genai-prices as installed, one model at a time as exact integer rates.
 
 What genai-prices says is taken as it stands in the package: its network updater is never started,
-and a snapshot another library set is not used. Only models that bill text by input, cached and
-output tokens are priced; where it is silent or bills by something that legs do not count (a fee
-per request, reasoning or citation tokens apart, no price at all), so are we: its own arithmetic
-would give zero there.
+and a snapshot another library set is not used. Only models that bill by input and output tokens,
+with what comes on top by request or by time of connection, are priced; where it is silent or bills
+by something that legs do not count (audio sent to a language model by the hour, messages,
+reasoning or citation tokens apart, no price at all), so are we: its own arithmetic would give zero
+there.
 
 Importing genai-prices takes a second and 30 MB: `GenaiPrices.load` belongs off the event loop.
 """
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     )
     from genai_prices.types import ModelPrice as GenaiModelPrice
 
-_TOKENS_PER_PRICE: Final = 1_000_000
-_REQUESTS_PER_PRICE: Final = 1_000
+# So many of a unit have its price. An hour of audio that is neither input nor output is one of
+# an open connection: so bill the voice models that are listed with it.
+_PER_PRICE: Final = {"mtok": 1_000_000, "kcount": 1_000, "hours": 3_600_000}
 _UNITS: Final = {
     "input_mtok": "input_tokens",
     "cache_read_mtok": "cached_input_tokens",
@@ -46,12 +48,12 @@ _UNITS: Final = {
     "input_image_mtok": "input_image_tokens",
     "cache_image_read_mtok": "cached_input_image_tokens",
     "requests_kcount": "requests",
+    "audio_hours": "connected_ms",
 }
 # Prices that a conversation does not meet: pictures and films that are made, documents, tools run
-# by the provider, a cache kept for an hour (plugins ask for the short one), audio by the hour.
+# by the provider, a cache kept for an hour (plugins ask for the short one).
 _NOT_MET: Final = re.compile(
-    r"output_image|video|document|searches|cache_write_1h|cache_(audio|image|video)_write|hours"
-    r"|messages|mchars"
+    r"output_image|video|document|searches|cache_write_1h|cache_(audio|image|video)_write"
 )
 GENAI_MODALITIES: Final = (Modality.LLM, Modality.REALTIME)
 """What genai-prices is asked for; speech is priced by our own rows."""
@@ -158,6 +160,8 @@ def compile_price(
     }
     if not {"input_mtok", "output_mtok"} <= listed.keys() <= _UNITS.keys():
         return None
+    if prices.input_video_mtok not in (None, listed.get("input_image_mtok")):
+        return None  # legs count the pictures of a video among the pictures
 
     def rates_above(input_tokens: int) -> dict[str, Rate]:
         rates: dict[str, Rate] = {}
@@ -167,7 +171,7 @@ def compile_price(
                 if input_tokens >= tier.start:
                     usd = tier.price
             nano_usd, per = (usd * 1_000_000_000).as_integer_ratio()
-            of = _REQUESTS_PER_PRICE if key == "requests_kcount" else _TOKENS_PER_PRICE
+            of = _PER_PRICE[key.rpartition("_")[2]]
             rates[_UNITS[key]] = Rate(nano_usd=nano_usd, per=of * per, source_url=source_url)
         return rates
 

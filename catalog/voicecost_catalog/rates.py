@@ -75,8 +75,9 @@ BILLED_UNITS: Final[dict[Rule, tuple[tuple[str, ...], ...]]] = {
     Rule.RECURRING: (("months",),),
 }
 OPTIONAL_UNITS: Final[dict[Rule, tuple[str, ...]]] = {
-    # A part without its own rate costs what the whole does. `requests` is a fee for each request.
-    # `audio_ms` is the provider's estimate of the whole, for a leg whose tokens nobody counted.
+    # A part without its own rate costs what the whole does. `requests` is a fee for each request,
+    # `connected_ms` one for the time of the connection, both on top of the tokens. `audio_ms` is
+    # the provider's estimate of the whole, for a leg whose tokens nobody counted.
     Rule.TOKENS: (
         "cached_input_tokens",
         "cache_write_tokens",
@@ -84,6 +85,7 @@ OPTIONAL_UNITS: Final[dict[Rule, tuple[str, ...]]] = {
         "input_image_tokens",
         "cached_input_image_tokens",
         "requests",
+        "connected_ms",
         "audio_ms",
     ),
 }
@@ -239,11 +241,20 @@ class ModelPrice(
         return _encode(self)
 
 
+def is_speech(price: ModelPrice) -> bool:
+    """Whether tokens are a voice's or a recognizer's, of which few are counted."""
+    return price.rule is Rule.TOKENS and (
+        price.modality in (Modality.STT, Modality.TTS)
+        or bool(price.derived)
+        or "audio_ms" in price.rates
+    )
+
+
 def _compile(price: ModelPrice) -> Amount:
     """The price, ready for an agent's event loop: asked for every chunk and frame."""
     if price.rule is Rule.TOKENS:
         rates = _ratios(price.rates)
-        if price.modality in (Modality.STT, Modality.TTS) or price.derived or "audio_ms" in rates:
+        if is_speech(price):
             return SpeechTokens(
                 rates,
                 {unit: _source(derived) for unit, derived in price.derived.items()},
@@ -330,8 +341,10 @@ def _check_rule(price: ModelPrice) -> None:
         raise ValueError("channel_count is for audio only")
     if price.addons and price.rule is Rule.TOKENS:
         raise ValueError("add-ons are for what is billed by one unit, not for tokens")
-    if price.tiers and (price.derived or price.modality in (Modality.STT, Modality.TTS)):
-        raise ValueError("tiers are for language models only, and nothing derived")
+    if is_speech(price) and (price.tiers or "connected_ms" in price.rates):
+        raise ValueError(
+            "tiers, and connected_ms beside tokens, are for language models only, and nothing derived"
+        )
     convertible = {
         Rule.AUDIO: ("audio_ms",),
         Rule.TOKENS: (*BILLED_UNITS[Rule.TOKENS][0], *BILLED_UNITS[Rule.TOKENS][1]),

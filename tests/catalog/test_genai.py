@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any
 
 import genai_prices
 import pytest
@@ -14,8 +15,11 @@ from genai_prices.data import providers as genai_providers
 from genai_prices.types import ModelInfo, Provider
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from voicecost_catalog import ModelPrice, open_price_book
+from tests.catalog.example_prices import UNITS_OF_KINDS, usage_of
+from voicecost_catalog import ModelPrice, Rule, open_price_book
+from voicecost_catalog.explain import explain
 from voicecost_catalog.genai import compile_price
 from voicecost_ledger.records import LegAttributes, Modality
 
@@ -59,53 +63,89 @@ THEIR_NAMES = {
 
 
 def theirs_nano_usd(
-    provider: Provider, model: ModelInfo, at: datetime, usage: dict[str, int]
-) -> int:
-    usd = model.calc_price(
-        genai_prices.Usage(**{THEIR_NAMES[unit]: count for unit, count in usage.items()}),
-        provider,
-        genai_request_timestamp=at,
-    ).total_price
+    provider: Provider,
+    model: ModelInfo,
+    at: datetime,
+    usage: dict[str, int],
+    *,
+    service_tier: str = "",
+) -> int | None:
+    """What genai-prices itself makes of it; None where its own arithmetic refuses."""
+    listed = prices_then(model, at)
+    theirs: dict[str, Any] = {THEIR_NAMES[u]: n for u, n in usage.items() if u in THEIR_NAMES}
+    if "audio_hours" in listed:  # of an open connection
+        theirs["audio_seconds"] = Decimal(usage["connected_ms"]) / 1_000
+    if "input_video_mtok" in listed:  # a part of it, as no leg tells them apart
+        theirs["input_video_tokens"] = theirs["input_image_tokens"] // 3
+        theirs["input_image_tokens"] -= theirs["input_video_tokens"]
+    try:
+        usd = model.calc_price(
+            genai_prices.Usage(**theirs),
+            provider,
+            genai_request_timestamp=at,
+            price_context={"service_tier": service_tier} if service_tier else None,
+        ).total_price
+    except ValueError:  # cached audio between two rates, which names no price for it
+        return None
     return int((usd * 10**9).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
+
+
+def prices_then(model: ModelInfo, at: datetime) -> dict[str, Any]:
+    return {key: usd for key, usd in vars(model.get_prices(at)).items() if usd is not None}
 
 
 def why_unpriced(model: ModelInfo, at: datetime) -> str | None:
     """The explained list: every reason for which we have no price where genai-prices says one."""
-    priced = {key for key, price in vars(model.get_prices(at)).items() if price is not None}
+    priced = prices_then(model, at).keys()
     if not priced:
         return "lists no price at all: its own sum is zero"
     if priced & {"output_reasoning_mtok", "output_citation_mtok"}:
         return "bills some output tokens apart, which nobody reports apart"
     if not {"input_mtok", "output_mtok"} <= priced:
         return "is no chat model: no price for input or for output tokens"
+    if "input_audio_hours" in priced:
+        return "bills sound that is sent to it by the hour, which no leg of an LLM counts"
     return None
 
 
-tokens = st.integers(0, 3_000_000)
-instants = st.datetimes(
-    datetime(2024, 1, 1),  # noqa: DTZ001  hypothesis takes naive bounds beside `timezones`
-    datetime(2027, 6, 1),  # noqa: DTZ001  the same
-    timezones=st.just(UTC),
-)
+def why_not_this_variant(when: dict[str, str]) -> str | None:
+    """The same for prices that hold only for some requests."""
+    if when.keys() == {"service_tier"}:
+        return None
+    return {
+        "processing": "a batch: no conversation is one",
+        "speed": "a mode that no plugin of LiveKit's asks for",
+        "search_type": "a search that no plugin of LiveKit's asks for",
+        "route": "a route that OpenRouter chooses, and no leg tells",
+    }[next(iter(when))]
+
+
+INSTANTS = [
+    st.datetimes(
+        datetime(*first),  # noqa: DTZ001  hypothesis takes naive bounds beside `timezones`
+        datetime(2027, 6, 1),  # noqa: DTZ001  the same
+        timezones=st.just(UTC),
+    )
+    for first in ((2024, 1, 1), (2026, 10, 1))  # the second: when service tiers have prices
+]
+instants = st.one_of(INSTANTS)
+KINDS = (*UNITS_OF_KINDS["input_tokens"], *UNITS_OF_KINDS["output_tokens"], "connected_ms")
 
 
 @st.composite
 def usages(draw: st.DrawFn) -> dict[str, int]:
-    """Tokens of every kind: the parts are what is drawn, so that they add up."""
-    text, cached, written, audio, cached_audio, image, cached_image, said, spoken = (
-        draw(st.one_of(st.just(0), tokens)) for _ in range(9)
+    """Everything that legs count of a language or realtime model, wholes with their parts."""
+    return usage_of(
+        {kind: draw(st.one_of(st.just(0), st.integers(0, 3_000_000))) for kind in KINDS}
     )
-    return {
-        "input_tokens": text + cached + written + audio + cached_audio + image + cached_image,
-        "cached_input_tokens": cached + cached_audio + cached_image,
-        "cache_write_tokens": written,
-        "input_audio_tokens": audio + cached_audio,
-        "cached_input_audio_tokens": cached_audio,
-        "input_image_tokens": image + cached_image,
-        "cached_input_image_tokens": cached_image,
-        "output_tokens": said + spoken,
-        "output_audio_tokens": spoken,
-    }
+
+
+def expected_nano_usd(theirs: int | None, usage: dict[str, int], price: ModelPrice) -> int | None:
+    """Theirs, but where nothing was used there was no request to bill either."""
+    used = usage["input_tokens"] or usage["output_tokens"]
+    if "requests" in price.rates and not used:
+        return 0
+    return theirs
 
 
 @settings(max_examples=20, phases=(Phase.explicit, Phase.reuse, Phase.generate))
@@ -118,14 +158,99 @@ def test_every_model_costs_what_genai_prices_says(usage: dict[str, int], at: dat
         assert (price is None) == (why_unpriced(model, at) is not None), (provider.id, model.id)
         if price is not None:
             compared += 1
-            try:
-                expected = theirs_nano_usd(provider, model, at, usage)
-            except ValueError:  # cached audio between two rates, which names no price for it
-                expected = None
-            if not (usage["input_tokens"] or usage["output_tokens"]):
-                expected = 0  # nothing was used: then there was no request to bill either
+            expected = expected_nano_usd(theirs_nano_usd(provider, model, at, usage), usage, price)
             assert price.rate(usage) == expected, (provider.id, model.id, usage, at)
     assert compared > len(MODELS) // 2
+
+
+TIERED = {
+    (provider.id, model.id, variant.when["service_tier"]): (provider, model)
+    for provider, model in MODELS
+    for variant in model.price_variants or ()
+    if why_not_this_variant(variant.when) is None
+}
+
+
+@settings(max_examples=20, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(usages(), instants)
+@pytest.mark.slow
+def test_every_service_tier_costs_what_genai_prices_says(
+    usage: dict[str, int], at: datetime
+) -> None:
+    """Looked up as a leg is. A tier that was not listed yet has no price, and never another's."""
+    assert {tier for *_, tier in TIERED} == {"default", "flex", "priority", "fast"}
+    for (_, _, tier), (provider, model) in TIERED.items():
+        assert provider.find_model(model.id) is model
+        leg = llm(model.id, provider.id, service_tier=tier)
+        price = BOOK.price_for(leg, unix_ms(at))
+        listed = tier == "default" or any(
+            variant.when == {"service_tier": tier}
+            and (variant.constraint is None or variant.constraint.active(at))
+            for variant in model.price_variants or ()
+        )
+        assert (price is None) == (not listed or why_unpriced(model, at) is not None), model.id
+        if price is not None:
+            theirs = theirs_nano_usd(provider, model, at, usage, service_tier=tier)
+            assert price.rate(usage) == theirs, (provider.id, model.id, tier, usage, at)
+
+
+def test_a_realtime_model_by_tokens_and_connected_time_has_both_or_no_amount() -> None:
+    """Eleven Realtime v1 Max: $0.08 a connected minute, $1.80 and $9.00 a million tokens.
+
+    https://elevenlabs.io/pricing/api, as genai-prices 0.2.3 quotes it. LiveKit's sessions have a
+    leg for the connection and one for each response, whose own time is zero.
+    """
+    leg = llm("eleven_realtime_v1_max", "elevenlabs")
+    price = BOOK.price_for(replace(leg, modality=Modality.REALTIME), NOW_UNIX_MS)
+    assert price is not None
+    connection = {"connected_ms": 90_000, "input_tokens": 0, "output_tokens": 0}
+    response = {"connected_ms": 0, "input_tokens": 1_000, "output_tokens": 200}
+    assert price.rate(connection) == 120_000_000
+    assert price.rate(response) == 1_800_000 + 1_800_000
+    assert price.rate(connection | {"input_tokens": 1_000, "output_tokens": 200}) == 123_600_000
+    assert price.rate({"input_tokens": 1_000, "output_tokens": 200}) is None
+    explained = explain(price, connection)
+    assert [step.unit for step in explained.steps if step.rule == "rate"] == ["connected_ms"]
+
+
+def test_sound_that_a_language_model_bills_by_the_hour_is_never_left_out() -> None:
+    """Voxtral bills it beside the tokens, and no leg of an LLM counts it: no price at all."""
+    assert BOOK.price_for(llm("voxtral-small-latest", "mistral"), NOW_UNIX_MS) is None
+    assert BOOK.price_for(llm("mistral-small-latest", "mistral"), NOW_UNIX_MS) is not None
+
+
+SPEECH_UNITS = {"audio_hours": ("audio_ms", 3_600_000), "input_mchars": ("characters", 1_000_000)}
+NO_ROW = {
+    # No plugin of LiveKit's names these, and our rows are of what its plugins use: unpriced.
+    "voxtral-small-transcribe-3-0", "grok-voice-think-fast-1.0", "grok-voice-think-fast-2.0",
+}  # fmt: skip
+
+
+def test_what_genai_prices_bills_by_time_or_text_alone_our_rows_bill_as_it_does() -> None:
+    """Ours come first, so a change of theirs must not go by unseen."""
+    compared: list[str] = []
+    for provider, model in MODELS:
+        listed = prices_then(model, NOW)
+        keys = listed.keys() & SPEECH_UNITS.keys()
+        if not keys or "input_mtok" in listed:
+            continue
+        prices = [
+            price
+            for modality in (Modality.STT, Modality.TTS, Modality.REALTIME)
+            if (
+                price := BOOK.price_for(
+                    replace(llm(model.id, provider.id), modality=modality), NOW_UNIX_MS
+                )
+            )
+        ]
+        assert bool(prices) == (model.id not in NO_ROW), model.id
+        for price in prices:
+            for key in keys:
+                unit, per = SPEECH_UNITS[key]
+                unit = "connected_ms" if price.rule is Rule.SESSION else unit
+                assert price.rate({unit: per}) == listed[key] * 10**9, model.id
+        compared += [model.id for _ in prices]
+    assert len(compared) == len(set(compared)) == 17
 
 
 def around_every_change() -> Iterator[tuple[Provider, ModelInfo, datetime]]:

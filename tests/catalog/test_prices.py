@@ -18,6 +18,7 @@ from tests.catalog.example_prices import (
     NOVA_3,
     NOVA_3_STEREO,
     POLLY,
+    REALTIME,
     RESEMBLE,
     SOCKET,
     TRANSCRIBE,
@@ -45,7 +46,8 @@ def test_the_id_is_of_everything_that_changes_an_amount() -> None:
         price(Rule.AUDIO, NOVA_3.rates, derived=RESEMBLE.derived),
         AZURE,
         POLLY,
-            price(Rule.CHARACTERS, AZURE.rates),
+        REALTIME,
+        price(Rule.CHARACTERS, AZURE.rates),
     ]
     assert len({of.price_id for of in others}) == len(others)
     assert price(Rule.TOKENS, dict(reversed(rates.items()))).price_id == MINI.price_id
@@ -112,6 +114,13 @@ def test_a_price_covers_exactly_what_its_rule_bills(
         (
             Rule.TOKENS, TRANSCRIBE.rates,
             {"tiers": LONG_CONTEXT.tiers, "modality": Modality.STT},
+            "for language models only",
+        ),
+        (Rule.TOKENS, TRANSCRIBE.rates, {"tiers": LONG_CONTEXT.tiers}, "for language models only"),
+        (
+            Rule.TOKENS,
+            {**REALTIME.rates, "connected_ms": Rate(nano_usd=1, per=1)},
+            {"modality": Modality.TTS},
             "for language models only",
         ),
     ],

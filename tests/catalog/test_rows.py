@@ -6,11 +6,10 @@ from collections import Counter
 from datetime import UTC, date, datetime
 from typing import Any
 
-import genai_prices.data as genai_data
 import msgspec
 import pytest
 
-from voicecost_catalog import Kind, Rule, open_price_book
+from voicecost_catalog import Kind, open_price_book
 from voicecost_catalog import compile as catalog_compile
 from voicecost_catalog.rows import load_rows, midnight_unix_ms, unix_ms
 from voicecost_ledger.records import LegAttributes, Modality
@@ -360,27 +359,6 @@ def test_a_plan_is_chosen_by_whoever_pays_for_it() -> None:
 def test_a_plan_without_prices_is_refused(plans: dict[str, str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         open_price_book(plans=plans)
-
-
-def test_where_genai_prices_lists_speech_too_both_say_the_same() -> None:
-    """Ours come first, so a change of theirs must not go by unseen."""
-    units = {"audio_hours": "audio_ms", "input_mchars": "characters"}
-    per = {"audio_hours": 3_600_000, "input_mchars": 1_000_000}
-    compared = 0
-    for provider in genai_data.providers:
-        for model in provider.models:
-            listed = vars(model.get_prices(datetime(2026, 11, 22, tzinfo=UTC)))
-            for key in units.keys() & {key for key, usd in listed.items() if usd is not None}:
-                for modality in (Modality.STT, Modality.TTS):
-                    leg = LegAttributes(
-                        modality=modality, provider=provider.id, model=model.id, language="en"
-                    )
-                    price = BOOK.price_for(leg, NOW_UNIX_MS)
-                    if price is None or price.rule is Rule.TOKENS:
-                        continue
-                    assert price.rate({units[key]: per[key]}) == listed[key] * 10**9, model.id
-                    compared += 1
-    assert compared >= 11
 
 
 def test_the_packaged_prices_are_the_ones_in_the_data_files() -> None:
