@@ -7,8 +7,8 @@ from fractions import Fraction
 from typing import Any, Final
 
 from voicecost_catalog import ModelPrice, Rate, Rule, Tier
-from voicecost_catalog.rates import Derived
-from voicecost_ledger.records import Modality
+from voicecost_catalog.rates import Derived, restore_price
+from voicecost_ledger.records import LegAttributes, Modality
 
 
 def price(rule: Rule, rates: dict[str, Rate], **kwargs: Any) -> ModelPrice:
@@ -167,3 +167,16 @@ def usage_of(kinds: Mapping[str, int]) -> dict[str, int]:
         for unit, counted in UNITS_OF_KINDS.items()
         if not kinds.keys().isdisjoint(counted)
     }
+
+
+class TheOnlyPrice:
+    """A price book of one price."""
+
+    def __init__(self, of: ModelPrice) -> None:
+        self._price = of
+
+    def price_for(self, leg: LegAttributes, at_unix_ms: int) -> ModelPrice:
+        return self._price
+
+    def restore(self, document: bytes) -> ModelPrice:
+        return restore_price(document)

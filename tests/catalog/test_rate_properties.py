@@ -15,6 +15,7 @@ from tests.catalog.example_prices import (
     SONIOX,
     TRANSCRIBE,
     UNITS_OF_KINDS,
+    TheOnlyPrice,
     price,
     usage_of,
 )
@@ -171,19 +172,6 @@ def test_using_more_never_costs_less(
     less_nano_usd, more_nano_usd = of.rate(less_usage), of.rate(more_usage)
     if less_nano_usd is not None and more_nano_usd is not None:
         assert 0 <= less_nano_usd <= more_nano_usd
-
-
-class TheOnlyPrice:
-    """A price book of one price."""
-
-    def __init__(self, of: ModelPrice) -> None:
-        self._price = of
-
-    def price_for(self, leg: LegAttributes, at_unix_ms: int) -> ModelPrice:
-        return self._price
-
-    def restore(self, document: bytes) -> ModelPrice:
-        return restore_price(document)
 
 
 @settings(max_examples=40)
