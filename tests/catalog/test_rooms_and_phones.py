@@ -11,88 +11,171 @@ NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
 BOOK = open_price_book(genai=False)
 CLOUD = "my-app-1a2b3c4d.livekit.cloud"
 
+# Pages and their days ("" where a page has none), as the price rows say too. That LiveKit rounds up
+# to minutes is on https://docs.livekit.io/deploy/admin/billing, that Twilio does (1:20 is billed as
+# 2 minutes) on https://support.twilio.com/hc/articles/223132307.
+LIVEKIT = ("https://livekit.com/pricing", "2026-08-13")
+LIVEKIT_UNDATED = ("https://livekit.com/pricing", "")
+LIVEKIT_IO = ("https://livekit.io/pricing", "2026-08-20")
+OWN_SERVER = ("https://docs.livekit.io/transport/self-hosting/", "")
+AVATAR_PAGE = ("https://docs.liveavatar.com/docs/credits-and-subscriptions", "")
+TWILIO = ("https://www.twilio.com/en-us/voice/pricing/us", "2026-08-20")
+TELNYX = ("https://telnyx.com/pricing/elastic-sip", "2026-08-20")
+
+
+def avatar(model: str) -> LegAttributes:
+    return LegAttributes(modality=Modality.AVATAR, provider="liveavatar", model=model)
+
 
 def room(modality: Modality, model: str, host: str = CLOUD) -> LegAttributes:
     return LegAttributes(modality=modality, provider="livekit", model=model, host=host)
 
 
 @pytest.mark.parametrize(
-    ("leg", "plan", "connected_ms", "amount_nano_usd"),
+    ("page", "leg", "plan", "connected_ms", "amount_nano_usd"),
     [
-        # https://livekit.com/pricing; rounding: https://docs.livekit.io/deploy/admin/billing
         pytest.param(
-            room(Modality.PARTICIPANT, "standard"), "ship", 10_000, 500_000,
+            LIVEKIT,
+            room(Modality.PARTICIPANT, "standard"),
+            "ship",
+            10_000,
+            500_000,
             id="10 seconds are a minute",
         ),
         pytest.param(
-            room(Modality.PARTICIPANT, "standard"), "ship", 70_000, 1_000_000,
+            LIVEKIT,
+            room(Modality.PARTICIPANT, "standard"),
+            "ship",
+            70_000,
+            1_000_000,
             id="70 seconds are two",
         ),
         pytest.param(
-            room(Modality.PARTICIPANT, "standard"), "build", 70_000, 1_000_000,
+            LIVEKIT,
+            room(Modality.PARTICIPANT, "standard"),
+            "build",
+            70_000,
+            1_000_000,
             id="Build: as Ship (a hard limit ends what is included)",
         ),
         pytest.param(
-            room(Modality.PARTICIPANT, "standard"), "scale", 60_000, 400_000, id="Scale: $0.0004",
+            LIVEKIT,
+            room(Modality.PARTICIPANT, "standard"),
+            "scale",
+            60_000,
+            400_000,
+            id="Scale: $0.0004",
         ),
-        pytest.param(room(Modality.PARTICIPANT, "sip"), "ship", 60_001, 8_000_000, id="SIP, Ship"),
         pytest.param(
-            room(Modality.PARTICIPANT, "sip"), "scale", 60_000, 3_000_000, id="SIP, Scale"
+            LIVEKIT_IO, room(Modality.PARTICIPANT, "sip"), "ship", 60_001, 8_000_000, id="SIP, Ship"
         ),
         pytest.param(
-            room(Modality.PARTICIPANT, "agent"), "scale", 60_000, 10_000_000,
+            LIVEKIT_IO,
+            room(Modality.PARTICIPANT, "sip"),
+            "scale",
+            60_000,
+            3_000_000,
+            id="SIP, Scale",
+        ),
+        pytest.param(
+            LIVEKIT,
+            room(Modality.PARTICIPANT, "agent"),
+            "scale",
+            60_000,
+            10_000_000,
             id="an agent costs the same on every plan",
         ),
-        pytest.param(room(Modality.EGRESS, "video"), "ship", 61_000, 40_000_000, id="video"),
-        pytest.param(room(Modality.EGRESS, "audio"), "ship", 61_000, 10_000_000, id="audio only"),
         pytest.param(
-            room(Modality.PARTICIPANT, "standard", "livekit.example.com:7880"), "scale", 61_000, 0,
+            LIVEKIT, room(Modality.EGRESS, "video"), "ship", 61_000, 40_000_000, id="video"
+        ),
+        pytest.param(
+            LIVEKIT_UNDATED,
+            room(Modality.EGRESS, "audio"),
+            "ship",
+            61_000,
+            10_000_000,
+            id="audio only",
+        ),
+        pytest.param(
+            OWN_SERVER,
+            room(Modality.PARTICIPANT, "standard", "livekit.example.com:7880"),
+            "scale",
+            61_000,
+            0,
             id="a server of one's own",
         ),
         pytest.param(
-            room(Modality.EGRESS, "video", "127.0.0.1:7880"), "ship", 61_000, 0,
+            OWN_SERVER,
+            room(Modality.EGRESS, "video", "127.0.0.1:7880"),
+            "ship",
+            61_000,
+            0,
             id="its recordings",
         ),
         pytest.param(
-            LegAttributes(modality=Modality.AVATAR, provider="liveavatar", model=""), "ship",
-            61_000, 200_000_000, id="an avatar: $0.10 a begun minute",
+            AVATAR_PAGE,
+            avatar(""),
+            "ship",
+            61_000,
+            200_000_000,
+            id="an avatar: $0.10 a begun minute",
+        ),
+        pytest.param(
+            AVATAR_PAGE,
+            avatar("full"),
+            "ship",
+            10_000,
+            200_000_000,
+            id="an avatar that speaks itself: $0.20, at least a minute",
         ),
     ],
-)  # fmt: skip
+)
 def test_worked_examples_of_rooms(
-    leg: LegAttributes, plan: str, connected_ms: int, amount_nano_usd: int
+    page: tuple[str, str], leg: LegAttributes, plan: str, connected_ms: int, amount_nano_usd: int
 ) -> None:
     price = open_price_book(genai=False, plans={"livekit": plan}).price_for(leg, NOW_UNIX_MS)
     assert price is not None
+    assert [(rate.source_url, rate.source_date) for rate in price.rates.values()] == [page]
     assert price.rate({"connected_ms": connected_ms}) == amount_nano_usd
 
 
 @pytest.mark.parametrize(
-    ("carrier", "direction", "number", "model", "seconds", "amount_nano_usd"),
+    ("page", "carrier", "direction", "number", "model", "seconds", "amount_nano_usd"),
     [
-        # https://www.twilio.com/en-us/voice/pricing/us, each leg rounded up to the minute
-        # (https://support.twilio.com/hc/articles/223132307: 1:20 is billed as 2 minutes)
-        ("twilio", "inbound", "+1 (415) 555-0100", "us-local-inbound", 80, 17_000_000),
-        ("twilio", "outbound", "+12125550100", "us-local-outbound", 80, 28_000_000),
-        ("twilio", "inbound", "+18005550100", "us-tollfree-inbound", 60, 22_000_000),
-        ("twilio", "outbound", "+18885550100", "us-tollfree-outbound", 1, 14_000_000),
-        # https://telnyx.com/pricing/elastic-sip, begun minutes
-        ("telnyx", "inbound", "+14155550100", "us-local-inbound", 80, 6_400_000),
-        ("telnyx", "outbound", "+14155550100", "us-local-outbound", 30, 5_000_000),
-        ("telnyx", "inbound", "+18775550100", "us-tollfree-inbound", 61, 30_000_000),
-        # https://livekit.io/pricing
-        ("livekit", "inbound", "+14155550100", "us-local-inbound", 61, 20_000_000),
-        ("LiveKit", "inbound", "+18335550100", "us-tollfree-inbound", 61, 40_000_000),
+        (TWILIO, "twilio", "inbound", "+1 (415) 555-0100", "us-local-inbound", 80, 17_000_000),
+        (TWILIO, "twilio", "outbound", "+12125550100", "us-local-outbound", 80, 28_000_000),
+        (TWILIO, "twilio", "inbound", "+18005550100", "us-tollfree-inbound", 60, 22_000_000),
+        (TWILIO, "twilio", "outbound", "+18885550100", "us-tollfree-outbound", 1, 14_000_000),
+        (TELNYX, "telnyx", "inbound", "+14155550100", "us-local-inbound", 80, 6_400_000),
+        (TELNYX, "telnyx", "outbound", "+14155550100", "us-local-outbound", 30, 5_000_000),
+        (TELNYX, "telnyx", "inbound", "+18775550100", "us-tollfree-inbound", 61, 30_000_000),
+        (LIVEKIT_IO, "livekit", "inbound", "+14155550100", "us-local-inbound", 61, 20_000_000),
+        (
+            LIVEKIT_IO,
+            "LiveKit",
+            "inbound",
+            "+18335550100",
+            "us-tollfree-inbound",
+            61,
+            40_000_000,
+        ),
     ],
 )
 def test_a_number_says_by_its_longest_prefix_what_the_call_costs(
-    carrier: str, direction: str, number: str, model: str, seconds: int, amount_nano_usd: int
+    page: tuple[str, str],
+    carrier: str,
+    direction: str,
+    number: str,
+    model: str,
+    seconds: int,
+    amount_nano_usd: int,
 ) -> None:
     leg = BOOK.phone_leg(carrier, direction=direction, number=number)
     assert leg.model == model
     price = BOOK.price_for(leg, NOW_UNIX_MS)
     assert price is not None
     assert price.rate({"connected_ms": seconds * 1_000}) == amount_nano_usd
+    assert [(rate.source_url, rate.source_date) for rate in price.rates.values()] == [page]
 
 
 @pytest.mark.parametrize(
