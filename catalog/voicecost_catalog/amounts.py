@@ -184,8 +184,6 @@ _RARE_UNITS: Final = (
     "output_audio_tokens",
     "input_audio_tokens",
     "cached_input_audio_tokens",
-    "input_image_tokens",
-    "cached_input_image_tokens",
 )
 
 
@@ -207,32 +205,30 @@ def _more(
     get = usage.get
     written, spoken = get("cache_write_tokens", 0), get("output_audio_tokens", 0)
     audio, cached_audio = get("input_audio_tokens", 0), get("cached_input_audio_tokens", 0)
-    image, cached_image = get("input_image_tokens", 0), get("cached_input_image_tokens", 0)
     if (
-        not (int is type(written) is type(spoken) is type(audio) is type(image))
-        or not (int is type(cached_audio) is type(cached_image))
-        or written | spoken | audio | image | cached_audio | cached_image < 0  # one is
+        not (int is type(written) is type(spoken) is type(audio) is type(cached_audio))
+        or written | spoken | audio | cached_audio < 0  # one is
     ):
         for unit in _RARE_UNITS:
             _checked(unit, get(unit, 0))
     of_write, of_spoken, of_audio, of_cached_audio, of_image, of_cached_image, request, ms = rates
     audio -= cached_audio
-    image -= cached_image
-    plain, plain_cached = (
-        tokens - cached - written - audio - image,
-        cached - cached_audio - cached_image,
-    )
-    if audio < 0 or image < 0 or plain < 0 or plain_cached < 0 or spoken > output:
-        return None  # parts that are more than the whole
-    more = written * of_write + spoken * of_spoken + audio * of_audio + image * of_image
+    plain, plain_cached = tokens - cached - written - audio, cached - cached_audio
+    more = written * of_write + spoken * of_spoken + audio * of_audio
     if cached_audio:
         if of_cached_audio is None:
             return None
         more += cached_audio * of_cached_audio
-    if cached_image:
-        if of_cached_image is None:
+    image, cached_image = get("input_image_tokens"), get("cached_input_image_tokens")
+    if image or cached_image:
+        cached_image = _checked("cached_input_image_tokens", cached_image or 0)
+        image = _checked("input_image_tokens", image or 0) - cached_image
+        if image < 0 or (cached_image and of_cached_image is None):
             return None
-        more += cached_image * of_cached_image
+        plain, plain_cached = plain - image, plain_cached - cached_image
+        more += image * of_image + cached_image * (of_cached_image or 0)
+    if audio < 0 or plain < 0 or plain_cached < 0 or spoken > output:
+        return None  # parts that are more than the whole
     if request and (tokens or output):
         more += _checked("requests", get("requests", 1)) * request
     if ms:
@@ -376,6 +372,8 @@ def _counted(usage: Mapping[str, int]) -> bool:
 def _half_even(numerator: int, per: int) -> int:
     """`money.round_half_even`, without its check: `per` was checked with the rate."""
     quotient, remainder = divmod(numerator, per)
+    if not remainder:
+        return quotient
     twice = remainder * 2
     return quotient + 1 if twice > per or (twice == per and quotient % 2) else quotient
 
