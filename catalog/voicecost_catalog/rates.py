@@ -342,9 +342,7 @@ def _check_rule(price: ModelPrice) -> None:
     if price.addons and price.rule is Rule.TOKENS:
         raise ValueError("add-ons are for what is billed by one unit, not for tokens")
     if is_speech(price) and (price.tiers or "connected_ms" in price.rates):
-        raise ValueError(
-            "tiers, and connected_ms beside tokens, are for language models only, and nothing derived"
-        )
+        raise ValueError("tiers and connected_ms are for language models only, and nothing derived")
     convertible = {
         Rule.AUDIO: ("audio_ms",),
         Rule.TOKENS: (*BILLED_UNITS[Rule.TOKENS][0], *BILLED_UNITS[Rule.TOKENS][1]),

@@ -28,6 +28,8 @@ from livekit.plugins.voicecost import _attribution, _faults, _realtime_session
 from livekit.plugins.voicecost.legs import Leg
 from tests.plugin.metered_session import RecordingMeter, UnitPrice, UnitPrices
 from tests.plugin.realtime_call import observed, realtime_call, spoken
+from voicecost_catalog import open_price_book
+from voicecost_ledger.money import round_half_even
 from voicecost_ledger.pricing import Price
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
@@ -295,6 +297,29 @@ async def test_a_model_that_is_billed_by_time_has_a_leg_for_its_connection() -> 
     assert connection.usage["connected_ms"] > 0 == connection.usage["input_tokens"]
     assert (response.usage["connected_ms"], response.usage["input_tokens"]) == (0, 100)
     assert call.meter.total_nano_usd == connection.usage["connected_ms"] * 833
+
+
+class _ElevenRealtime(UnitPrices):
+    """The catalogue's price of a model that bills tokens and, on top, connected time."""
+
+    def price_for(self, leg: LegAttributes, at_unix_ms: int) -> Price | None:
+        eleven = LegAttributes(Modality.REALTIME, "elevenlabs", "eleven_realtime_v1_max")
+        return open_price_book().price_for(eleven, at_unix_ms)
+
+
+async def test_a_model_that_bills_tokens_and_time_is_billed_for_both_once() -> None:
+    model = OwnModel()
+    async with observed(), realtime_call(model, prices=_ElevenRealtime()) as call:
+        model.sessions[0]._report_connection_acquired(0.01)
+        await call.session.generate_reply()
+        await call.close()
+
+    connection, response = call.responses
+    time_nano_usd = round_half_even(connection.usage["connected_ms"] * 80_000_000, per=60_000)
+    assert connection.usage["connected_ms"] > 0 == response.usage["connected_ms"]
+    counted = ("input_tokens", "cached_input_tokens", "output_tokens")
+    assert [response.usage[unit] for unit in counted] == [100, 25, 50]
+    assert call.meter.total_nano_usd == time_nano_usd + 75 * 1_800 + 25 * 180 + 50 * 9_000
 
 
 async def test_a_model_that_reports_its_time_is_billed_by_that() -> None:
