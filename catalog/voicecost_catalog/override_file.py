@@ -251,10 +251,14 @@ class _Section:
             return []
         where = f"{SECTION}.{key}"
         node = self._reader.mapping(tree[key], where, parent=tree, key=key)
+        found: dict[str, str] = {}
         for name, value in node.items():
             if not isinstance(value, str):
                 self._reader.fail(node, str(name), where, "expected one value")
-        return [(str(name).lower(), str(value), node) for name, value in node.items()]
+            if str(name).lower() in found:
+                self._reader.fail(node, str(name), where, "given twice: keep one")
+            found[str(name).lower()] = value
+        return [(name, value, node) for name, value in found.items()]
 
     def _currency(self, tree: Any) -> DisplayCurrency | None:
         if "display_currency" not in tree:
