@@ -25,7 +25,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from voicecost_catalog import rows as catalog_rows
 from voicecost_catalog.phones import DIRECTIONS
 from voicecost_catalog.rates import Confidence, Derived, Kind, Rate
-from voicecost_catalog.rows import ProviderRows, Row, Rows, row_price
+from voicecost_catalog.rows import ProviderRows, Row, Rows, row_price, tier_name
 
 COMPILED_PATH: Final = Path(catalog_rows.COMPILED_PATH)
 DATA_DIRECTORY: Final = Path(__file__).parent / "data"
@@ -257,6 +257,12 @@ class RowReader:
         for text in texts:
             if text != text.lower():
                 self.fail(node, "match", where, f"{text!r} can never match: write it in lower case")
+        if row.service_tier and row.service_tier != tier_name(row.service_tier):
+            problem = (
+                f"{row.service_tier!r} names no tier of its own: expected one such as priority, in "
+                "lower case; without it the standard tiers are meant"
+            )
+            self.fail(node, "service_tier", where, problem)
         try:
             row_price(row, of, channel_count=1, pricing_source="")
         except ValueError as error:
@@ -408,6 +414,7 @@ def _same_legs(one: Row, other: Row) -> bool:
             row.languages,
             row.except_languages,
             row.streaming,
+            row.service_tier,
             row.voices,
             row.plan,
             row.addon,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from voicecost_catalog.hosts import hostname
 from voicecost_catalog.rates import ModelPrice, Rate, Rule, Tier
-from voicecost_catalog.rows import ALWAYS, UNIX_EPOCH, Dated, unix_ms
+from voicecost_catalog.rows import ALWAYS, UNIX_EPOCH, Dated, tier_model, tier_name, unix_ms
 from voicecost_ledger.records import LegAttributes, Modality
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ _NOT_MET: Final = re.compile(
 )
 GENAI_MODALITIES: Final = (Modality.LLM, Modality.REALTIME)
 """What genai-prices is asked for; speech is priced by our own rows."""
-_STANDARD_TIERS: Final = frozenset({"", "default", "standard", "auto", "on_demand"})
 
 
 class GenaiPrices:
@@ -135,14 +134,14 @@ class GenaiPrices:
     ) -> Dated:
         at = UNIX_EPOCH + timedelta(milliseconds=at_unix_ms)
         start_unix_ms, until_unix_ms = _unchanged_around(model, at)
-        tier = "" if service_tier.lower() in _STANDARD_TIERS else service_tier.lower()
+        tier = tier_name(service_tier)
         price = None
         if not tier or _has_tier(model, tier, at):
             prices = model.get_prices(at, {"service_tier": tier} if tier else None)
             price = compile_price(
                 prices,
                 provider=provider.id,
-                model=f"{model.id} ({tier})" if tier else model.id,
+                model=tier_model(model.id, tier),
                 source_url=(provider.pricing_urls or [""])[0],
                 pricing_source=self._source,
             )

@@ -19,6 +19,8 @@ COMPILED_PATH: Final = os.path.join(os.path.dirname(__file__), "prices.json")
 _NO_PROVIDER: Final = ("", "unknown")  # what a LiveKit plugin says that does not say
 UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 ALWAYS: Final = (-(2**63), 2**63)
+STANDARD_TIERS: Final = frozenset({"", "default", "standard", "auto", "on_demand"})
+"""What providers call the service tier that a price without one is of."""
 
 
 class Dated(NamedTuple):
@@ -58,6 +60,7 @@ class Row(
     prefixes: tuple[str, ...] = ()  # of the number that is called, as in +1800; the longest wins
     streaming: bool | None = None  # None: streamed or not costs the same
     addon: str = ""  # the option that costs this on top, where it is on
+    service_tier: str = ""  # only this one, such as priority; "": the standard tiers alone
     note: str = ""
 
     @property
@@ -80,12 +83,19 @@ class Row(
             leg.modality == self.modality
             and self.addon == addon
             and (self.streaming is None or self.streaming == leg.streaming)
+            and self.service_tier == tier_name(leg.service_tier)
             and (not self.languages or language in self.languages)
             and language not in self.except_languages
             and (not self.voices or _any_matches(self.voices, leg.voice))
             and _any_matches(self.match, leg.model)
             and not _any_matches(self.except_models, leg.model)
         )
+
+
+def tier_name(service_tier: str) -> str:
+    """A service tier in lower case; "" for the standard one, whatever it is called."""
+    name = service_tier.lower()
+    return "" if name in STANDARD_TIERS else name
 
 
 class ProviderRows(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -152,7 +162,7 @@ def row_price(row: Row, of: ProviderRows, *, channel_count: int, pricing_source:
     """The row as a price for legs with so many channels billed apart."""
     return ModelPrice(
         provider=of.provider,
-        model=row.model,
+        model=tier_model(row.model, row.service_tier),
         modality=row.modality,
         rule=row.rule,
         pricing_source=pricing_source,
@@ -170,6 +180,11 @@ def row_price(row: Row, of: ProviderRows, *, channel_count: int, pricing_source:
         assumed=row.assumed,
         note=row.note,
     )
+
+
+def tier_model(model: str, tier: str) -> str:
+    """What people call a model's price on a service tier, `gpt-5 (priority)`."""
+    return f"{model} ({tier})" if tier else model
 
 
 def dated_price(

@@ -223,6 +223,42 @@ def test_a_carrier_without_a_source_is_priced_by_its_prefixes_and_increments() -
     assert cost("+33123456789", 61) is None
 
 
+TIERS = """
+  rows:
+    - &mini
+      provider: openai
+      model: gpt-4o-mini
+      modality: llm
+      rule: tokens
+      rates: {input_tokens: {usd: 0.05, per: million}, output_tokens: {usd: 0.1, per: million}}
+    - <<: *mini
+      service_tier: flex
+      rates: {input_tokens: {usd: 0.02, per: million}, output_tokens: {usd: 0.1, per: million}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("tier", "nano_usd", "source", "model"),
+    [
+        pytest.param("", 50_000, "config@", "gpt-4o-mini", id="the standard tier"),
+        pytest.param("Default", 50_000, "config@", "gpt-4o-mini", id="by another name"),
+        pytest.param("flex", 20_000, "config@", "gpt-4o-mini (flex)", id="a row names it"),
+        pytest.param(
+            "priority", 250_000, "genai-prices@", "gpt-4o-mini (priority)", id="as listed"
+        ),
+        pytest.param("rush", None, "", "", id="a tier that nobody knows"),
+    ],
+)
+def test_a_contract_holds_for_the_tier_it_names_and_else_for_the_standard_ones(
+    tier: str, nano_usd: int | None, source: str, model: str
+) -> None:
+    leg = LegAttributes(Modality.LLM, "openai", "gpt-4o-mini", service_tier=tier)
+    price = open_price_book(overrides=prices(TIERS).overrides).price_for(leg, NOW_UNIX_MS)
+    assert (price and price.rate({"input_tokens": 1_000, "output_tokens": 0})) == nano_usd
+    assert (price.model if price else "") == model
+    assert price is None or price.pricing_source.startswith(source)
+
+
 def test_digits_and_the_environment_are_kept_as_they_are_written() -> None:
     section = prices(
         """
@@ -268,6 +304,10 @@ GOOD_ROW = """\
          "missing required field `provider`"),
         (GOOD_ROW + GOOD_ROW.replace("  rows:\n", ""), 8, "prices.rows[1].valid_from",
          "a row above already prices nova-3 on these days"),
+        (GOOD_ROW + "      service_tier: default\n", 8, "prices.rows[0].service_tier",
+         "expected one such as priority"),
+        (GOOD_ROW + "      service_tier: Priority\n", 8, "prices.rows[0].service_tier",
+         "in lower case"),
         ("  rows: 5", 2, "prices.rows", "expected a list"),
         ("  rows: [5]", 2, "prices.rows[0]", "expected fields with values"),
         ("  discounts: {deepgram: 120}", 2, "prices.discounts.deepgram", "0 to 100 percent"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, Protocol
 
+from voicecost_catalog.rows import tier_name
+
 from ._counts import Counts, llm_usage
 
 if TYPE_CHECKING:
@@ -172,13 +174,9 @@ def with_maker(model: str) -> str:
     return model if maker is None or "/" in model else f"{maker}/{model}"
 
 
-_PLAIN_TIERS: Final = frozenset({"", "auto", "default", "standard", "on_demand"})
-
-
 def same_tier(asked: str, served: str) -> bool:
     """Whether both name one service tier; providers have several words for the plain one."""
-    one, other = asked.lower(), served.lower()
-    return not other or one == other or (one in _PLAIN_TIERS and other in _PLAIN_TIERS)
+    return not served or tier_name(asked) == tier_name(served)
 
 
 def same_model(asked: str, served: str) -> bool:
