@@ -10,6 +10,7 @@ import msgspec
 
 from voicecost_catalog.genai import GENAI_MODALITIES, GenaiPrices
 from voicecost_catalog.hosts import aliased_provider, check_host_aliases, request_host
+from voicecost_catalog.names import full_name
 from voicecost_catalog.overrides import Overrides
 from voicecost_catalog.rates import BILLED_UNITS, Kind, ModelPrice, Rate, Rule, restore_price
 from voicecost_catalog.rows import (
@@ -31,8 +32,6 @@ _INFERENCE: Final = "livekit"  # its cloud; the models of LiveKit Inference are 
 _OWN_SERVER: Final = "livekit-server"  # whatever is not in LiveKit's cloud
 _OF_A_ROOM: Final = (Modality.PARTICIPANT, Modality.EGRESS)
 _VENDORS: Final = {"xai": "x-ai"}  # what it calls them, where we do not
-# Names that people use and no provider's API knows.
-_SHORT_NAMES: Final = {("groq", "llama-3.3-70b"): "llama-3.3-70b-versatile"}
 
 
 class CatalogPriceBook:
@@ -112,7 +111,6 @@ class CatalogPriceBook:
         """
         vendor, _, model = name.strip().partition("/")
         vendor = _VENDORS.get(vendor.lower(), vendor.lower())
-        model = _SHORT_NAMES.get((vendor, model.lower()), model)
         found: dict[str, ModelPrice] = {}
         addons: dict[str, ModelPrice] = {}
         for wanted in dict.fromkeys((model, model.partition(":")[0])):
@@ -206,18 +204,19 @@ class CatalogPriceBook:
             return Dated(None, at_unix_ms, at_unix_ms)  # a record out of its mind: never remembered
         payer = self._payer(leg)
         start, until = ALWAYS
-        for given in self._overrides.rows:
-            if given.provider == payer or (payer is None and given.serves(leg)):
-                dated = dated_price(
-                    given,
-                    leg,
-                    at_unix_ms,
-                    plan=given.plan,
-                    pricing_source=self._overrides.pricing_source,
-                )
-                if dated.price is not None:
-                    return self._with_addons(dated, leg, given.provider, at_unix_ms)
-                start, until = max(start, dated.from_unix_ms), min(until, dated.until_unix_ms)
+        for named in dict.fromkeys((leg, _by_full_name(leg, payer))):
+            for given in self._overrides.rows:
+                if given.provider == payer or (payer is None and given.serves(leg)):
+                    dated = dated_price(
+                        given,
+                        named,
+                        at_unix_ms,
+                        plan=given.plan,
+                        pricing_source=self._overrides.pricing_source,
+                    )
+                    if dated.price is not None:
+                        return self._with_addons(dated, leg, given.provider, at_unix_ms)
+                    start, until = max(start, dated.from_unix_ms), min(until, dated.until_unix_ms)
         price, listed_from, listed_until = self._listed(leg, payer, at_unix_ms)
         if price is not None and self._overrides:
             payer = payer or price.provider
@@ -305,6 +304,7 @@ class CatalogPriceBook:
 
     def _listed(self, leg: LegAttributes, payer: str | None, at_unix_ms: int) -> Dated:
         """What the price lists say, ours first."""
+        leg = _by_full_name(leg, payer)
         rows = self._provider_rows(payer)
         if rows is not None:
             dated = dated_price(
@@ -342,6 +342,12 @@ class CatalogPriceBook:
             price_id="",
         )
         return dated._replace(price=price)
+
+
+def _by_full_name(leg: LegAttributes, payer: str | None) -> LegAttributes:
+    """The leg with its provider's own name of the model, where it gives a shorter one."""
+    model = full_name(payer or leg.provider.strip().lower(), leg.model)
+    return leg if model == leg.model else msgspec.structs.replace(leg, model=model)
 
 
 def open_price_book(

@@ -184,7 +184,7 @@ class _Other:
         return price.rate(leg.usage), _NOT_COUNTED
 
     def _by_name(self, at_unix_ms: int) -> ModelPrice | None:
-        """A short name, or a model that is only streamed, or never."""
+        """A model that is only streamed, or never."""
         day = at_unix_ms // 86_400_000
         if day not in self._by_day:
             found = self._prices.prices_of(self.name, at_unix_ms)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from voicecost_catalog import coverage, open_price_book
+from voicecost_catalog.names import same_model
 from voicecost_ledger.records import LegAttributes, Modality
 
 NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
@@ -114,6 +115,19 @@ def test_a_model_is_found_by_the_name_people_give_it(name: str, providers: set[s
 
 
 @pytest.mark.parametrize(
+    ("provider", "host"), [("groq", ""), ("openai", "api.groq.com"), ("openai", "llm.internal")]
+)
+def test_a_leg_may_have_a_short_name_too(provider: str, host: str) -> None:
+    book = open_price_book(host_aliases={"llm.internal": "groq"})
+    short, full = (
+        book.price_for(LegAttributes(Modality.LLM, provider, model, host=host), NOW_UNIX_MS)
+        for model in ("llama-3.3-70b", "llama-3.3-70b-versatile")
+    )
+    assert short is not None
+    assert short == full
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "ollama/qwen2.5:7b", "ollama/qwen2.5:3b", "ollama/llama3.2:3b", "local/whisper-large-v3",
@@ -140,3 +154,22 @@ def test_a_name_finds_what_was_charged_then() -> None:
     (after,) = BOOK.prices_of("elevenlabs/eleven_v3", NOW_UNIX_MS)
     thousand = {"characters": 1_000}
     assert (before.rate(thousand), after.rate(thousand)) == (100_000_000, 80_000_000)
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "same"),
+    [
+        ("gpt-4o-mini", "gpt-4o-mini-2024-07-18", True),
+        ("openai/gpt-4o-mini", "gpt-4o-mini", True),
+        ("claude-sonnet-4-5", "claude-sonnet-4-5-20250929", True),
+        ("claude-3-5-haiku-latest", "claude-3-5-haiku-20241022", True),
+        ("gemini-2.0-flash", "gemini-2.0-flash-001", True),
+        ("gemini-2.0-flash", "models/gemini-2.0-flash", True),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("openai/gpt-4o-mini", "google/gemini-2.5-flash", False),
+        ("gpt-5", "gpt-5-mini-2025-08-07", False),
+        ("", "gpt-4o", False),
+    ],
+)
+def test_a_snapshot_is_the_model_that_was_asked_for(asked: str, served: str, same: bool) -> None:
+    assert same_model(asked, served) is same

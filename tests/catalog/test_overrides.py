@@ -223,6 +223,22 @@ def test_a_carrier_without_a_source_is_priced_by_its_prefixes_and_increments() -
     assert cost("+33123456789", 61) is None
 
 
+@pytest.mark.parametrize("named", ["llama-3.3-70b", "llama-3.3-70b-versatile"])
+def test_a_contract_for_either_name_of_a_model_holds_for_the_short_one(named: str) -> None:
+    section = prices(
+        f"""
+  rows:
+    - provider: groq
+      model: {named}
+      modality: llm
+      rule: tokens
+      rates: {{input_tokens: {{usd: 1, per: million}}, output_tokens: {{usd: 1, per: million}}}}
+"""
+    )
+    price = price_of(llm("llama-3.3-70b", "api.groq.com"), section)
+    assert price.rate({"input_tokens": 5, "output_tokens": 0}) == 5_000
+
+
 TIERS = """
   rows:
     - &mini

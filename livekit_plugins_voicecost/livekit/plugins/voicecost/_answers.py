@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final, Protocol
 
 from voicecost_catalog.rows import tier_name
@@ -156,7 +155,6 @@ class Answer:
 _ALWAYS: Final = frozenset(
     {"input_tokens", "cached_input_tokens", "output_tokens", "reasoning_tokens", "requests"}
 )
-_SNAPSHOT: Final = re.compile(r"[-@.:](?:20\d{2}-?[01]\d-?[0-3]\d|v?\d{3,4}|latest|preview)$")
 
 
 _MAKERS: Final = {
@@ -177,16 +175,3 @@ def with_maker(model: str) -> str:
 def same_tier(asked: str, served: str) -> bool:
     """Whether both name one service tier; providers have several words for the plain one."""
     return not served or tier_name(asked) == tier_name(served)
-
-
-def same_model(asked: str, served: str) -> bool:
-    """Whether both name one model: one may name the host's path to it, or its dated snapshot.
-
-    "gpt-4o-mini" is served as "gpt-4o-mini-2024-07-18", "openai/gpt-4o" as "gpt-4o".
-    """
-    one, other = _bare(asked), _bare(served)
-    return one == other or not other
-
-
-def _bare(model: str) -> str:
-    return _SNAPSHOT.sub("", model.lower().rpartition("/")[2])

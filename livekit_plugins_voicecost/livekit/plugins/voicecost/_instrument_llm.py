@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from livekit.agents.llm import ChatChunk, CompletionUsage
 
+from voicecost_catalog.names import same_model
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults, _wire_clients
-from ._answers import Answer, same_model, same_tier, with_maker
+from ._answers import Answer, same_tier, with_maker
 from ._attributes import describe
 from ._counts import Counts, llm_usage
 from ._estimates import Estimates, estimates_for
