@@ -10,8 +10,8 @@ import msgspec
 
 from voicecost_catalog.genai import GENAI_MODALITIES, GenaiPrices
 from voicecost_catalog.hosts import aliased_provider, check_host_aliases, request_host
-from voicecost_catalog.names import full_name
-from voicecost_catalog.overrides import Overrides
+from voicecost_catalog.names import full_name, same_model
+from voicecost_catalog.overrides import CONTRACT, Overrides
 from voicecost_catalog.rates import BILLED_UNITS, Kind, ModelPrice, Rate, Rule, restore_price
 from voicecost_catalog.rows import (
     ALWAYS,
@@ -94,6 +94,24 @@ class CatalogPriceBook:
                 self._remembered.clear()
             self._remembered[leg] = dated
         return dated.price
+
+    def price_as_served(
+        self, asked: LegAttributes, served: LegAttributes, at_unix_ms: int
+    ) -> ModelPrice | None:
+        """The price of a leg that something else served than was asked for; None: none is known.
+
+        What served it is billed: a gateway's fallback, a service tier that was not full. But a
+        contract's price for the name that was asked for is not lost to another name of the same
+        model, such as its dated snapshot.
+        """
+        price = self.price_for(served, at_unix_ms)
+        if not self._overrides.rows or _by_contract(price):
+            return price
+        by_asked_name = msgspec.structs.replace(served, model=asked.model)
+        kept = self.price_for(by_asked_name, at_unix_ms)
+        if _by_contract(kept) and self._is_one_model(by_asked_name, served, at_unix_ms):
+            return kept
+        return price
 
     def prices_of(self, name: str, at_unix_ms: int) -> list[ModelPrice]:
         """Every price in force of a model as people name it, for example `deepgram/nova-3`.
@@ -272,6 +290,16 @@ class CatalogPriceBook:
                 return Dated(price, start, until)
         return Dated(None, start, until)
 
+    def _is_one_model(self, one: LegAttributes, other: LegAttributes, at_unix_ms: int) -> bool:
+        """Whether two legs that differ in the model's name are of the same model."""
+        if same_model(one.model, other.model):
+            return True
+        listed, other_listed = (
+            self._listed(leg, self._payer(leg), at_unix_ms).price for leg in (one, other)
+        )
+        # A name that no list has is the operator's own, for whatever it stands for: a deployment.
+        return listed is None or (other_listed is not None and listed.model == other_listed.model)
+
     def _payer(self, leg: LegAttributes) -> str | None:
         """Who bills for the leg; None where only genai-prices may know it."""
         alias = aliased_provider(self._aliases, leg)
@@ -342,6 +370,10 @@ class CatalogPriceBook:
             price_id="",
         )
         return dated._replace(price=price)
+
+
+def _by_contract(price: ModelPrice | None) -> bool:
+    return price is not None and price.plan == CONTRACT
 
 
 def _by_full_name(leg: LegAttributes, payer: str | None) -> LegAttributes:

@@ -32,7 +32,7 @@ from voicecost_catalog.compile import CatalogError, RowReader
 from voicecost_catalog.currency import DisplayCurrency
 from voicecost_catalog.genai import GenaiPrices
 from voicecost_catalog.hosts import parse_host_aliases
-from voicecost_catalog.overrides import Overrides, Ratio
+from voicecost_catalog.overrides import CONTRACT, Overrides, Ratio
 from voicecost_catalog.rates import Kind
 from voicecost_catalog.rows import ProviderRows, load_rows
 
@@ -202,7 +202,7 @@ class _Section:
                 provider=name,
                 plugin_names=listed.plugin_names if listed else (),
                 hosts=listed.hosts if listed else (),
-                plan="contract",
+                plan=CONTRACT,
                 prices=(),
                 labels=listed.labels if listed else (),
             )

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,8 @@ from voicecost_catalog.rates import ModelPrice, Rate
 from voicecost_catalog.rows import ProviderRows
 
 Ratio = tuple[int, int]
+CONTRACT: Final = "contract"
+"""The plan of the prices that stand in `prices.rows`."""
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True, dict=True):

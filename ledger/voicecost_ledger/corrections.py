@@ -94,7 +94,7 @@ class Corrections:
                 model=leg.served_model or asked.model,
                 service_tier=leg.served_tier or asked.service_tier,
             )
-            price = self._prices.price_for(as_served, leg.started_at_unix_ms)
+            price = self._prices.price_as_served(asked, as_served, leg.started_at_unix_ms)
             rated = None if price is None else price.rate(leg.usage)
             if rated is not None:
                 return price, leg.served_model, rated

@@ -385,7 +385,7 @@ class Postings:
             model=model or leg.billed_model,
             service_tier=tier or leg.served_tier or leg.attributes.service_tier,
         )
-        price = self._prices.price_for(as_served, leg.started_at_unix_ms)
+        price = self._prices.price_as_served(leg.attributes, as_served, leg.started_at_unix_ms)
         if price is None or price.price_id == leg.price_id or price.rate(usage) is None:
             return None
         return price

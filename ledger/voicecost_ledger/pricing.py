@@ -49,6 +49,16 @@ class PriceBook(Protocol):
         """The price in force for such a leg, or None when none is known."""
         ...
 
+    def price_as_served(
+        self, asked: LegAttributes, served: LegAttributes, at_unix_ms: int
+    ) -> Price | None:
+        """The price of a leg that something else served than was asked for; None: none is known.
+
+        It is what served it that is billed, unless both are names of one model for which the
+        operator's own price holds.
+        """
+        ...
+
     def restore(self, document: bytes) -> Price:
         """The price a ledger stored, so that a leg keeps its price across upgrades."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from voicecost_catalog import ModelPrice, open_price_book
@@ -273,6 +274,47 @@ def test_a_contract_holds_for_the_tier_it_names_and_else_for_the_standard_ones(
     assert (price and price.rate({"input_tokens": 1_000, "output_tokens": 0})) == nano_usd
     assert (price.model if price else "") == model
     assert price is None or price.pricing_source.startswith(source)
+
+
+GPT_4O = """
+  rows:
+    - &contract
+      provider: openai
+      model: gpt-4o
+      modality: llm
+      rule: tokens
+      rates: {input_tokens: {usd: 1, per: million}, output_tokens: {usd: 4, per: million}}
+    - <<: *contract
+      model: our-deployment
+    - <<: *contract
+      model: o3
+      rates: {input_tokens: {usd: 1.5, per: million}, output_tokens: {usd: 4, per: million}}
+  discounts: {openai: 10}
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "served", "tier", "nano_usd"),
+    [
+        pytest.param("gpt-4o", "gpt-4o-2024-08-06", "", 1_000, id="its snapshot"),
+        pytest.param("gpt-4o", "gpt-4o-2024-05-13", "", 1_000, id="one that is listed apart"),
+        pytest.param("gpt-4o", "openai/gpt-4o", "default", 1_000, id="the path to it"),
+        pytest.param("our-deployment", "gpt-4o-2024-08-06", "", 1_000, id="a deployment"),
+        pytest.param("gpt-4o", "o3", "", 1_500, id="another model by contract"),
+        pytest.param("gpt-4o", "gpt-4o-mini", "", 135, id="another model, as listed"),
+        pytest.param("gpt-4o", "gpt-4o-2024-08-06", "priority", 3_825, id="another tier"),
+        pytest.param("gpt-4o", "nobody-knows", "", None, id="nothing that has a price"),
+        pytest.param("gpt-4.1", "gpt-4.1-2025-04-14", "", 1_800, id="no contract"),
+    ],
+)
+def test_a_contract_is_kept_by_every_name_of_its_model_and_by_no_other(
+    asked: str, served: str, tier: str, nano_usd: int | None
+) -> None:
+    book = open_price_book(overrides=prices(GPT_4O).overrides)
+    asked_for = llm(asked, "api.openai.com")
+    as_served = msgspec.structs.replace(asked_for, model=served, service_tier=tier)
+    price = book.price_as_served(asked_for, as_served, NOW_UNIX_MS)
+    assert (price and price.rate({"input_tokens": 1, "output_tokens": 0})) == nano_usd
 
 
 def test_digits_and_the_environment_are_kept_as_they_are_written() -> None:

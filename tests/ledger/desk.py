@@ -79,6 +79,11 @@ class SumBook:
         times = self.known.get(leg.model)
         return None if times is None else SumPrice(times)
 
+    def price_as_served(
+        self, asked: LegAttributes, served: LegAttributes, at_unix_ms: int
+    ) -> Price | None:
+        return self.price_for(served, at_unix_ms)
+
     def restore(self, document: bytes) -> Price:
         return SumPrice(json.loads(document)["sum"])
 

@@ -7,6 +7,7 @@ import threading
 import time
 
 from voicecost_catalog import CatalogPriceBook, open_price_book, parse_host_aliases
+from voicecost_catalog.genai import GENAI_MODALITIES
 from voicecost_ledger.pricing import Price
 from voicecost_ledger.records import LegAttributes, Modality
 
@@ -34,6 +35,14 @@ class MeterPrices:
         if leg.modality is Modality.LLM and not self._book.ready:
             return None
         return self._book.price_for(leg, at_unix_ms)
+
+    def price_as_served(
+        self, asked: LegAttributes, served: LegAttributes, at_unix_ms: int
+    ) -> Price | None:
+        """The price of a leg that something else served than was asked for; as above."""
+        if served.modality in GENAI_MODALITIES and not self._book.ready:
+            return None
+        return self._book.price_as_served(asked, served, at_unix_ms)
 
     def restore(self, document: bytes) -> Price:
         """The price a ledger stored."""

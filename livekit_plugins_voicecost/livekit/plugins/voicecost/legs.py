@@ -257,21 +257,19 @@ class Leg:
         if (model, service_tier) == (self._served_model, self._served_tier):
             return
         self._served_model, self._served_tier = model, service_tier
-        price = self._meter.prices.price_for(self._as_served(), self._started_at_unix_ms)
+        price = self._price_as_served()
         if price is not None:
             self._price = price
             self._rate()
 
-    def _as_served(self) -> LegAttributes:
-        """What it is, as far as the provider says so."""
+    def _price_as_served(self) -> Price | None:
         asked = self.attributes
-        if not self._served_model and not self._served_tier:
-            return asked
-        return msgspec.structs.replace(
+        served = msgspec.structs.replace(
             asked,
             model=self._served_model or asked.model,
             service_tier=self._served_tier or asked.service_tier,
         )
+        return self._meter.prices.price_as_served(asked, served, self._started_at_unix_ms)
 
     def observe(self, usage: dict[str, int], basis: Basis) -> None:
         """Take totals that are owed already, whatever the budget says; recorded soon."""
@@ -342,10 +340,7 @@ class Leg:
         """Ask for the price once more: a budget must not stay blind to what was used meanwhile."""
         try:
             prices, at_unix_ms = self._meter.prices, self._started_at_unix_ms
-            served = self._as_served()
-            self._price = prices.price_for(served, at_unix_ms)
-            if self._price is None and served is not self.attributes:
-                self._price = prices.price_for(self.attributes, at_unix_ms)
+            self._price = self._price_as_served() or prices.price_for(self.attributes, at_unix_ms)
             if self._price is None:
                 self._look_again_later(delays_s)
             else:
