@@ -346,7 +346,7 @@ class CatalogPriceBook:
                 return self._vendor_price(leg, at_unix_ms)
             if dated.price is not None or leg.modality not in GENAI_MODALITIES:
                 return dated
-        if self._genai is None:
+        if self._genai is None or leg.modality not in GENAI_MODALITIES:
             return Dated(None, *ALWAYS)
         host = request_host(leg)
         named = payer or ("" if host else leg.provider.strip().lower())

@@ -9,7 +9,7 @@ import time
 from voicecost_catalog import CatalogPriceBook, open_price_book, parse_host_aliases
 from voicecost_catalog.genai import GENAI_MODALITIES
 from voicecost_ledger.pricing import Price
-from voicecost_ledger.records import LegAttributes, Modality
+from voicecost_ledger.records import LegAttributes
 
 from . import _faults
 
@@ -17,7 +17,7 @@ from . import _faults
 class MeterPrices:
     """A price book that never holds up an event loop.
 
-    Loading genai-prices takes a second. Until that is done an LLM leg has no price *here*: the
+    Loading genai-prices takes a second. Until that is done what it prices has no price *here*: the
     meter's own total counts it as unpriced, the ledger rates it all the same.
     """
 
@@ -32,7 +32,7 @@ class MeterPrices:
 
     def price_for(self, leg: LegAttributes, at_unix_ms: int) -> Price | None:
         """The price in force for such a leg, or None when none is known (yet)."""
-        if leg.modality is Modality.LLM and not self._book.ready:
+        if leg.modality in GENAI_MODALITIES and not self._book.ready:
             return None
         return self._book.price_for(leg, at_unix_ms)
 
