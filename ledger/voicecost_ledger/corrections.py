@@ -120,7 +120,11 @@ class Corrections:
     # ---- amounts of the call as a whole --------------------------------------------------------
 
     def adjust(self, tx: Session, order: Adjust, now: int) -> Adjusted | Refused:
-        """Post a refund or a credit to a call; the same order again changes nothing."""
+        """Post a refund or a charge to a call; the same order again changes nothing.
+
+        Its amount is of what is billed, and all of that may be taken back. The cost moves by the
+        same, as far as there is any: what a refund takes beyond it is of the markup and the fee.
+        """
         call = tx.call(order.call_id)
         if call is None:
             return Refused(code="no_call", message=f"no call {order.call_id!r} in this ledger")
@@ -131,13 +135,16 @@ class Corrections:
         if problem is not None:
             return Refused(code="bad_adjustment", message=problem)
         legs = [leg for meter in meters for leg in tx.legs_of(meter.meter_id)]
-        charged = sum(leg.rated_nano_usd or 0 for leg in legs)
+        total = sum(leg.rated_nano_usd or 0 for leg in legs)
+        billed = sum(leg.billed_nano_usd or 0 for leg in legs)
+        amount = max(order.amount_nano_usd, -max(0, total))
         document = msgspec.json.encode(
             {
                 "adjustment": {
                     "id": order.adjustment_id,
                     "call_id": call.call_id,
-                    "amount_nano_usd": order.amount_nano_usd,
+                    "amount_nano_usd": amount,
+                    "billed_nano_usd": order.amount_nano_usd,
                     "reason": order.reason,
                     "by": order.by,
                 }
@@ -146,15 +153,17 @@ class Corrections:
         price_id = _price_id("adjustment", call.call_id, order.adjustment_id)
         known = next((leg for leg in legs if leg.price_id == price_id), None)
         if known is not None:
-            if known.rated_nano_usd != order.amount_nano_usd:
+            if known.billed_nano_usd != order.amount_nano_usd:
                 message = f"adjustment {order.adjustment_id!r} was made with another amount: give "
                 return Refused(code="bad_adjustment", message=message + "it an id of its own")
-            return Adjusted(call_id=call.call_id, total_nano_usd=charged, repeated=True)
-        if charged + order.amount_nano_usd < 0:
+            return Adjusted(
+                call_id=call.call_id, total_nano_usd=total, billed_nano_usd=billed, repeated=True
+            )
+        if billed + order.amount_nano_usd < 0:
             return Refused(
                 code="bad_adjustment",
                 message=f"{format_usd(order.amount_nano_usd, places=9)} is more than the "
-                f"{format_usd(charged, places=9)} that call {call.call_id} was charged: take back "
+                f"{format_usd(billed, places=9)} that call {call.call_id} was billed: take back "
                 "at most that",
             )
         meter = meters[0]
@@ -165,12 +174,16 @@ class Corrections:
         leg = self._own_leg(tx, meter, number, ADJUSTMENT, at or call.opened_at_unix_ms)
         leg.price_id, leg.pricing_source = price_id, ADJUSTMENT
         tx.save_price(price_id, ADJUSTMENT, document)
-        self._post_own(tx, meter, call, leg, order.amount_nano_usd, order.amount_nano_usd, now)
+        self._post_own(tx, meter, call, leg, amount, order.amount_nano_usd, now)
         self._amended(tx, call.call_id)
         detail = f"{format_usd(order.amount_nano_usd, places=9)}, by {order.by}: {order.reason}"
         tx.audit(call.call_id, now, "adjust", detail)
-        total = charged + order.amount_nano_usd
-        return Adjusted(call_id=call.call_id, total_nano_usd=total, repeated=False)
+        return Adjusted(
+            call_id=call.call_id,
+            total_nano_usd=total + amount,
+            billed_nano_usd=billed + order.amount_nano_usd,
+            repeated=False,
+        )
 
     def charge_flat_fee(self, tx: Session, call: Call, now: int) -> None:
         """Bill a call that is over for what each call is billed; once."""

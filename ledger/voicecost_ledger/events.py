@@ -84,7 +84,10 @@ class Rerated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adjust(msgspec.Struct, frozen=True, kw_only=True):
-    """Post a refund (below 0) or a charge to a call; the same id again does nothing."""
+    """Post a refund (below 0) or a charge to a call; the same id again does nothing.
+
+    The amount is of what the call is billed. The cost moves by the same, but never below nothing.
+    """
 
     adjustment_id: str
     call_id: str
@@ -94,10 +97,11 @@ class Adjust(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Adjusted(msgspec.Struct, frozen=True, kw_only=True):
-    """The adjustment is posted; `total_nano_usd` is what the call costs with it."""
+    """The adjustment is posted: what the call costs with it, and what it is billed."""
 
     call_id: str
     total_nano_usd: int
+    billed_nano_usd: int
     repeated: bool  # it had been posted before
 
 

@@ -32,7 +32,10 @@ class RerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class AdjustmentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A refund (below 0) or a charge, in nano-USD as digits. The same `id` again does nothing."""
+    """A refund (below 0) or a charge, in nano-USD as digits, of what the call is billed.
+
+    The same `id` again does nothing.
+    """
 
     amount_nano_usd: str
     reason: str

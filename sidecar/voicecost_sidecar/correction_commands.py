@@ -130,7 +130,7 @@ def adjust(
     call_id: str,
     amount: Annotated[
         str,
-        typer.Argument(help="US dollars, below 0 for a refund: -0.25."),
+        typer.Argument(help="US dollars of what is billed, below 0 for a refund: -0.25."),
     ],
     reason: Reason,
     adjustment_id: Annotated[
@@ -158,7 +158,10 @@ def adjust(
 
 def _adjusted_text(done: Adjusted) -> str:
     known = "had been adjusted before" if done.repeated else "is adjusted"
-    return f"{done.call_id} {known}: it costs {format_usd(done.total_nano_usd, places=9)}."
+    cost = f"it costs {format_usd(done.total_nano_usd, places=9)}"
+    if done.billed_nano_usd != done.total_nano_usd:
+        cost += f" and is billed {format_usd(done.billed_nano_usd, places=9)}"
+    return f"{done.call_id} {known}: {cost}."
 
 
 def signed_usd(text: str) -> int:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -193,7 +194,10 @@ def test_a_refund_belongs_to_the_call_and_to_the_day_it_is_of() -> None:
     call_id = a_finished_call(desk)
     desk.now += 2 * DAY_MS
     done = adjust(desk, call_id, -60_000)
-    assert done == Adjusted(call_id=call_id, total_nano_usd=50_000, repeated=False)
+    adjusted = Adjusted(
+        call_id=call_id, total_nano_usd=50_000, billed_nano_usd=50_000, repeated=False
+    )
+    assert done == adjusted
     call = desk.call()
     assert (call.summary.total_nano_usd, call.summary.amended) == (50_000, True)
     leg, entry = call.legs[-1], call.entries[-1]
@@ -207,7 +211,7 @@ def test_a_refund_belongs_to_the_call_and_to_the_day_it_is_of() -> None:
     (costs,) = desk.store.costs(COSTS)
     assert costs.amount_nano_usd == 50_000
     again = adjust(desk, call_id, -60_000)
-    assert again == Adjusted(call_id=call_id, total_nano_usd=50_000, repeated=True)
+    assert again == msgspec.structs.replace(adjusted, repeated=True)
     assert isinstance(adjust(desk, call_id, -50_000), Refused)  # the same id, another amount
     desk.check()
 
@@ -215,7 +219,7 @@ def test_a_refund_belongs_to_the_call_and_to_the_day_it_is_of() -> None:
 @pytest.mark.parametrize(
     ("amount", "how", "says"),
     [
-        pytest.param(-110_001, {}, "more than the", id="more than was charged"),
+        pytest.param(-110_001, {}, "more than the", id="more than was billed"),
         pytest.param(0, {}, "not 0", id="nothing"),
         pytest.param(10**14, {}, r"at most \$10,000", id="absurd"),
         pytest.param(1, {"reason": " "}, "needs a reason", id="no reason"),
@@ -291,6 +295,37 @@ def test_what_is_billed_is_the_cost_with_its_markup_and_one_fee_for_each_call() 
     desk.check()
 
 
+def test_all_that_was_billed_can_be_refunded_and_the_cost_goes_to_nothing_at_most() -> None:
+    """A refund is of what the customer was billed; its last part is the markup and the fee."""
+    desk = Desk(Policy(livekit_project="LK", billing=TERMS))
+    meter = desk.meter(project="shop")
+    meter.stop(meter.start(LLM), input_tokens=300)
+    meter.close()
+    meter.send()
+    call_id, billed = desk.call().summary.call_id, 400_000 + CENT
+
+    def amounts(number: int, amount: int) -> tuple[int, int]:
+        done = adjust(desk, call_id, amount, adjustment_id=f"A{number}")
+        assert isinstance(done, Adjusted)
+        summary = desk.call().summary
+        sums = summary.total_nano_usd, summary.billed_nano_usd
+        assert (done.total_nano_usd, done.billed_nano_usd) == sums
+        desk.check()
+        return sums
+
+    assert amounts(1, -200_000) == (100_000, billed - 200_000)
+    assert amounts(2, 50_000) == (150_000, billed - 150_000)
+    refused = adjust(desk, call_id, -billed + 149_999, adjustment_id="A3")
+    assert isinstance(refused, Refused)
+    assert "was billed" in refused.message
+    assert amounts(3, -billed + 150_000) == (0, 0)
+    again = adjust(desk, call_id, -billed + 150_000, adjustment_id="A3")
+    assert isinstance(again, Adjusted)
+    assert again.repeated
+    (costs,) = desk.store.costs(COSTS)
+    assert (costs.amount_nano_usd, costs.billed_nano_usd) == (0, 0)
+
+
 def test_changed_terms_leave_what_began_under_the_old_ones() -> None:
     desk = Desk(Policy(livekit_project="LK", billing=TERMS))
     meter = desk.meter()
@@ -344,20 +379,22 @@ def test_parts_of_a_leg_sum_to_the_billed_of_its_total(
     if later_price:
         desk.prices.known["nova-3"] = later_price
         rerate(desk, apply=True)
-    posted = 0
+    rated = -(-total // 1000) * 1_000_000 * (later_price or 1)
+    posted, cost = 0, rated
     for number, amount in enumerate(adjustments):
         call_id = desk.call().summary.call_id
         done = adjust(desk, call_id, amount, adjustment_id=f"A{number}")
-        posted += amount if isinstance(done, Adjusted) else 0
+        if isinstance(done, Adjusted):
+            posted += amount
+            cost = max(0, cost + amount)
     call = desk.call()
-    rated = -(-total // 1000) * 1_000_000 * (later_price or 1)
     (view,) = [view for view in call.legs if view.leg == leg]
     assert view.amount_nano_usd == rated
     billed = marked_up(rated, markup_ppm)
     parts = [entry.billed_nano_usd or 0 for entry in call.entries if entry.leg == leg]
     assert sum(parts) == view.billed_nano_usd == billed
     assert call.summary.billed_nano_usd == (billed or 0) + 5 + posted
-    assert call.summary.total_nano_usd == rated + posted
+    assert call.summary.total_nano_usd == cost
     desk.check()
 
 

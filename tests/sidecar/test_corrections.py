@@ -253,7 +253,7 @@ def test_a_refund_over_http_is_posted_once(told: RunningSidecar) -> None:
     ("call_id", "body", "status", "says"),
     [
         ("CA_none", {"amount_nano_usd": "1", "reason": "x"}, 404, "no call 'CA_none'"),
-        (None, {"amount_nano_usd": "-99999999", "reason": "x"}, 400, "was charged"),
+        (None, {"amount_nano_usd": "-99999999", "reason": "x"}, 400, "was billed"),
         (None, {"amount_nano_usd": "0.5", "reason": "x"}, 400, "whole number"),
         (None, {"amount_nano_usd": "1", "reason": " "}, 400, "needs a reason"),
         (None, {"amount_nano_usd": 1, "reason": "x"}, 400, "amount_nano_usd"),
@@ -281,7 +281,7 @@ def test_a_refund_at_the_command_line(told: RunningSidecar, tmp_path: Path) -> N
     arguments = ("adjust", call_id, "-0.001", "--reason", "bad line", "--id", "R1")
     done = voicecost(tmp_path, *arguments, VOICECOST_DATABASE_URL=url)
     assert done.returncode == 0, done.stderr
-    assert f"{call_id} is adjusted" in done.stdout
+    assert f"{call_id} is adjusted: it costs $" in done.stdout
     (leg,) = [leg for leg in the_call(told)["legs"] if leg["model"] == "adjustment"]
     assert leg["amount_nano_usd"] == "-1000000"
     too_much = voicecost(

@@ -175,7 +175,8 @@ _DIFFERENCES: Final = (
         "CAST(p.document AS TEXT) AS ordered FROM legs l LEFT JOIN prices p USING (price_id) "
         f"WHERE number >= {FLAT_FEE_NUMBER} AND (rated_nano_usd, billed_nano_usd) IS NOT ("
         "coalesce(json_extract(ordered, '$.adjustment.amount_nano_usd'), 0), "
-        "coalesce(json_extract(ordered, '$.adjustment.amount_nano_usd'), "
+        "coalesce(json_extract(ordered, '$.adjustment.billed_nano_usd'), "
+        "json_extract(ordered, '$.adjustment.amount_nano_usd'), "
         "json_extract(ordered, '$.flat_fee.billed_nano_usd')))",
     ),
     (
