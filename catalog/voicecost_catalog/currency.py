@@ -1,11 +1,20 @@
-"""A second currency to read amounts in, at a rate that somebody stated. Nothing is kept in it."""
+"""A second currency to read totals in, at a rate that somebody stated. Nothing is kept in it."""
 
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 
 import msgspec
+
+
+class CurrencyTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """A total of dollars in the display currency: converted once, exactly; never to be summed."""
+
+    code: str
+    per_usd: str  # the rate, as it was stated
+    total: str
+    billed: str
 
 
 class DisplayCurrency(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +40,17 @@ class DisplayCurrency(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"per_usd {per_usd!r}: expected a positive number such as 0.92")
         return cls(code=code, per_usd=per_usd)
 
-    def text(self, nano_usd: int) -> str:
-        """An amount for people, to the ten thousandth: `EUR 0.0355`."""
-        amount = (Decimal(nano_usd) * Decimal(self.per_usd)).scaleb(-9)
-        return f"{self.code} {amount:,.4f}"
+    def totals(self, total_nano_usd: int, billed_nano_usd: int) -> CurrencyTotals:
+        """What a call or a span costs, and what it is billed, in this currency."""
+        return CurrencyTotals(
+            code=self.code,
+            per_usd=self.per_usd,
+            total=self._exact(total_nano_usd),
+            billed=self._exact(billed_nano_usd),
+        )
+
+    def _exact(self, nano_usd: int) -> str:
+        # As many digits as a product of the two can have: nothing is rounded.
+        exactly = Context(prec=len(str(nano_usd)) + len(self.per_usd))
+        amount = exactly.multiply(Decimal(nano_usd).scaleb(-9), Decimal(self.per_usd))
+        return format(amount.normalize(exactly), "f")

@@ -11,17 +11,18 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 
 from voicecost_ledger._version import __version__
 from voicecost_ledger.calls import CallState
-from voicecost_ledger.stores import CallDetail
 from voicecost_sidecar.metrics import METRICS_CONTENT_TYPE
 from voicecost_sidecar.parts import PartsDependency
 from voicecost_sidecar.periods import PERIODS, PeriodError
 from voicecost_sidecar.queries import (
     GROUPS,
     LATENCY_GROUPS,
+    CallAnswer,
     CallList,
     Costs,
     CursorError,
     Latency,
+    read_call,
     read_calls,
     read_costs,
     read_latency,
@@ -85,18 +86,19 @@ def list_calls(
             state=call_state,
             before=before,
             limit=limit,
+            currency=parts.config.display_currency,
         )
     except (PeriodError, CursorError) as error:
         raise ClientException(str(error)) from None
 
 
 @get("/v1/calls/{call_id:str}", sync_to_thread=True)
-def get_call(parts: PartsDependency, call_id: FromPath[str]) -> CallDetail:
+def get_call(parts: PartsDependency, call_id: FromPath[str]) -> CallAnswer:
     """One call: its turns, legs, entries, meters, gaps and the steps of its enforcement."""
-    detail = parts.store.call(call_id)
-    if detail is None:
+    call = read_call(parts.store, call_id, currency=parts.config.display_currency)
+    if call is None:
         raise NotFoundException(f"no call {call_id!r} in this ledger")
-    return detail
+    return call
 
 
 @get("/v1/costs", sync_to_thread=True)
@@ -118,6 +120,7 @@ def get_costs(
             to=to,
             project=project,
             group_by=group_by,
+            currency=parts.config.display_currency,
         )
     except ValueError as error:
         raise ClientException(str(error)) from None

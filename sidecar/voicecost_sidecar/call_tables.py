@@ -20,10 +20,12 @@ from voicecost_ledger.stores import (
     LegView,
     TurnView,
 )
+from voicecost_sidecar.queries import CallAnswer
 from voicecost_sidecar.tables import (
     WIDE_COLUMNS,
     LatencyTable,
     cost_text,
+    currency_text,
     harmless,
     length_text,
     moment_text,
@@ -44,7 +46,7 @@ class Part(StrEnum):
     CONTROL = "control"
 
 
-def call_table(detail: CallDetail, time_zone: str, part: Part = Part.LEGS) -> RenderableType:
+def call_table(detail: CallAnswer, time_zone: str, part: Part = Part.LEGS) -> RenderableType:
     """One call: what it is, and each leg with where its price is from, or another part of it."""
     detail = harmless(detail)
     parts: list[RenderableType] = [_facts(detail, time_zone), Text(), _part(detail, part)]
@@ -68,7 +70,7 @@ def _part(detail: CallDetail, part: Part) -> RenderableType:
             return _control_table(detail.control)
 
 
-def _facts(detail: CallDetail, time_zone: str) -> RenderableType:
+def _facts(detail: CallAnswer, time_zone: str) -> RenderableType:
     call = detail.summary
     facts = plain_grid()
     for name, value in (
@@ -84,6 +86,7 @@ def _facts(detail: CallDetail, time_zone: str) -> RenderableType:
             "billed",
             "" if call.billed_nano_usd == call.total_nano_usd else format_usd(call.billed_nano_usd),
         ),
+        ("converted", currency_text(detail.display_currency, call.unpriced_leg_count)),
         ("of it accruing", format_usd(call.accruing_nano_usd) if call.accruing_nano_usd else ""),
         ("of it estimated", _estimated_text(call)),
         ("waste", share_text(call.waste_nano_usd, call.waste_per_mille)),

@@ -35,6 +35,7 @@ from voicecost_sidecar.call_tables import Part, call_table
 from voicecost_sidecar.config import DEFAULT_CONFIG_FILE
 from voicecost_sidecar.queries import (
     LATENCY_GROUPS,
+    read_call,
     read_calls,
     read_costs,
     read_latency,
@@ -90,6 +91,7 @@ def calls(
             state=state,
             before=before,
             limit=limit,
+            currency=settings.display_currency,
         )
         show_answer(found, as_json, lambda: calls_table(found, settings.time_zone))
 
@@ -105,10 +107,10 @@ def call(
 ) -> None:
     """Show one call: its legs, what each cost and where the price is from."""
     with open_ledger(config) as (store, settings):
-        detail = store.call(call_id)
-        if detail is None:
+        found = read_call(store, call_id, currency=settings.display_currency)
+        if found is None:
             fail(f"no call {call_id!r} in {settings.database_path}: `voicecost calls` lists them")
-        show_answer(detail, as_json, lambda: call_table(detail, settings.time_zone, show))
+        show_answer(found, as_json, lambda: call_table(found, settings.time_zone, show))
 
 
 @app.command()
@@ -131,6 +133,7 @@ def costs(
             to=to,
             project=project,
             group_by=group_by,
+            currency=settings.display_currency,
         )
         show_answer(found, as_json, lambda: costs_table(found))
 

@@ -18,17 +18,16 @@ from litestar.openapi.spec import Components, SecurityScheme
 from voicecost_ledger._version import __version__
 from voicecost_ledger.events import Adjusted
 from voicecost_ledger.protocol import ClientMessage, ServerMessage
-from voicecost_ledger.stores import CallDetail
 from voicecost_sidecar.api import Health
 from voicecost_sidecar.explanations import EntryExplanation
 from voicecost_sidecar.money_json import money_schema
-from voicecost_sidecar.queries import CallList, Costs, Latency
+from voicecost_sidecar.queries import CallAnswer, CallList, Costs, Latency
 from voicecost_sidecar.rerating import RerateReport
 from voicecost_sidecar.what_if import WhatIf
 
 _REF: Final = "#/components/schemas/{name}"
 _BODIES: Final = (
-    CallDetail,
+    CallAnswer,
     CallList,
     Costs,
     Latency,

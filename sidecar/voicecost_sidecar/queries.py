@@ -8,9 +8,11 @@ from typing import Final
 
 import msgspec
 
+from voicecost_catalog.currency import CurrencyTotals, DisplayCurrency
 from voicecost_ledger.calls import CallState
 from voicecost_ledger.money import per_mille
 from voicecost_ledger.stores import (
+    CallDetail,
     CallQuery,
     CallSummary,
     CostQuery,
@@ -29,16 +31,23 @@ class CursorError(ValueError):
     """A place in a list that is none; the text says where one comes from."""
 
 
+class CallAnswer(CallDetail, frozen=True, kw_only=True):
+    """Everything the ledger knows of one call, and its totals in the display currency, if any."""
+
+    display_currency: CurrencyTotals | None
+
+
 class CallList(msgspec.Struct, frozen=True, kw_only=True):
     """Calls, newest first.
 
     Where `has_more`, the same question with `before` = `next_before` gives the next of them; calls
-    that open meanwhile move nothing.
+    that open meanwhile move nothing. `display_currency` is of the sum of these calls.
     """
 
     calls: list[CallSummary]
     has_more: bool
     next_before: str | None  # opaque
+    display_currency: CurrencyTotals | None
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +70,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     waste_per_mille: int
     leg_count: int
     unpriced_leg_count: int
+    display_currency: CurrencyTotals | None  # the totals in it; None: none is configured
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +92,7 @@ def read_costs(
     to: str | None = None,
     project: str | None = None,
     group_by: str = "project",
+    currency: DisplayCurrency | None = None,
 ) -> Costs:
     """The costs of a span, for the API and the command line alike.
 
@@ -93,6 +104,7 @@ def read_costs(
         to: The same, exclusive.
         project: Only this one.
         group_by: Some of `GROUPS`, separated by commas.
+        currency: In which the totals are told too.
 
     Raises:
         PeriodError: The span is not understood.
@@ -112,8 +124,9 @@ def read_costs(
     )
     present = span.from_unix_ms <= now < span.until_unix_ms
     accruing = store.accruing(project) if present else 0
-    billed = store.accruing_billed(project) if present else 0
+    accruing_billed = store.accruing_billed(project) if present else 0
     total = sum(row.amount_nano_usd for row in rows) + accruing
+    billed = sum(row.billed_nano_usd for row in rows) + accruing_billed
     waste = sum(row.waste_nano_usd for row in rows)
     return Costs(
         from_unix_ms=span.from_unix_ms,
@@ -122,13 +135,30 @@ def read_costs(
         group_by=groups,
         rows=rows,
         total_nano_usd=total,
-        billed_nano_usd=sum(row.billed_nano_usd for row in rows) + billed,
+        billed_nano_usd=billed,
         accruing_nano_usd=accruing,
         waste_nano_usd=waste,
         waste_per_mille=per_mille(waste, total),
         leg_count=sum(row.leg_count for row in rows),
         unpriced_leg_count=sum(row.unpriced_leg_count for row in rows),
+        display_currency=currency and currency.totals(total, billed),
     )
+
+
+def read_call(
+    store: Store, call_id: str, *, currency: DisplayCurrency | None = None
+) -> CallAnswer | None:
+    """One call, or None where the ledger has none of that id; see `read_costs`.
+
+    Raises:
+        StoreUnavailable: The ledger cannot be read.
+    """
+    detail = store.call(call_id)
+    if detail is None:
+        return None
+    call = detail.summary
+    totals = currency and currency.totals(call.total_nano_usd, call.billed_nano_usd)
+    return CallAnswer(**msgspec.structs.asdict(detail), display_currency=totals)
 
 
 def read_latency(
@@ -195,6 +225,7 @@ def read_calls(
     state: CallState | None = None,
     before: str | None = None,
     limit: int = 50,
+    currency: DisplayCurrency | None = None,
 ) -> CallList:
     """The calls opened in a span (without one: all), newest first; see `read_costs`.
 
@@ -208,6 +239,7 @@ def read_calls(
         state: Only calls in this state.
         before: `next_before` of the page before.
         limit: At most so many.
+        currency: In which their sum is told too.
 
     Raises:
         CursorError: `before` is none of ours.
@@ -228,8 +260,13 @@ def read_calls(
         )
     )
     page, has_more = found[:limit], len(found) > limit
+    total = sum(call.total_nano_usd for call in page)
+    billed = sum(call.billed_nano_usd for call in page)
     return CallList(
-        calls=page, has_more=has_more, next_before=_cursor(page[-1]) if has_more else None
+        calls=page,
+        has_more=has_more,
+        next_before=_cursor(page[-1]) if has_more else None,
+        display_currency=currency and currency.totals(total, billed),
     )
 
 

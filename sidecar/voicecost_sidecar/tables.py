@@ -9,6 +9,7 @@ import shlex
 import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final, TypeVar, cast
 from zoneinfo import ZoneInfo
 
@@ -17,6 +18,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from voicecost_catalog.currency import CurrencyTotals
 from voicecost_ledger.calls import CallState
 from voicecost_ledger.money import format_usd, round_half_even
 from voicecost_ledger.stores import CallSummary, LatencyRow
@@ -70,11 +72,15 @@ def calls_table(found: CallList, time_zone: str) -> RenderableType:
     found = harmless(found)
     if not found.calls:
         return Text("No calls in this ledger yet.")
-    table = _CallsTable(found.calls, time_zone)
-    if found.next_before is None:
-        return table
-    again = f"There are more: ask again with --before {shlex.quote(found.next_before)}"
-    return Group(table, Text(again, style="dim", overflow="ignore", no_wrap=True))
+    parts: list[RenderableType] = [_CallsTable(found.calls, time_zone)]
+    if found.display_currency is not None:
+        unpriced = sum(call.unpriced_leg_count for call in found.calls)
+        amount = currency_text(found.display_currency, unpriced)
+        parts.append(Text(f"these {len(found.calls)} calls: {amount}"))
+    if found.next_before is not None:
+        again = f"There are more: ask again with --before {shlex.quote(found.next_before)}"
+        parts.append(Text(again, style="dim", overflow="ignore", no_wrap=True))
+    return Group(*parts)
 
 
 class _CallsTable:
@@ -136,7 +142,11 @@ def costs_table(costs: Costs) -> RenderableType:
         )
     if costs.accruing_nano_usd:
         table.add_row("accruing", *[""] * len(names), format_usd(costs.accruing_nano_usd))
-    return Group(Text(span, style="dim"), table)
+    parts: list[RenderableType] = [Text(span, style="dim"), table]
+    if costs.display_currency is not None:
+        amount = currency_text(costs.display_currency, costs.unpriced_leg_count)
+        parts.append(Text(f"total: {amount}"))
+    return Group(*parts)
 
 
 def latency_table(latency: Latency) -> RenderableType:
@@ -192,6 +202,17 @@ def cost_text(amount_nano_usd: int, unpriced_leg_count: int, *, places: int = 4)
     """An amount, and how many legs it does not hold."""
     unpriced = f" + {unpriced_leg_count} unpriced" if unpriced_leg_count else ""
     return format_usd(amount_nano_usd, places=places) + unpriced
+
+
+def currency_text(totals: CurrencyTotals | None, unpriced_leg_count: int) -> str:
+    """A total in the display currency and the rate it was converted at; nothing without one."""
+    if totals is None:
+        return ""
+    code, total, billed = totals.code, Decimal(totals.total), Decimal(totals.billed)
+    unpriced = f" + {unpriced_leg_count} unpriced" if unpriced_leg_count else ""
+    also = f", billed {code} {billed:,.4f}" if billed != total else ""
+    rate = f"at the stated rate of {code} {totals.per_usd} a dollar"
+    return f"{code} {total:,.4f}{unpriced}{also}, {rate}"
 
 
 def plain_table(*columns: str, show_footer: bool = False) -> _PlainTable:

@@ -192,10 +192,11 @@ def running_sidecar(
     poll_interval_s: float = 600.0,
     busy_timeout_ms: int = 5_000,
     listening: socket.socket | None = None,
+    **configured: Any,
 ) -> Generator[RunningSidecar]:
     """Serve until the test is over. By default LiveKit is away: only webhooks tell of rooms."""
     listening = listening or listening_socket("127.0.0.1", 0)
-    config = Config(database_path=folder / "ledger.db", livekit=livekit)
+    config = Config(database_path=folder / "ledger.db", livekit=livekit, **configured)
     store = SqliteStore.open(config.database_path, busy_timeout_ms=busy_timeout_ms)
     sidecar = Sidecar(
         config,

@@ -297,7 +297,7 @@ def test_what_is_answered_has_exactly_the_documents_fields(told: RunningSidecar)
     detail = told.get(f"/v1/calls/{call['call_id']}")
     for name, answered in (
         ("CallSummary", call),
-        ("CallDetail", detail),
+        ("CallAnswer", detail),
         ("LegView", detail["legs"][0]),
         ("EntryView", detail["entries"][0]),
         ("TurnView", detail["turns"][0]),
