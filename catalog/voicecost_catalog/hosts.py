@@ -8,8 +8,8 @@ is known to run there (`data/ollama.yaml`, `data/loopback.yaml`) is known to cos
 
     open_price_book(host_aliases={"127.0.0.1:4010": "openai", "llm.internal": "groq"})
 
-The same setting is `host_aliases:` in `voicecost.yaml` and `VOICECOST_HOST_ALIASES` in the
-environment of an agent (`127.0.0.1:4010=openai,llm.internal=groq`). A key with a port stands for
+The same setting is `host_aliases:` in `voicecost.yaml`, and `VOICECOST_HOST_ALIASES` in the
+environment (`127.0.0.1:4010=openai,llm.internal=groq`). A key with a port stands for
 that port alone, one without stands for every port. An alias is the last word: it also overrides
 the host's own name.
 """

@@ -1,5 +1,6 @@
-"""Reads `prices:` of `voicecost.yaml`: what the operator's contracts say, and a currency to show.
+"""Reads of `voicecost.yaml` what decides prices: the operator's contracts, and who bills.
 
+    host_aliases: {llm.internal: openai}  # who bills for requests to a host of one's own
     prices:
       plans: {livekit: scale}
       discounts: {deepgram: 12.5}      # percent off the list price
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Final, cast
@@ -27,16 +28,17 @@ import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
-from voicecost_catalog.book import CatalogPriceBook, check_plans, open_price_book
+from voicecost_catalog.book import check_plans
 from voicecost_catalog.compile import CatalogError, RowReader
 from voicecost_catalog.currency import DisplayCurrency
 from voicecost_catalog.genai import GenaiPrices
-from voicecost_catalog.hosts import parse_host_aliases
+from voicecost_catalog.hosts import check_host_aliases
 from voicecost_catalog.overrides import CONTRACT, Overrides, Ratio
 from voicecost_catalog.rates import Kind
 from voicecost_catalog.rows import ProviderRows, load_rows
 
 SECTION: Final = "prices"
+ALIASES: Final = "host_aliases"
 _KEYS: Final = ("plans", "discounts", "credit_usd", "rows", "display_currency")
 _CURRENCY_KEYS: Final = ("code", "per_usd")
 _OF_THE_PROVIDER: Final = ("provider", "plugin_names", "hosts")
@@ -46,11 +48,13 @@ _NUMBER_TAGS: Final = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int")
 _TEXT_TAG: Final = "tag:yaml.org,2002:str"
 _NULL_TAG: Final = "tag:yaml.org,2002:null"
 _PERCENT_DIGITS_MAX: Final = 6
+_Place = tuple[Any, str, str]  # the node that a key stands in, the key, and the field of the node
 
 
-class PricesSection(msgspec.Struct, frozen=True, kw_only=True):
-    """What `prices:` says."""
+class PriceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What `host_aliases:` and `prices:` say."""
 
+    host_aliases: dict[str, str] = {}
     overrides: Overrides = Overrides()
     display_currency: DisplayCurrency | None = None
 
@@ -63,28 +67,11 @@ class _ProviderEntry(msgspec.Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...] = ()
 
 
-def open_environment_price_book(environ: Mapping[str, str] | None = None) -> CatalogPriceBook:
-    """The price book of an agent that rates by itself: by the settings in its environment.
-
-    `VOICECOST_CONFIG` names a `voicecost.yaml`, of which only `prices:` is read here;
-    `VOICECOST_HOST_ALIASES` is as everywhere. A sidecar rates by its own file, whatever this says.
+def read_prices(file: Path, environ: Mapping[str, str] | None = None) -> PriceSettings:
+    """What a file says of prices; nothing where it says none.
 
     Raises:
-        ValueError: A setting or the file is not understood, or reading it needs ruamel.yaml.
-    """
-    environ = os.environ if environ is None else environ
-    file = environ.get("VOICECOST_CONFIG", "").strip()
-    return open_price_book(
-        host_aliases=parse_host_aliases(environ.get("VOICECOST_HOST_ALIASES", "")),
-        overrides=read_prices(Path(file), environ).overrides if file else None,
-    )
-
-
-def read_prices(file: Path, environ: Mapping[str, str] | None = None) -> PricesSection:
-    """The section `prices:` of a file; empty where it has none.
-
-    Raises:
-        CatalogError: The file cannot be read, or the section is wrong.
+        CatalogError: The file cannot be read, or what it says is wrong.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -95,30 +82,32 @@ def read_prices(file: Path, environ: Mapping[str, str] | None = None) -> PricesS
     return parse_prices(text, file, environ)
 
 
-def parse_prices(text: str, file: Path, environ: Mapping[str, str] | None = None) -> PricesSection:
+def parse_prices(text: str, file: Path, environ: Mapping[str, str] | None = None) -> PriceSettings:
     """The same of a text that was read from `file`."""
     environ = os.environ if environ is None else environ
     try:
-        tree = _section(text, file, environ)
+        sections = _sections(text, file, environ)
     except MarkedYAMLError as error:
         marked: Any = error  # ruamel.yaml is half typed
         mark = marked.problem_mark or marked.context_mark
         problem = str(marked.problem).split("\n")[0]
         raise CatalogError(file, mark.line + 1 if mark else 0, "yaml", problem) from None
-    return PricesSection() if tree is None else _Section(file).read(tree)
+    return _Reader(file).read(sections)
 
 
-def _section(text: str, file: Path, environ: Mapping[str, str]) -> Any:
+def _sections(text: str, file: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     yaml: Any = YAML(typ="rt", pure=True)  # Any: ruamel.yaml is half typed
     root = yaml.compose(text)
+    found: dict[str, Any] = {}
     for key, value in root.value if root is not None and root.id == "mapping" else ():
-        if key.value == SECTION:
+        if key.value in (SECTION, ALIASES):
             if value.id != "mapping":
-                problem = f"expected keys ({', '.join(_KEYS)})"
-                raise CatalogError(file, key.start_mark.line + 1, SECTION, problem)
-            _keep_digits(value, SECTION, file, environ)
-            return yaml.constructor.construct_document(value)
-    return None
+                allowed = f" ({', '.join(_KEYS)})" if key.value == SECTION else " and their values"
+                line = key.start_mark.line + 1
+                raise CatalogError(file, line, key.value, f"expected keys{allowed}")
+            _keep_digits(value, key.value, file, environ)
+            found[key.value] = yaml.constructor.construct_document(value)
+    return found
 
 
 def _keep_digits(node: Any, field: str, file: Path, environ: Mapping[str, str]) -> None:
@@ -144,7 +133,7 @@ def _keep_digits(node: Any, field: str, file: Path, environ: Mapping[str, str]) 
             node.tag = _TEXT_TAG
 
 
-class _Section:
+class _Reader:
     def __init__(self, file: Path) -> None:
         self._reader = RowReader(
             file,
@@ -153,36 +142,50 @@ class _Section:
             around=_OF_THE_PROVIDER,
         )
 
-    def read(self, tree: Any) -> PricesSection:
+    def read(self, sections: Mapping[str, Any]) -> PriceSettings:
+        host_aliases: dict[str, str] = {}
+        for host, provider, at in self._entries(sections, ALIASES, ALIASES):
+            try:
+                host_aliases |= check_host_aliases({host: provider})
+            except ValueError as error:
+                self._reader.fail(*at, str(error))
+        tree = sections.get(SECTION, {})
         self._known(tree, SECTION, _KEYS)
+        return PriceSettings(
+            host_aliases=host_aliases,
+            overrides=self._overrides(tree),
+            display_currency=self._currency(tree),
+        )
+
+    def _overrides(self, tree: Any) -> Overrides:
         rows = self._rows(tree)
         own = load_rows()
         known = {of.provider for of in own.providers} | {of.provider for of in rows}
         in_credits = {of.provider for of in own.providers if of.credit_usd}
-        discounts = {
-            provider: self._share(node, provider, percent)
-            for provider, percent, node in self._entries(tree, "discounts")
-            if self._is_provider(node, "discounts", provider, known)
-        }
+        discounts: dict[str, Ratio] = {}
+        for provider, percent, at in self._entries(tree, "discounts", f"{SECTION}.discounts"):
+            # Only a name that is not ours is worth the second that genai-prices takes to load.
+            if provider not in known and not GenaiPrices().knows(provider):
+                names = ", ".join(sorted(known))
+                problem = f"no prices of that provider: expected one of genai-prices' or {names}"
+                self._reader.fail(*at, problem)
+            discounts[provider] = self._share(percent, at)
         credit_usd: dict[str, Ratio] = {}
-        for provider, usd, node in self._entries(tree, "credit_usd"):
-            where = f"{SECTION}.credit_usd"
+        for provider, usd, at in self._entries(tree, "credit_usd", f"{SECTION}.credit_usd"):
             if provider not in in_credits:
                 problem = f"no provider prices in credits but {', '.join(sorted(in_credits))}"
-                self._reader.fail(node, provider, where, problem)
-            credit_usd[provider] = self._reader.nano_usd(node, usd, where, key=provider)
+                self._reader.fail(*at, problem)
+            node, key, where = at
+            credit_usd[provider] = self._reader.nano_usd(node, usd, where, key=key)
             if not credit_usd[provider][0]:
-                self._reader.fail(node, provider, where, "a credit costs more than nothing")
+                self._reader.fail(*at, "a credit costs more than nothing")
         plans: dict[str, str] = {}
-        for provider, plan, node in self._entries(tree, "plans"):
+        for provider, plan, at in self._entries(tree, "plans", f"{SECTION}.plans"):
             try:
                 plans |= check_plans({provider: plan}, own)
             except ValueError as error:
-                self._reader.fail(node, provider, f"{SECTION}.plans", str(error))
-        return PricesSection(
-            overrides=Overrides(rows=rows, discounts=discounts, plans=plans, credit_usd=credit_usd),
-            display_currency=self._currency(tree),
-        )
+                self._reader.fail(*at, str(error))
+        return Overrides(rows=rows, discounts=discounts, plans=plans, credit_usd=credit_usd)
 
     def _rows(self, tree: Any) -> tuple[ProviderRows, ...]:
         nodes: Any = tree.get("rows", [])
@@ -223,7 +226,7 @@ class _Section:
             found[name] = held
         return tuple(found.values())
 
-    def _share(self, node: Any, provider: str, percent: str) -> Ratio:
+    def _share(self, percent: str, at: _Place) -> Ratio:
         """What is paid of a price, as a fraction, with so many percent off."""
         try:
             off = Decimal(percent.removesuffix("%").strip())
@@ -232,33 +235,25 @@ class _Section:
             off, digits = Decimal(-1), 0
         if not 0 <= off <= 100 or digits > _PERCENT_DIGITS_MAX:
             problem = f"{percent!r} is no discount: expected 0 to 100 percent, such as 12.5"
-            self._reader.fail(node, provider, f"{SECTION}.discounts", problem)
+            self._reader.fail(*at, problem)
         paid, of = (100 - off).as_integer_ratio()
         common = math.gcd(paid, of * 100)
         return paid // common, of * 100 // common
 
-    def _is_provider(self, node: Any, key: str, provider: str, known: set[str]) -> bool:
-        # Only a name that is not ours is worth the second that genai-prices takes to load.
-        if provider not in known and not GenaiPrices().knows(provider):
-            names = ", ".join(sorted(known))
-            problem = f"no prices of that provider: expected one of genai-prices' or {names}"
-            self._reader.fail(node, provider, f"{SECTION}.{key}", problem)
-        return True
-
-    def _entries(self, tree: Any, key: str) -> list[tuple[str, str, Any]]:
-        """Provider, text and node of each line below a key."""
+    def _entries(self, tree: Any, key: str, where: str) -> Iterator[tuple[str, str, _Place]]:
+        """Name in lower case, text and place of each line below a key."""
         if key not in tree:
-            return []
-        where = f"{SECTION}.{key}"
+            return
         node = self._reader.mapping(tree[key], where, parent=tree, key=key)
-        found: dict[str, str] = {}
+        seen: set[str] = set()
         for name, value in node.items():
+            at = node, str(name), where
             if not isinstance(value, str):
-                self._reader.fail(node, str(name), where, "expected one value")
-            if str(name).lower() in found:
-                self._reader.fail(node, str(name), where, "given twice: keep one")
-            found[str(name).lower()] = value
-        return [(name, value, node) for name, value in found.items()]
+                self._reader.fail(*at, "expected one value")
+            if str(name).lower() in seen:
+                self._reader.fail(*at, "given twice: keep one")
+            seen.add(str(name).lower())
+            yield str(name).lower(), str(value), at
 
     def _currency(self, tree: Any) -> DisplayCurrency | None:
         if "display_currency" not in tree:

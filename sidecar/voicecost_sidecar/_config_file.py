@@ -13,8 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from voicecost_catalog.compile import CatalogError
-from voicecost_catalog.hosts import check_host_aliases
-from voicecost_catalog.override_file import PricesSection, parse_prices
+from voicecost_catalog.override_file import PriceSettings, parse_prices
 from voicecost_ledger.billing import Billing, BillingTerms, parse_percent
 from voicecost_ledger.database_url import DatabaseUrlError, sqlite_path
 from voicecost_ledger.money import parse_usd
@@ -60,12 +59,13 @@ def read_config_file(file: Path, environ: Mapping[str, str]) -> FileValues:
         raise ConfigError(f"is not YAML: {marked.problem}", file=str(file), line=line) from None
     values = _File(file, environ).values(None if composed is None else _node(composed))
     prices = _prices(text, file, environ)
+    values.host_aliases = prices.host_aliases
     values.overrides, values.display_currency = prices.overrides, prices.display_currency
     return values
 
 
-def _prices(text: str, file: Path, environ: Mapping[str, str]) -> PricesSection:
-    """The catalog reads its own section: it knows what a price is."""
+def _prices(text: str, file: Path, environ: Mapping[str, str]) -> PriceSettings:
+    """The catalog reads its own sections: it knows what a price is, and who bills."""
     try:
         return parse_prices(text, file, environ)
     except CatalogError as error:
@@ -120,10 +120,8 @@ class _File:
                     values.time_zone = self._zone(path, node)
                 case "billing":
                     values.billing = self._billing(path, node)
-                case "host_aliases":
-                    values.host_aliases = self._hosts(path, node)
                 case _:
-                    pass  # prices: see read_config_file
+                    pass  # host_aliases, prices: see read_config_file
         return values
 
     def _livekit(self, path: str, node: _Node) -> dict[str, str]:
@@ -206,15 +204,6 @@ class _File:
                 node, path, f"{name!r} is no time zone: expected an IANA name such as Europe/Berlin"
             )
         return name
-
-    def _hosts(self, path: str, node: _Node) -> dict[str, str]:
-        aliases: dict[str, str] = {}
-        for host, at, value in self._items(path, node):
-            try:
-                aliases |= check_host_aliases({host: self._text(at, value)})
-            except ValueError as error:
-                self._refuse(value, at, str(error))
-        return aliases
 
     def _items(
         self, path: str, node: _Node, *, allowed: tuple[str, ...] | None = None

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 import typer
 
+from voicecost_catalog.config_file import DEFAULT_CONFIG_FILE
 from voicecost_ledger._version import __version__
 from voicecost_ledger.calls import CallState
 from voicecost_sidecar import correction_commands, price_commands
@@ -32,7 +33,6 @@ from voicecost_sidecar._terminal import (
     show_answer,
 )
 from voicecost_sidecar.call_tables import Part, call_table
-from voicecost_sidecar.config import DEFAULT_CONFIG_FILE
 from voicecost_sidecar.queries import (
     LATENCY_GROUPS,
     read_call,

@@ -7,7 +7,9 @@
     billing:      {markup_percent, flat_fee, projects: {ID: {...}}, tenants: {ID: {...}}}
     host_aliases: {HOST: PROVIDER}: who bills for requests    VOICECOST_HOST_ALIASES
                   to a host of your own
-    prices:       what your contracts say, see voicecost_catalog.override_file
+    prices:       what your contracts say
+
+The last two are agents' too: `voicecost_catalog.override_file` reads them.
 
 `${NAME}` in a value is replaced from the environment. A wrong key or value is refused with its
 file, line, key and what is allowed: a budget with a typing error must not read as no budget.
@@ -23,6 +25,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from voicecost_catalog.config_file import config_file
 from voicecost_catalog.currency import DisplayCurrency
 from voicecost_catalog.hosts import parse_host_aliases
 from voicecost_catalog.overrides import Overrides
@@ -30,7 +33,6 @@ from voicecost_ledger.billing import Billing
 from voicecost_ledger.database_url import DatabaseUrlError, sqlite_path
 from voicecost_ledger.policy import Policy, ProjectPolicy
 
-DEFAULT_CONFIG_FILE: Final = Path("voicecost.yaml")
 _LIVEKIT_SCHEMES: Final = ("ws", "wss", "http", "https")
 
 
@@ -124,10 +126,7 @@ def load_config(file: Path | None = None, *, environ: Mapping[str, str] | None =
         ConfigError: A key or value is wrong, or `file` cannot be read.
     """
     environ = os.environ if environ is None else environ
-    if file is None and environ.get("VOICECOST_CONFIG", "").strip():
-        file = Path(environ["VOICECOST_CONFIG"].strip())
-    if file is None:
-        file = DEFAULT_CONFIG_FILE if DEFAULT_CONFIG_FILE.is_file() else None
+    file = file or config_file(environ)
     values = FileValues()
     if file is not None:
         # Here, not above: reading the ledger with the defaults needs no YAML reader installed.

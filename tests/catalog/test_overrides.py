@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -10,8 +11,7 @@ import pytest
 from voicecost_catalog import ModelPrice, open_price_book
 from voicecost_catalog.compile import CatalogError
 from voicecost_catalog.override_file import (
-    PricesSection,
-    open_environment_price_book,
+    PriceSettings,
     parse_prices,
     read_prices,
 )
@@ -22,12 +22,12 @@ FILE = Path("voicecost.yaml")
 MINUTE = {"audio_ms": 60_000, "connected_ms": 60_000}
 
 
-def prices(text: str, **environ: str) -> PricesSection:
+def prices(text: str, **environ: str) -> PriceSettings:
     return parse_prices(f"prices:\n{text}", FILE, environ)
 
 
 def price_of(
-    leg: LegAttributes, section: PricesSection, at_unix_ms: int = NOW_UNIX_MS
+    leg: LegAttributes, section: PriceSettings, at_unix_ms: int = NOW_UNIX_MS
 ) -> ModelPrice:
     book = open_price_book(overrides=section.overrides)
     price = book.price_for(leg, at_unix_ms)
@@ -403,23 +403,25 @@ def test_a_mistake_is_named_with_file_line_and_field(
     assert str(raised.value).startswith(f"{FILE}:{raised.value.line}: {field}: ")
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "field", "says"),
+    [
+        ("host_aliases: [a]", 1, "host_aliases", "expected keys and their values"),
+        ("host_aliases: {a: }", 1, "host_aliases.a", "expected one value"),
+        ("host_aliases:\n  A: openai\n  a: groq", 3, "host_aliases.a", "given twice: keep one"),
+        ("\nhost_aliases: {a/v1: openai}", 2, "host_aliases.a/v1", "no scheme, no path"),
+        ('host_aliases: {a: "${WHO}"}', 1, "host_aliases.a", "WHO is not set"),
+    ],
+)
+def test_a_mistake_in_the_aliases_is_named_too(text: str, line: int, field: str, says: str) -> None:
+    with pytest.raises(CatalogError, match=re.escape(says)) as raised:
+        parse_prices(text, FILE, {})
+    assert (raised.value.line, raised.value.field) == (line, field)
+
+
 @pytest.mark.parametrize("text", ["", "time_zone: UTC\n", "[]", "prices: {}\n"])
 def test_a_file_without_prices_overrides_nothing(text: str) -> None:
     assert not parse_prices(text, FILE, {}).overrides
-
-
-def test_an_agent_without_a_sidecar_takes_them_from_the_file_it_is_told(tmp_path: Path) -> None:
-    file = tmp_path / "voicecost.yaml"
-    file.write_text("database: ${NOT_SET}\nprices:\n  discounts: {deepgram: 50}\n")
-    environ = {"VOICECOST_CONFIG": str(file), "VOICECOST_HOST_ALIASES": "127.0.0.1:9=deepgram"}
-    price = open_environment_price_book(environ).price_for(
-        stt("nova-3", host="127.0.0.1:9"), NOW_UNIX_MS
-    )
-    assert price is not None
-    assert price.rate(MINUTE) == 2_400_000
-    plain = open_environment_price_book({}).price_for(stt("nova-3"), NOW_UNIX_MS)
-    assert plain is not None
-    assert plain.rate(MINUTE) == 4_800_000
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -80,9 +80,9 @@ class EmbeddedAuthority:
             self._store = self._store or SqliteStore.open(self._path)
         except (StoreUnavailable, StoreRefused) as error:
             raise AuthorityUnreachableError(str(error)) from None
-        book = prices().book
-        book.warm()  # the first leg must find every price
-        return Bookkeeper(self._store, book, Policy())
+        own = prices()
+        own.warm()  # the first leg must find every price
+        return Bookkeeper(self._store, own.book, Policy())
 
     async def close(self) -> None:
         """Close the file."""
