@@ -71,6 +71,7 @@ class Fact(NamedTuple):
     source_url: str
     source_date: str
     confidence: str
+    via: str
     valid_until: str
 
     @property
@@ -105,6 +106,7 @@ def is_represented(fact: Fact, price: ModelPrice, rate: Rate) -> bool:
         and fact.kind in (price.kind, rate.kind)
         and fact.plan in ("", price.plan)
         and (rate.source_url, rate.source_date) == (fact.source_url, fact.source_date)
+        and (rate.confidence or "", rate.via) == (fact.confidence, fact.via)
         and ("assumed" in fact.valid_until) <= price.assumed
         and bool(fact.valid_until) <= bool(price.valid_until)
     )
