@@ -35,6 +35,26 @@ def option_text(stream: Any, component: Any, name: str) -> str:
     return str(value) if isinstance(value, str) else ""
 
 
+CLONED_VOICE: Final = "cloned"
+"""What a leg says of a voice that has no name but a key."""
+
+
+def voice_of(stream: Any, component: Any) -> str:
+    """The voice that speaks: its name or id, empty where the plugin states none.
+
+    Google's plugin keeps the message that it sends, which has the name in it, or the key of a
+    cloned voice, which is a secret.
+    """
+    for name in ("voice", "voice_id", "voice_uuid"):
+        voice = option(stream, component, name)
+        said = voice if isinstance(voice, str) else _read(voice, "name")
+        if isinstance(said, str) and said:
+            return str(said)
+        if _read(_read(voice, "voice_clone"), "voice_cloning_key"):
+            return CLONED_VOICE
+    return ""
+
+
 _HOST_OPTIONS: Final = ("endpoint_url", "base_url", "ws_url", "api_url", "url")
 
 

@@ -10,7 +10,7 @@ from livekit.agents import APITimeoutError
 from voicecost_ledger.records import Modality, Outcome
 
 from . import _faults, _speech_tokens, _wire
-from ._attributes import describe, option_text
+from ._attributes import describe, option_text, voice_of
 from ._audio_length import AudioLength, length_of
 from ._instrument_attempts import Attempt, Tally
 from ._text_units import TextUnits
@@ -173,14 +173,13 @@ class SpeechAttempt(Attempt, _wire.TextObserver):
     def describe(self, *, streaming: bool) -> Tally:
         """The leg's tally, with what is known of it now."""
         stream, component = self.stream, self.stream._tts
-        voices = (option_text(stream, component, f"voice{kind}") for kind in ("", "_id", "_uuid"))
         return self.tally(
             describe(
                 stream,
                 component,
                 Modality.TTS,
                 language=option_text(stream, component, "language"),
-                voice=next(filter(None, voices), ""),
+                voice=voice_of(stream, component),
                 streaming=streaming,
             )
         )
