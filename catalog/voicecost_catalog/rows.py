@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import os.path
+import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -21,6 +22,10 @@ UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 ALWAYS: Final = (-(2**63), 2**63)
 STANDARD_TIERS: Final = frozenset({"", "default", "standard", "auto", "on_demand"})
 """What providers call the service tier that a price without one is of."""
+# A model as it was on a day: 2025-12-15 or 20251215, or 1106 without the year.
+_SNAPSHOT: Final = re.compile(
+    r"(.+)-(?:20[0-9]{2}(-?)(?:0[1-9]|1[0-2])\2|(?:0[1-9]|1[0-2]))(?:0[1-9]|[12][0-9]|3[01])"
+)
 
 
 class Dated(NamedTuple):
@@ -198,8 +203,13 @@ def dated_price(
 ) -> Dated:
     """The first row of the plan that the leg, or an option of it, falls under at an instant.
 
-    What a plan has no row of costs what it does on the plan of the file.
+    What a plan has no row of costs what it does on the plan of the file. A name with a date behind
+    it is a snapshot of a model and costs what that does, unless a row names the snapshot itself.
+    Snapshots of a language model may differ in price: genai-prices knows them.
     """
+    snapshot = _SNAPSHOT.fullmatch(leg.model) if leg.modality is not Modality.LLM else None
+    if snapshot and not any(row.covers(leg, addon=addon) for row in of.prices):
+        leg = msgspec.structs.replace(leg, model=snapshot[1])
     start, until = ALWAYS
     for wanted in dict.fromkeys((plan, of.plan)):
         for row in of.prices:

@@ -191,6 +191,29 @@ def test_a_tool_costs_what_the_operator_says(
     assert book.price_for(elsewhere, NOW_UNIX_MS) is None
 
 
+def test_a_snapshot_with_a_price_of_its_own_has_that_one_only() -> None:
+    section = prices(
+        """
+  rows:
+    - &row
+      provider: deepgram
+      model: nova-9
+      modality: stt
+      rule: audio
+      rates: {audio_ms: {usd: 0.06, per: minute}}
+    - <<: *row
+      model: nova-9-2026-10-01
+      valid_until: 2026-11-01
+      rates: {audio_ms: {usd: 0.03, per: minute}}
+"""
+    )
+    assert price_of(stt("nova-9-2026-11-01"), section).rate(MINUTE) == 60_000_000
+    october_unix_ms = NOW_UNIX_MS - 30 * 86_400_000
+    assert price_of(stt("nova-9-2026-10-01"), section, october_unix_ms).rate(MINUTE) == 30_000_000
+    book = open_price_book(overrides=section.overrides)
+    assert book.price_for(stt("nova-9-2026-10-01"), NOW_UNIX_MS) is None  # not what nova-9 costs
+
+
 def test_a_carrier_without_a_source_is_priced_by_its_prefixes_and_increments() -> None:
     section = prices(
         """

@@ -55,6 +55,31 @@ def test_what_has_no_row_has_no_price(leg: LegAttributes) -> None:
     assert BOOK.price_for(leg, NOW_UNIX_MS) is None
 
 
+@pytest.mark.parametrize(
+    ("snapshot", "model"),
+    [
+        # A literal in LiveKit's own plugin, then names of the providers' own lists.
+        (stt("gpt-4o-mini-transcribe-2025-12-15", provider="OpenAI"), "gpt-4o-mini-transcribe"),
+        (stt("gpt-4o-transcribe-2025-03-20", provider="OpenAI"), "gpt-4o-transcribe"),
+        (tts("gpt-4o-mini-tts-2025-03-20", provider="OpenAI"), "gpt-4o-mini-tts"),
+        (tts("gpt-4o-mini-tts-2025-12-15", provider="OpenAI"), "gpt-4o-mini-tts"),
+        (tts("tts-1-1106", provider="OpenAI"), "tts-1"),
+        (tts("tts-1-hd-1106", provider="OpenAI"), "tts-1-hd"),
+        (stt("ink-whisper-2025-06-04", provider="Cartesia"), "ink-whisper"),
+        (stt("ink-whisper-20250604", provider="Cartesia"), "ink-whisper"),
+        (stt("gpt-4o-transcribe-2025-13-20", provider="OpenAI"), None),  # no day
+        (tts("tts-1-9999", provider="OpenAI"), None),
+        (stt("gpt-4o-transcribe-diarize-2025-10-15", provider="OpenAI"), None),
+        (stt("voxtral-mini-2602", provider="MistralAI"), "voxtral-mini-2602"),  # its own row
+    ],
+)
+def test_a_name_with_a_date_is_a_snapshot_and_costs_what_the_model_does(
+    snapshot: LegAttributes, model: str | None
+) -> None:
+    price = BOOK.price_for(snapshot, NOW_UNIX_MS)
+    assert (price and price.model) == model
+
+
 def test_a_price_holds_from_its_day_on_and_not_before() -> None:
     """ElevenLabs cut its prices on a day that is only assumed: yesterday's invoice stays."""
     leg = tts("eleven_turbo_v2_5", provider="ElevenLabs")
