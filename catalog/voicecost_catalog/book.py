@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Final
@@ -35,7 +36,7 @@ _VENDORS: Final = {"xai": "x-ai"}  # what it calls them, where we do not
 
 
 class CatalogPriceBook:
-    """Our dated rows, then genai-prices for LLMs. Implements `voicecost_ledger.pricing.PriceBook`.
+    """Our dated rows, then genai-prices. Implements `voicecost_ledger.pricing.PriceBook`.
 
     Made by `open_price_book`. Safe to use from several threads.
     """
@@ -83,8 +84,8 @@ class CatalogPriceBook:
         """The price in force for such a leg at an instant, or None when none is known.
 
         Microseconds for a leg like one seen before. The first of its kind takes up to some
-        milliseconds, and the first LLM leg of all loads genai-prices unless `warm` has: look at
-        `ready` before asking on an event loop.
+        milliseconds, and the first that our own rows do not price loads genai-prices unless `warm`
+        has: on an event loop, ask `at_once`.
         """
         dated = self._remembered.get(leg)
         if dated is None or not dated.from_unix_ms <= at_unix_ms < dated.until_unix_ms:
@@ -112,6 +113,17 @@ class CatalogPriceBook:
         if _by_contract(kept) and self._is_one_model(by_asked_name, served, at_unix_ms):
             return kept
         return price
+
+    @property
+    def at_once(self) -> CatalogPriceBook:
+        """The same book without ever loading anything: until `warm` is done, our own rows alone."""
+        return self if self.ready else self._without_genai
+
+    @functools.cached_property
+    def _without_genai(self) -> CatalogPriceBook:
+        return CatalogPriceBook(
+            genai=False, host_aliases=self._aliases, plans=self._plans, overrides=self._overrides
+        )
 
     def prices_of(self, name: str, at_unix_ms: int) -> list[ModelPrice]:
         """Every price in force of a model as people name it, for example `deepgram/nova-3`.
@@ -207,7 +219,8 @@ class CatalogPriceBook:
                         price = self._overrides.changed(price, of.provider, of.credit_usd)
                     yield price
         for price in self._genai.every_price(at_unix_ms) if self._genai else ():
-            yield self._overrides.changed(price, price.provider, {})
+            if price.modality is Modality.LLM or not self._is_ours(price, at_unix_ms):
+                yield self._overrides.changed(price, price.provider, {})
 
     def restore(self, document: bytes) -> ModelPrice:
         """The price a ledger stored, equal to the one it was taken from.
@@ -216,6 +229,12 @@ class CatalogPriceBook:
             ValueError: The document is no price, was altered, or is of a newer version.
         """
         return restore_price(document)
+
+    def _is_ours(self, price: ModelPrice, at_unix_ms: int) -> bool:
+        """Whether a row of our own comes before what genai-prices says of that speech."""
+        leg = LegAttributes(modality=price.modality, provider=price.provider, model=price.model)
+        found = self._listed(leg, price.provider, at_unix_ms).price
+        return found is None or found.pricing_source != price.pricing_source
 
     def _look_up(self, leg: LegAttributes, at_unix_ms: int) -> Dated:
         if not 1 <= leg.channel_count <= _CHANNELS_MAX or not 0 <= at_unix_ms < _AT_UNIX_MS_MAX:
@@ -334,6 +353,7 @@ class CatalogPriceBook:
         """What the price lists say, ours first."""
         leg = _by_full_name(leg, payer)
         rows = self._provider_rows(payer)
+        dated = Dated(None, *ALWAYS)
         if rows is not None:
             dated = dated_price(
                 rows,
@@ -342,17 +362,18 @@ class CatalogPriceBook:
                 plan=self._plans.get(rows.provider, rows.plan),
                 pricing_source=self._rows.pricing_source,
             )
-            if dated.price is None and rows.provider == _INFERENCE:
-                return self._vendor_price(leg, at_unix_ms)
-            if dated.price is not None or leg.modality not in GENAI_MODALITIES:
+            if dated.price is not None:
                 return dated
+            if rows.provider == _INFERENCE:
+                return _within(dated, self._vendor_price(leg, at_unix_ms))
         if self._genai is None or leg.modality not in GENAI_MODALITIES:
-            return Dated(None, *ALWAYS)
+            return dated
         host = request_host(leg)
         named = payer or ("" if host else leg.provider.strip().lower())
         if host and not aliased_provider(self._aliases, leg) and not self._genai.knows(named):
             named = ""
-        return self._genai.price_for(leg, provider=named or None, host=host, at_unix_ms=at_unix_ms)
+        found = self._genai.price_for(leg, provider=named or None, host=host, at_unix_ms=at_unix_ms)
+        return _within(dated, found)
 
     def _vendor_price(self, leg: LegAttributes, at_unix_ms: int) -> Dated:
         """What the vendor itself asks, where LiveKit Inference's own rate is not known."""
@@ -382,6 +403,15 @@ def _by_full_name(leg: LegAttributes, payer: str | None) -> LegAttributes:
     return leg if model == leg.model else msgspec.structs.replace(leg, model=model)
 
 
+def _within(before: Dated, found: Dated) -> Dated:
+    """What was found, for no longer than what comes before it says nothing."""
+    return Dated(
+        found.price,
+        max(before.from_unix_ms, found.from_unix_ms),
+        min(before.until_unix_ms, found.until_unix_ms),
+    )
+
+
 def open_price_book(
     *,
     genai: bool = True,
@@ -389,12 +419,13 @@ def open_price_book(
     plans: Mapping[str, str] | None = None,
     overrides: Overrides | None = None,
 ) -> CatalogPriceBook:
-    """The prices this installation knows: our dated rows, and genai-prices for LLMs.
+    """The prices this installation knows: our dated rows, then genai-prices.
 
-    Cheap: genai-prices is loaded by `warm`, or by the first LLM leg.
+    Cheap: genai-prices is loaded by `warm`, or by the first leg that no row prices.
 
     Args:
-        genai: False leaves LLM legs unpriced and never loads genai-prices.
+        genai: False leaves what no row prices, nearly all LLMs, unpriced and never loads
+            genai-prices.
         host_aliases: Who bills for requests to a host that is no provider's own (a gateway, a
             proxy, a simulator): host, with or without port, to provider id, for example
             `{"127.0.0.1:4010": "openai"}`. Without one such requests stay unpriced.

@@ -1,11 +1,11 @@
-"""LLM prices from genai-prices as installed, one model at a time as exact integer rates.
+"""Prices from genai-prices as installed, one model at a time as exact integer rates.
 
 What genai-prices says is taken as it stands in the package: its network updater is never started,
-and a snapshot another library set is not used. Only models that bill by input and output tokens,
-with what comes on top by request or by time of connection, are priced; where it is silent or bills
-by something that legs do not count (audio sent to a language model by the hour, messages,
-reasoning or citation tokens apart, no price at all), so are we: its own arithmetic would give zero
-there.
+and a snapshot another library set is not used. Priced are models that bill by input and output
+tokens, with what comes on top by request or by time of connection, and speech by the hour of audio
+or the character alone; where it is silent or bills by something that legs do not count (audio sent
+to a language model by the hour, messages, reasoning or citation tokens apart, no price at all), so
+are we: its own arithmetic would give zero there.
 
 Importing genai-prices takes a second and 30 MB: `GenaiPrices.load` belongs off the event loop.
 """
@@ -55,8 +55,19 @@ _UNITS: Final = {
 _NOT_MET: Final = re.compile(
     r"output_image|video|document|searches|cache_write_1h|cache_(audio|image|video)_write"
 )
-GENAI_MODALITIES: Final = (Modality.LLM, Modality.REALTIME)
-"""What genai-prices is asked for; speech is priced by our own rows."""
+GENAI_MODALITIES: Final = (Modality.LLM, Modality.REALTIME, Modality.STT, Modality.TTS)
+"""What genai-prices is asked for, where our own rows have no price."""
+# What speech is billed by, the first key. A conversation is told by the messages it may be sent.
+_SPEECH: Final[dict[Modality, tuple[tuple[str, ...], Rule, str, int]]] = {
+    Modality.STT: (("input_audio_hours", "audio_hours"), Rule.AUDIO, "audio_ms", 3_600_000),
+    Modality.TTS: (("input_mchars",), Rule.CHARACTERS, "characters", 1_000_000),
+    Modality.REALTIME: (
+        ("audio_hours", "input_text_messages_kcount"),
+        Rule.SESSION,
+        "connected_ms",
+        3_600_000,
+    ),
+}
 
 
 class GenaiPrices:
@@ -96,17 +107,18 @@ class GenaiPrices:
         return found.id if found else ""
 
     def every_price(self, at_unix_ms: int) -> Iterator[ModelPrice]:
-        """The standard price of every model that has one at an instant."""
+        """The standard prices of every model that has some at an instant."""
         for provider in self.load():
             for model in provider.models:
-                price = self._price_of(provider, model, "", at_unix_ms).price
-                if price is not None:
-                    yield price
+                for modality in GENAI_MODALITIES:
+                    price = self._price_of(provider, model, modality, "", at_unix_ms).price
+                    if price is not None and price.modality is modality:
+                        yield price
 
     def price_for(
         self, leg: LegAttributes, *, provider: str | None, host: str, at_unix_ms: int
     ) -> Dated:
-        """The price of an LLM leg at an instant.
+        """The price of a leg at an instant.
 
         Args:
             leg: Its model and service tier are looked up.
@@ -118,7 +130,7 @@ class GenaiPrices:
         model = found.find_model(leg.model, all_providers=self.load()) if found else None
         if found is None or model is None:
             return Dated(None, *ALWAYS)
-        return self._price_of(found, model, leg.service_tier, at_unix_ms)
+        return self._price_of(found, model, leg.modality, leg.service_tier, at_unix_ms)
 
     def _provider(self, provider_id: str | None, host: str) -> Provider | None:
         for provider in self.load():
@@ -130,7 +142,12 @@ class GenaiPrices:
         return None
 
     def _price_of(
-        self, provider: Provider, model: ModelInfo, service_tier: str, at_unix_ms: int
+        self,
+        provider: Provider,
+        model: ModelInfo,
+        modality: Modality,
+        service_tier: str,
+        at_unix_ms: int,
     ) -> Dated:
         at = UNIX_EPOCH + timedelta(milliseconds=at_unix_ms)
         start_unix_ms, until_unix_ms = _unchanged_around(model, at)
@@ -138,18 +155,30 @@ class GenaiPrices:
         price = None
         if not tier or _has_tier(model, tier, at):
             prices = model.get_prices(at, {"service_tier": tier} if tier else None)
-            price = compile_price(
-                prices,
-                provider=provider.id,
-                model=tier_model(model.id, tier),
-                source_url=(provider.pricing_urls or [""])[0],
-                pricing_source=self._source,
-            )
+            said = {
+                "provider": provider.id,
+                "model": tier_model(model.id, tier),
+                "source_url": (provider.pricing_urls or [""])[0],
+                "pricing_source": self._source,
+                **_validity(model, tier, at),
+            }
+            if modality in (Modality.LLM, Modality.REALTIME):
+                price = compile_price(prices, **said)
+            if price is None and modality is not Modality.LLM:
+                price = compile_speech(prices, modality, **said)
         return Dated(price, start_unix_ms, until_unix_ms)
 
 
 def compile_price(
-    prices: GenaiModelPrice, *, provider: str, model: str, source_url: str, pricing_source: str
+    prices: GenaiModelPrice,
+    *,
+    provider: str,
+    model: str,
+    source_url: str,
+    pricing_source: str,
+    valid_from: str = "",
+    valid_until: str = "",
+    note: str = "",
 ) -> ModelPrice | None:
     """The same prices as integers; None when they do not cover what an LLM leg counts."""
     listed: dict[str, Decimal | TieredPrices] = {
@@ -190,6 +219,47 @@ def compile_price(
         tiers=tuple(
             Tier(above_input_tokens=start, rates=rates_above(start)) for start in sorted(starts)
         ),
+        valid_from=valid_from,
+        valid_until=valid_until,
+        note=note,
+    )
+
+
+def compile_speech(
+    prices: GenaiModelPrice,
+    modality: Modality,
+    *,
+    provider: str,
+    model: str,
+    source_url: str,
+    pricing_source: str,
+    valid_from: str,
+    valid_until: str,
+    note: str,
+) -> ModelPrice | None:
+    """The price of a model that bills by the hour or the character and nothing else, or None.
+
+    Hours of what a recognizer hears are hours of audio; hours of a model that listens and speaks
+    are those of its session, as every provider of one has it that our rows know.
+    """
+    listed = {key: price for key, price in vars(prices).items() if price is not None}
+    keys, rule, unit, per = _SPEECH[modality]
+    usd = listed.get(keys[0])
+    if listed.keys() != set(keys) or not isinstance(usd, Decimal):
+        return None
+    if modality is Modality.REALTIME:
+        note = f"each text message costs more, and is not counted. {note}".strip()
+    nano_usd, parts = (usd * 1_000_000_000).as_integer_ratio()
+    return ModelPrice(
+        provider=provider,
+        model=model,
+        modality=modality,
+        rule=rule,
+        pricing_source=pricing_source,
+        rates={unit: Rate(nano_usd=nano_usd, per=per * parts, source_url=source_url)},
+        valid_from=valid_from,
+        valid_until=valid_until,
+        note=note,
     )
 
 
@@ -212,6 +282,50 @@ def _has_tier(model: ModelInfo, service_tier: str, at: datetime) -> bool:
         and (variant.constraint is None or variant.constraint.active(at))
         for variant in model.price_variants or ()
     )
+
+
+def _validity(model: ModelInfo, service_tier: str, at: datetime) -> dict[str, str]:
+    """The days for which the price in force at `at` is listed, and a note of its hours.
+
+    The last price whose day has come or whose hours these are is in force, else the first.
+    """
+    listed = model.prices if isinstance(model.prices, list) else []
+    active = [
+        position
+        for position, one in enumerate(listed)
+        if one.constraint is None or one.constraint.active(at)
+    ]
+    position = active[-1] if active else 0
+    chosen, later = listed[position : position + 1], listed[position + 1 :]
+    starts = [_start_day(one.constraint) for one in chosen]
+    ends = [_start_day(one.constraint) for one in later]
+    for variant in model.price_variants or ():
+        if service_tier and variant.when == {"service_tier": service_tier}:
+            begun = variant.constraint is None or variant.constraint.active(at)
+            (starts if begun else ends).append(_start_day(variant.constraint))
+    hours = "".join(f"{span} UTC every day" for one in chosen if (span := _hours(one.constraint)))
+    others = " and ".join(span for one in later if (span := _hours(one.constraint)))
+    return {
+        "valid_from": max(starts, default=""),
+        "valid_until": min(filter(None, ends), default=""),
+        "note": hours or (f"not {others} UTC, when another price holds" if others else ""),
+    }
+
+
+def _start_day(constraint: StartDateConstraint | TimeOfDateConstraint | None) -> str:
+    day = getattr(constraint, "start_date", None)
+    return day.isoformat() if day is not None else ""
+
+
+def _hours(constraint: StartDateConstraint | TimeOfDateConstraint | None) -> str:
+    """`01:00 to 04:00`, in UTC."""
+    edges = [getattr(constraint, f"{edge}_time", None) for edge in ("start", "end")]
+    spans = [
+        f"{datetime.combine(UNIX_EPOCH, edge, edge.tzinfo or UTC).astimezone(UTC):%H:%M}"
+        for edge in edges
+        if isinstance(edge, time)
+    ]
+    return " to ".join(spans)
 
 
 def _unchanged_around(model: ModelInfo, at: datetime) -> tuple[int, int]:

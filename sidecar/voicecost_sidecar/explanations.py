@@ -281,11 +281,13 @@ def _price_rows(found: EntryExplanation) -> list[tuple[str, str]]:
             return [("ordered", f"{words}{why}")]
         return [("price", "none known: run `voicecost rerate` when there is one")]
     assumed = " (assumed)" if price.assumed else ""
-    since, until = price.valid_from or "open", price.valid_until or "open"
+    since = f"from {price.valid_from}" if price.valid_from else ""
+    until = f"until {price.valid_until}" if price.valid_until else ""
+    valid = " ".join(filter(None, (since, until))) or "its source names no day"
     plan = f", plan {price.plan}" if price.plan else ""
     return [
         ("price", f"{price.provider}/{price.model}, by {price.rule}{plan}, {price.pricing_source}"),
-        ("valid", f"from {since} until {until}{assumed}"),
+        ("valid", f"{valid}{assumed}"),
         ("note", price.note),
         ("price id", price.price_id),
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any, Final
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from voicecost_catalog import open_price_book
 from voicecost_ledger.billing import Billing, BillingTerms
@@ -26,7 +28,7 @@ from voicecost_ledger.records import (
 )
 from voicecost_ledger.stores import CallQuery
 from voicecost_ledger.stores.sqlite import SqliteStore
-from voicecost_sidecar.explanations import EntryExplanation, read_explanation
+from voicecost_sidecar.explanations import EntryExplanation, explanation_table, read_explanation
 
 NOON: Final = 1_795_348_800_000  # 2026-11-22T12:00:00Z
 BOOK: Final = open_price_book()
@@ -159,3 +161,21 @@ def test_an_altered_price_is_not_explained_away() -> None:
     db.execute("UPDATE entries SET audio_ms = 7")
     (found,) = ledger.explanations()
     assert not found.agrees
+
+
+def test_an_explanation_says_on_which_days_the_price_holds() -> None:
+    stop: dict[str, Any] = {"leg": 1, "outcome": Outcome.SERVED, "basis": Basis.REPORTED}
+    for model, valid in (
+        ("deepseek/deepseek-v4-flash", "from 2026-09-10"),
+        ("openai/gpt-4o-mini", "its source names no day"),
+        ("google/gemini-3.8-flash-tts", "until 2027-01-01"),
+    ):
+        provider, _, name = model.partition("/")
+        modality = Modality.TTS if name.endswith("tts") else Modality.LLM
+        ledger = Ledger(leg(modality, provider, name))
+        ledger.tell(LegStop, usage={"input_tokens": 5, "output_tokens": 5}, **stop)
+        (found,) = ledger.explanations()
+        console = Console(width=120, file=io.StringIO())
+        with console.capture() as shown:
+            console.print(explanation_table(found, "UTC"))
+        assert f"{valid}\n" in "".join(f"{line.rstrip()}\n" for line in shown.get().splitlines())

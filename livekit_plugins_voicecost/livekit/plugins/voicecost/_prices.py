@@ -10,7 +10,6 @@ from pathlib import Path
 
 from voicecost_catalog import CatalogPriceBook, open_price_book, parse_host_aliases
 from voicecost_catalog.config_file import config_file
-from voicecost_catalog.genai import GENAI_MODALITIES
 from voicecost_ledger.pricing import Price
 from voicecost_ledger.records import LegAttributes
 
@@ -57,25 +56,19 @@ class MeterPrices:
 
     def price_for(self, leg: LegAttributes, at_unix_ms: int) -> Price | None:
         """The price in force for such a leg, or None when none is known (yet)."""
-        book = self._ready_for(leg)
-        return book and book.price_for(leg, at_unix_ms)
+        book = self._book
+        return book and book.at_once.price_for(leg, at_unix_ms)
 
     def price_as_served(
         self, asked: LegAttributes, served: LegAttributes, at_unix_ms: int
     ) -> Price | None:
         """The price of a leg that something else served than was asked for; as above."""
-        book = self._ready_for(served)
-        return book and book.price_as_served(asked, served, at_unix_ms)
+        book = self._book
+        return book and book.at_once.price_as_served(asked, served, at_unix_ms)
 
     def restore(self, document: bytes) -> Price:
         """The price a ledger stored."""
         return self.book.restore(document)
-
-    def _ready_for(self, leg: LegAttributes) -> CatalogPriceBook | None:
-        book = self._book
-        if book is None or (leg.modality in GENAI_MODALITIES and not book.ready):
-            return None
-        return book
 
     def _opened(self) -> CatalogPriceBook:
         if self._book is None:
