@@ -53,6 +53,10 @@ class CatalogPriceBook:
         self._rows = load_rows()
         self._overrides = overrides
         self._plans = check_plans({**overrides.plans, **plans}, self._rows)
+        for of in self._rows.providers:
+            # Whoever says what a credit costs pays in credits.
+            if of.provider in overrides.credit_usd and of.plan not in of.credit_usd:
+                self._plans.setdefault(of.provider, next(iter(of.credit_usd), of.plan))
         self._genai = GenaiPrices() if genai else None
         self._remembered: dict[LegAttributes, Dated] = {}
 

@@ -4,7 +4,7 @@
     prices:
       plans: {livekit: scale}
       discounts: {deepgram: 12.5}      # percent off the list price
-      credit_usd: {cartesia: 0.00003}  # what a credit costs by contract
+      credit_usd: {elevenlabs: 0.00015}  # what a credit costs by contract
       rows:                            # prices of one's own, as in the catalog's files
         - {provider: assemblyai, model: universal-streaming, modality: stt, rule: session,
            rates: {connected_ms: {usd: 0.0020, per: minute}}}
@@ -29,12 +29,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from voicecost_catalog.book import check_plans
-from voicecost_catalog.compile import CatalogError, RowReader
 from voicecost_catalog.currency import DisplayCurrency
 from voicecost_catalog.genai import GenaiPrices
 from voicecost_catalog.hosts import check_host_aliases
 from voicecost_catalog.overrides import CONTRACT, Overrides, Ratio
 from voicecost_catalog.rates import Kind
+from voicecost_catalog.row_reader import CatalogError, RowReader, no_day_in
 from voicecost_catalog.rows import ProviderRows, load_rows
 
 SECTION: Final = "prices"
@@ -87,6 +87,10 @@ def parse_prices(text: str, file: Path, environ: Mapping[str, str] | None = None
     environ = os.environ if environ is None else environ
     try:
         sections = _sections(text, file, environ)
+    except CatalogError:
+        raise
+    except ValueError:
+        raise no_day_in(text, file) from None
     except MarkedYAMLError as error:
         marked: Any = error  # ruamel.yaml is half typed
         mark = marked.problem_mark or marked.context_mark
@@ -141,6 +145,7 @@ class _Reader:
             unsourced={**_OWN_SOURCE, "via": file.name},
             around=_OF_THE_PROVIDER,
         )
+        self._in_credits: set[str] = set()  # providers with rows that are
 
     def read(self, sections: Mapping[str, Any]) -> PriceSettings:
         host_aliases: dict[str, str] = {}
@@ -158,10 +163,20 @@ class _Reader:
         )
 
     def _overrides(self, tree: Any) -> Overrides:
-        rows = self._rows(tree)
+        credit_usd: dict[str, Ratio] = {}
+        for provider, usd, at in self._entries(tree, "credit_usd", f"{SECTION}.credit_usd"):
+            node, key, where = at
+            credit_usd[provider] = self._reader.nano_usd(node, usd, where, key=key)
+            if not credit_usd[provider][0]:
+                self._reader.fail(*at, "a credit costs more than nothing")
+        rows = self._rows(tree, credit_usd)
         own = load_rows()
         known = {of.provider for of in own.providers} | {of.provider for of in rows}
-        in_credits = {of.provider for of in own.providers if of.credit_usd}
+        in_credits = {of.provider: of for of in own.providers if of.credit_usd}
+        for provider, _, at in self._entries(tree, "credit_usd", f"{SECTION}.credit_usd"):
+            if provider not in in_credits and provider not in self._in_credits:
+                names = ", ".join(sorted({*in_credits, *self._in_credits}))
+                self._reader.fail(*at, f"no provider prices in credits but {names}")
         discounts: dict[str, Ratio] = {}
         for provider, percent, at in self._entries(tree, "discounts", f"{SECTION}.discounts"):
             # Only a name that is not ours is worth the second that genai-prices takes to load.
@@ -170,24 +185,20 @@ class _Reader:
                 problem = f"no prices of that provider: expected one of genai-prices' or {names}"
                 self._reader.fail(*at, problem)
             discounts[provider] = self._share(percent, at)
-        credit_usd: dict[str, Ratio] = {}
-        for provider, usd, at in self._entries(tree, "credit_usd", f"{SECTION}.credit_usd"):
-            if provider not in in_credits:
-                problem = f"no provider prices in credits but {', '.join(sorted(in_credits))}"
-                self._reader.fail(*at, problem)
-            node, key, where = at
-            credit_usd[provider] = self._reader.nano_usd(node, usd, where, key=key)
-            if not credit_usd[provider][0]:
-                self._reader.fail(*at, "a credit costs more than nothing")
         plans: dict[str, str] = {}
         for provider, plan, at in self._entries(tree, "plans", f"{SECTION}.plans"):
             try:
                 plans |= check_plans({provider: plan}, own)
             except ValueError as error:
                 self._reader.fail(*at, str(error))
+            of = in_credits.get(provider)
+            if of and provider in credit_usd and plans[provider] not in of.credit_usd:
+                problem = f"{plan!r} is not paid in credits, and credit_usd says what one costs"
+                expected = f"expected one of {', '.join(of.credit_usd)}, or neither"
+                self._reader.fail(*at, f"{problem}: {expected}")
         return Overrides(rows=rows, discounts=discounts, plans=plans, credit_usd=credit_usd)
 
-    def _rows(self, tree: Any) -> tuple[ProviderRows, ...]:
+    def _rows(self, tree: Any, credit_usd: Mapping[str, Ratio]) -> tuple[ProviderRows, ...]:
         nodes: Any = tree.get("rows", [])
         if not isinstance(nodes, list):
             self._reader.fail(tree, "rows", SECTION, "expected a list of prices")
@@ -209,7 +220,14 @@ class _Reader:
                 prices=(),
                 labels=listed.labels if listed else (),
             )
-            for row in self._reader.rows(node, index):
+            if "plan" in fields:
+                problem = "a price by contract holds on whatever plan: leave it"
+                self._reader.fail(node, "plan", where, problem)
+            credit = {CONTRACT: credit_usd[name]} if name in credit_usd else {}
+            read = self._reader.rows(node, index, credit)
+            if any("credits" in rate for rate in fields["rates"].values()):
+                self._in_credits.add(name)
+            for row in read:
                 row = msgspec.structs.replace(row, plan="")
                 kinds = (Kind.BASE, Kind.SUPERSEDED, Kind.SELF_HOSTED)
                 if row.kind not in kinds and not row.addon:

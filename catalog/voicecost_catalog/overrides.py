@@ -19,7 +19,7 @@ from voicecost_catalog.rows import ProviderRows
 
 Ratio = tuple[int, int]
 CONTRACT: Final = "contract"
-"""The plan of the prices that stand in `prices.rows`."""
+"""The plan of a price that is not as listed."""
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -49,12 +49,13 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             credit_usd: What that provider lists a credit at, by plan; empty where the price is
                 not in credits.
         """
-        share, said = (1, 1), list[str]()
+        share, said, plan = (1, 1), list[str](), price.plan
         if payer in self.credit_usd and price.plan in credit_usd:
             nano_usd, of = self.credit_usd[payer]
             listed_nano_usd, listed_of = credit_usd[price.plan]
             share = nano_usd * listed_of, of * listed_nano_usd
             said.append("at a credit's price by contract")
+            plan = CONTRACT
         if payer in self.discounts:
             paid, of = self.discounts[payer]
             share = share[0] * paid, share[1] * of
@@ -69,6 +70,7 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 msgspec.structs.replace(tier, rates=_scaled(tier.rates, share))
                 for tier in price.tiers
             ),
+            plan=plan,
             pricing_source=self.pricing_source,
             note=f"{', '.join(said)} ({price.pricing_source}). {price.note}".strip(),
             price_id="",

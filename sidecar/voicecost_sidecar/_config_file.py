@@ -12,8 +12,8 @@ import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
-from voicecost_catalog.compile import CatalogError
 from voicecost_catalog.override_file import PriceSettings, parse_prices
+from voicecost_catalog.row_reader import CatalogError
 from voicecost_ledger.billing import Billing, BillingTerms, parse_percent
 from voicecost_ledger.database_url import DatabaseUrlError, sqlite_path
 from voicecost_ledger.money import parse_usd

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from voicecost_catalog import ModelPrice, open_price_book
-from voicecost_catalog.compile import CatalogError
 from voicecost_catalog.override_file import (
     PriceSettings,
     parse_prices,
     read_prices,
 )
+from voicecost_catalog.row_reader import CatalogError
 from voicecost_ledger.records import LegAttributes, Modality
 
 NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
@@ -157,6 +157,61 @@ def test_a_credit_by_contract_and_a_discount_on_top() -> None:
     assert price_of(sonic, section).rate({"characters": 1_000}) == 15_000_000
     scale = prices("  plans: {cartesia: scale}")
     assert price_of(sonic, scale).rate({"characters": 1_000}) == 37_400_000
+
+
+FLASH = LegAttributes(modality=Modality.TTS, provider="ElevenLabs", model="eleven_flash_v2_5")
+SPOKEN = {"characters": 1_800_000}
+
+
+@pytest.mark.parametrize(
+    ("text", "nano_usd", "plan"),
+    [
+        pytest.param("{}", 72_000_000_000, "api", id="dollars, where nothing is said"),
+        pytest.param("{plans: {elevenlabs: pro}}", 148_500_000_000, "pro",
+                     id="900,000 credits at $99 for 600,000"),
+        pytest.param("{plans: {elevenlabs: scale}}", 149_500_000_000, "scale",
+                     id="half of what $299 buys, to the last digit"),
+        pytest.param("{credit_usd: {elevenlabs: 0.0001}}", 90_000_000_000, "contract",
+                     id="what a credit costs by contract"),
+        pytest.param("{credit_usd: {elevenlabs: 0.0001}, plans: {elevenlabs: business}}",
+                     90_000_000_000, "contract", id="on whatever plan"),
+        pytest.param("{credit_usd: {elevenlabs: 0.0001}, discounts: {elevenlabs: 10}}",
+                     81_000_000_000, "contract", id="and the discount"),
+        pytest.param(
+            "{credit_usd: {elevenlabs: 0.0001}, rows: [{provider: elevenlabs, modality: tts, "
+            "model: eleven_flash_v2_5, rule: characters, "
+            "rates: {characters: {credits: 0.3, per: character}}}]}",
+            54_000_000_000, "contract", id="a row of one's own in credits",
+        ),
+    ],
+)  # fmt: skip
+def test_a_credit_of_elevenlabs_costs_what_the_plan_or_the_contract_says(
+    text: str, nano_usd: int, plan: str
+) -> None:
+    price = price_of(FLASH, parse_prices(f"prices: {text}", FILE, {}))
+    assert (price.rate(SPOKEN), price.plan) == (nano_usd, plan)
+
+
+def test_what_elevenlabs_bills_in_dollars_costs_the_same_on_every_plan() -> None:
+    for text in ("  plans: {elevenlabs: scale}", "  credit_usd: {elevenlabs: 0.0001}"):
+        scribe = price_of(stt("scribe_v2_realtime", "ElevenLabs"), prices(text))
+        assert scribe.rate({"audio_ms": 3_600_000}) == 390_000_000
+
+
+def test_a_provider_of_one_s_own_may_price_in_credits() -> None:
+    section = prices(
+        """
+  credit_usd: {acme: 0.01}
+  rows:
+    - provider: acme
+      model: sing
+      modality: tts
+      rule: characters
+      rates: {characters: {credits: 2, per: thousand}}
+"""
+    )
+    sing = LegAttributes(modality=Modality.TTS, provider="acme", model="sing")
+    assert price_of(sing, section).rate({"characters": 1_000}) == 20_000_000
 
 
 @pytest.mark.parametrize(
@@ -379,11 +434,33 @@ GOOD_ROW = """\
          "expected second, minute, hour"),
         (GOOD_ROW.replace("audio_ms", "characters"), 7, "prices.rows[0].rates.characters.per",
          "expected character, thousand, million"),
-        (GOOD_ROW.replace("rule: audio", "rule: mood"), 6, "prices.rows[0].rule", "Invalid enum"),
+        (GOOD_ROW.replace("rule: audio", "rule: mood"), 6, "prices.rows[0].rule",
+         "'mood': expected one of audio, session,"),
+        (GOOD_ROW.replace("stt", "ttts"), 5, "prices.rows[0].modality", "'ttts': expected one of"),
+        (GOOD_ROW.replace("rule: audio", "rule: audio\n      speed: 2"), 7, "prices.rows[0].speed",
+         "unknown field: allowed here are provider, plugin_names, hosts, model, modality, match,"),
+        (GOOD_ROW.replace("rule: audio", "rule: audio\n      plan: pay as you go"), 7,
+         "prices.rows[0].plan", "a price by contract holds on whatever plan"),
+        (GOOD_ROW.replace("rule: audio", "rule: audio\n      valid_from: soon"), 7,
+         "prices.rows[0].valid_from", "'soon' is no day"),
+        (GOOD_ROW.replace("rule: audio", "rule: audio\n      valid_from: 2026-13-01"), 7,
+         "yaml", "'2026-13-01' is no day"),
+        (GOOD_ROW.replace("0.004", "1e40"), 7, "prices.rows[0].rates.audio_ms.usd",
+         "'1e40' is no price: expected 0 to 1000000"),
+        (GOOD_ROW.replace("per: minute", "per: minute, source_url: see my notes"), 7,
+         "prices.rows[0].rates.audio_ms.source_url", "'see my notes': expected the page itself"),
+        (GOOD_ROW.replace("per: minute", "per: minute, source_url: ''"), 7,
+         "prices.rows[0].rates.audio_ms.source_url", "'': expected the page itself"),
+        (GOOD_ROW.replace("per: minute", "per: minute, checked_on: 2099-01-01"), 7,
+         "prices.rows[0].rates.audio_ms.checked_on", "is in the future"),
+        (GOOD_ROW.replace("usd: 0.004", "credits: 4"), 7, "prices.rows[0].rates",
+         "credits need credit_usd"),
+        (GOOD_ROW.replace("nova-3", "nova-*") + GOOD_ROW.replace("  rows:\n", ""), 8,
+         "prices.rows[1].match", "a row above already prices nova-3 on these days"),
         (GOOD_ROW.replace("      model: nova-3\n", ""), 3, "prices.rows[0].model", "missing"),
         (GOOD_ROW.replace("provider: deepgram", "vendor: deepgram"), 3, "prices.rows[0].provider",
          "missing required field `provider`"),
-        (GOOD_ROW + GOOD_ROW.replace("  rows:\n", ""), 8, "prices.rows[1].valid_from",
+        (GOOD_ROW + GOOD_ROW.replace("  rows:\n", ""), 8, "prices.rows[1].match",
          "a row above already prices nova-3 on these days"),
         (GOOD_ROW + "      service_tier: default\n", 8, "prices.rows[0].service_tier",
          "expected one such as priority"),
@@ -400,7 +477,10 @@ GOOD_ROW = """\
         ("  plans: {livekit: scale, LiveKit: ship}", 2, "prices.plans.LiveKit", "given twice"),
         ("  discounts: 12", 2, "prices.discounts", "expected fields"),
         ("  plans: {livekit: gold}", 2, "prices.plans.livekit", "expected build_ship, scale"),
-        ("  credit_usd: {deepgram: 1}", 2, "prices.credit_usd.deepgram", "but cartesia"),
+        ("  credit_usd: {deepgram: 1}", 2, "prices.credit_usd.deepgram",
+         "no provider prices in credits but cartesia, elevenlabs"),
+        ("  credit_usd: {elevenlabs: 1}\n  plans: {elevenlabs: api}", 3, "prices.plans.elevenlabs",
+         "'api' is not paid in credits, and credit_usd says what one costs: expected one of"),
         ("  credit_usd: {cartesia: 0}", 2, "prices.credit_usd.cartesia", "more than nothing"),
         ("  display_currency: {code: eur, per_usd: 1}", 2, "prices.display_currency.code",
          "three capital letters"),
