@@ -18,6 +18,7 @@ from voicecost_catalog.rows import (
     ALWAYS,
     Dated,
     ProviderRows,
+    Row,
     Rows,
     dated_price,
     load_rows,
@@ -210,21 +211,27 @@ class CatalogPriceBook:
 
         Loads genai-prices. What rates no leg (add-ons, fees) is left out.
         """
-        by_contract = self._overrides.pricing_source
-        sources = (
-            *((of, by_contract) for of in self._overrides.rows),
-            *((of, self._rows.pricing_source) for of in self._rows.providers),
-        )
-        for of, pricing_source in sources:
-            for row in of.prices:
-                if row.match and row.holds(at_unix_ms):
-                    price = row_price(row, of, channel_count=1, pricing_source=pricing_source)
-                    if pricing_source != by_contract:
-                        price = self._overrides.changed(price, of.provider, of.credit_usd)
-                    yield price
+        for row, price in self._row_prices():
+            if row.match and row.holds(at_unix_ms):
+                yield price
         for price in self._genai.every_price(at_unix_ms) if self._genai else ():
             if price.modality is Modality.LLM or not self._is_ours(price, at_unix_ms):
                 yield self._overrides.changed(price, price.provider, {})
+
+    def own_prices(self) -> list[ModelPrice]:
+        """Every row of whatever day, by contract first; what rates no leg is included."""
+        return [price for _, price in self._row_prices()]
+
+    def _row_prices(self) -> Iterator[tuple[Row, ModelPrice]]:
+        for of in self._overrides.rows:
+            for row in of.prices:
+                pricing_source = self._overrides.pricing_source
+                yield row, row_price(row, of, channel_count=1, pricing_source=pricing_source)
+        for of in self._rows.providers:
+            for row in of.prices:
+                pricing_source = self._rows.pricing_source
+                price = row_price(row, of, channel_count=1, pricing_source=pricing_source)
+                yield row, self._overrides.changed(price, of.provider, of.credit_usd)
 
     def restore(self, document: bytes) -> ModelPrice:
         """The price a ledger stored, equal to the one it was taken from.

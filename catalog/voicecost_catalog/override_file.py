@@ -82,6 +82,19 @@ def read_prices(file: Path, environ: Mapping[str, str] | None = None) -> PriceSe
     return parse_prices(text, file, environ)
 
 
+def read_sections(file: Path) -> dict[str, int]:
+    """The keys at the top of a file, each with its line."""
+    yaml: Any = YAML(typ="rt", pure=True)
+    try:
+        root = yaml.compose(file.read_text(encoding="utf-8"))
+    except MarkedYAMLError:
+        return {}  # whoever reads the section says what is wrong
+    return {
+        str(key.value): key.start_mark.line + 1
+        for key, _ in (root.value if root is not None and root.id == "mapping" else ())
+    }
+
+
 def parse_prices(text: str, file: Path, environ: Mapping[str, str] | None = None) -> PriceSettings:
     """The same of a text that was read from `file`."""
     environ = os.environ if environ is None else environ

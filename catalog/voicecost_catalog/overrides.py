@@ -78,9 +78,12 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 def _scaled(rates: Mapping[str, Rate], share: Ratio) -> dict[str, Rate]:
+    """A share of each rate, for as many units as before where that is exact, or for more."""
     scaled: dict[str, Rate] = {}
     for unit, rate in rates.items():
-        nano_usd, per = rate.nano_usd * share[0], rate.per * share[1]
-        common = math.gcd(nano_usd, per)
-        scaled[unit] = msgspec.structs.replace(rate, nano_usd=nano_usd // common, per=per // common)
+        nano_usd, of = rate.nano_usd * share[0], share[1]
+        common = math.gcd(nano_usd, of)
+        scaled[unit] = msgspec.structs.replace(
+            rate, nano_usd=nano_usd // common, per=rate.per * (of // common)
+        )
     return scaled

@@ -20,7 +20,7 @@ from voicecost_ledger.money import parse_usd
 from voicecost_ledger.policy import BudgetAction, ProjectPolicy
 from voicecost_sidecar.config import ConfigError, FileValues, livekit_value
 
-_SECTIONS: Final = (
+SECTIONS: Final = (
     "livekit",
     "projects",
     "database",
@@ -108,7 +108,7 @@ class _File:
         values = FileValues()
         if root is None:
             return values
-        for key, path, node in self._items("", root, allowed=_SECTIONS):
+        for key, path, node in self._items("", root, allowed=SECTIONS):
             match key:
                 case "livekit":
                     values.livekit = self._livekit(path, node)

@@ -88,12 +88,14 @@ def opened_store(path: Path) -> Generator[SqliteStore]:
         store.close()
 
 
-def show_answer(value: Any, as_json: bool, table: Callable[[], RenderableType]) -> None:
-    """The answer on standard output, as JSON or as a table."""
+def show_answer(
+    value: Any, as_json: bool, table: Callable[[], RenderableType], *, lines: bool = False
+) -> None:
+    """The answer on standard output, as JSON or as a table; `lines` are left to the terminal."""
     if as_json:
         sys.stdout.write(encode_json(value).decode() + "\n")
     else:
-        out.print(table(), highlight=False)
+        out.print(table(), highlight=False, soft_wrap=lines)
 
 
 def fail(problem: str) -> NoReturn:

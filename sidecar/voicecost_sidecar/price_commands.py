@@ -58,7 +58,8 @@ def show(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="For example deepgram/nova-3; our own rows without.", show_default=False
+            help="For example deepgram/nova-3; every row of yours and ours without.",
+            show_default=False,
         ),
     ] = None,
     stale: Annotated[
@@ -78,18 +79,30 @@ def show(
     if missing:
         if model is not None or stale or strict:
             fail("--missing asks the ledger: give it without a model, --stale or --strict")
-        with open_ledger(config) as (store, settings):
-            unpriced = read_missing(store, price_book(settings), until_unix_ms=now_unix_ms())
-            show_answer(unpriced, as_json, lambda: missing_table(unpriced))
+        _show_missing(config, as_json)
         return
     try:
         book = price_book(read_settings(config))
         found = read_prices(book, model, stale=stale, at_unix_ms=now_unix_ms())
     except (LookupError, ValueError) as error:
         fail(str(error))
-    show_answer(found, as_json, lambda: prices_table(found))
+    show_answer(found, as_json, lambda: prices_table(found), lines=True)
     if strict and found.stale_count:
         raise typer.Exit(1)
+
+
+def _show_missing(config: Path | None, as_json: bool) -> None:
+    settings = read_settings(config)
+    try:
+        book = price_book(settings)
+    except ValueError as error:
+        fail(str(error))
+    if settings.database_path.exists():
+        with open_ledger(config) as (store, _):
+            unpriced = read_missing(store, book, until_unix_ms=now_unix_ms())
+    else:
+        unpriced = read_missing(None, book, until_unix_ms=now_unix_ms())
+    show_answer(unpriced, as_json, lambda: missing_table(unpriced))
 
 
 def diff(
@@ -112,7 +125,7 @@ def diff(
         found = read_changes(price_book(read_settings(config)), *days, provider=provider)
     except ValueError as error:
         fail(str(error))
-    show_answer(found, as_json, lambda: changes_table(found))
+    show_answer(found, as_json, lambda: changes_table(found), lines=True)
 
 
 def check(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 
 import msgspec
@@ -15,10 +18,10 @@ from voicecost_catalog.listing import (
     FRESH_DAYS,
     PriceChange,
     PriceLine,
-    own_prices,
     price_changes,
     price_lines,
 )
+from voicecost_catalog.overrides import CONTRACT, Overrides
 from voicecost_catalog.rows import midnight_unix_ms
 from voicecost_ledger.stores import CostQuery, Store
 from voicecost_sidecar.tables import harmless, plain_table
@@ -56,12 +59,12 @@ class UnpricedPlugin(msgspec.Struct, frozen=True, kw_only=True):
 class MissingPrices(msgspec.Struct, frozen=True, kw_only=True):
     """Every model of the ledger that has legs without a price, most legs first; then LiveKit's."""
 
-    models: list[MissingPrice]
+    models: list[MissingPrice] | None  # None: there is no ledger yet
     plugins: list[UnpricedPlugin]
 
 
 class PriceChanges(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rates came, went or changed between two days (UTC)."""
+    """Which rates and rules came, went or changed between two days (UTC)."""
 
     before: str
     after: str
@@ -69,21 +72,24 @@ class PriceChanges(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CheckedPrices(msgspec.Struct, frozen=True, kw_only=True):
-    """A price file that is right."""
+    """A price file that is right, and how much it says."""
 
     file: str
     rows: int
     rates: int
+    plans: int
+    discounts: int
+    credits: int
 
 
 def read_prices(
     book: CatalogPriceBook, model: str | None, *, stale: bool, at_unix_ms: int
 ) -> PriceList:
-    """The prices of a model as they are then, or all of our own rows.
+    """The prices of a model as they are then, or all rows, by contract and of our own.
 
     Args:
         book: Which prices there are.
-        model: Provider and model, `deepgram/nova-3`; None for everything in our data files.
+        model: Provider and model, `deepgram/nova-3`; None for every row of whatever day.
         stale: Only lines that nobody compared with their source for `FRESH_DAYS`.
         at_unix_ms: When.
 
@@ -91,11 +97,11 @@ def read_prices(
         LookupError: No price is known for the model.
     """
     today = datetime.fromtimestamp(at_unix_ms // 1000, tz=UTC).date()
-    prices = own_prices() if model is None else book.prices_of(model, at_unix_ms)
+    prices = book.own_prices() if model is None else book.prices_of(model, at_unix_ms)
     if model is not None and not prices:
         raise LookupError(
             f"no price for {model!r} on {today}: expected provider/model, for example "
-            "deepgram/nova-3. `voicecost prices` lists our own; LLM prices are genai-prices'"
+            "deepgram/nova-3. `voicecost prices` lists our own; others are genai-prices'"
         )
     lines = price_lines(prices, today=today)
     return PriceList(
@@ -140,30 +146,45 @@ def check_prices(file: Path) -> CheckedPrices:
     # Here: the YAML reader is no part of a base install.
     from voicecost_catalog.compile import is_provider_file, read_provider
     from voicecost_catalog.override_file import read_prices as read_section
+    from voicecost_catalog.override_file import read_sections
+    from voicecost_catalog.row_reader import CatalogError
+    from voicecost_sidecar._config_file import SECTIONS
 
+    overrides, currency = Overrides(), None
     if is_provider_file(file):
-        prices = read_provider(file).prices
+        rows = read_provider(file).prices
     else:
-        prices = [row for of in read_section(file).overrides.rows for row in of.prices]
+        for section, line in read_sections(file).items():
+            if section not in SECTIONS:
+                allowed = f"{', '.join(SECTIONS)}, or provider and the rest of a provider's file"
+                raise CatalogError(file, line, section, f"unknown key: allowed here are {allowed}")
+        section = read_section(file)
+        overrides, currency = section.overrides, section.display_currency
+        rows = [row for of in overrides.rows for row in of.prices]
+    if not rows and not overrides and not currency:
+        raise CatalogError(file, 0, "prices", "no price in it: expected rows, plans, discounts ...")
     return CheckedPrices(
-        file=str(file), rows=len(prices), rates=sum(len(row.rates) for row in prices)
+        file=str(file),
+        rows=len(rows),
+        rates=sum(len(row.rates) for row in rows),
+        plans=len(overrides.plans),
+        discounts=len(overrides.discounts),
+        credits=len(overrides.credit_usd),
     )
 
 
-def read_missing(store: Store, book: CatalogPriceBook, *, until_unix_ms: int) -> MissingPrices:
-    """What was used without a price, most legs first. Loads genai-prices.
+def read_missing(
+    store: Store | None, book: CatalogPriceBook, *, until_unix_ms: int
+) -> MissingPrices:
+    """What was used without a price, most legs first; without a ledger LiveKit's half alone.
+
+    Loads genai-prices.
 
     Raises:
         StoreUnavailable: The ledger cannot be read.
     """
-    rows = store.costs(CostQuery(from_unix_ms=0, until_unix_ms=until_unix_ms, group_by=_MISSING_BY))
-    missing = [
-        MissingPrice(leg_count=row.unpriced_leg_count, **row.group)
-        for row in rows
-        if row.unpriced_leg_count
-    ]
     return MissingPrices(
-        models=sorted(missing, key=lambda found: -found.leg_count),
+        models=None if store is None else _unpriced_models(store, until_unix_ms),
         plugins=[
             UnpricedPlugin(
                 plugin=one.cls, provider=one.provider, model=one.model, modality=one.kind.value
@@ -173,33 +194,76 @@ def read_missing(store: Store, book: CatalogPriceBook, *, until_unix_ms: int) ->
     )
 
 
+def _unpriced_models(store: Store, until_unix_ms: int) -> list[MissingPrice]:
+    rows = store.costs(CostQuery(from_unix_ms=0, until_unix_ms=until_unix_ms, group_by=_MISSING_BY))
+    missing = [
+        MissingPrice(leg_count=row.unpriced_leg_count, **row.group)
+        for row in rows
+        if row.unpriced_leg_count
+    ]
+    return sorted(missing, key=lambda found: -found.leg_count)
+
+
 def prices_table(found: PriceList) -> RenderableType:
-    """One line for each rate: what, since when, from where."""
-    table = plain_table("model", "plan", "unit", "price", "since", "until", "checked", "source")
-    for line in found.prices:
-        assumed = "?" if line.assumed else ""
-        since = f"{line.valid_from}{assumed}" if line.valid_from else "open"
-        until = f"{line.valid_until}{assumed}" if line.valid_until else ""
-        checked = line.checked_on or ("never" if line.stale else "-")
-        kind = "" if line.kind == "base" else f" ({line.kind.value.replace('_', ' ')})"
-        table.add_row(
-            f"{line.provider}/{line.model}",
-            line.plan,
-            line.unit,
-            f"${line.usd} a {line.per}{kind}",
-            since,
-            until,
-            checked + (" stale" if line.stale else ""),
-            line.source_url or line.pricing_source,
-        )
+    """Each price with its rates, how it bills, since when, and where that is from."""
+    # Lines, not columns: sources are long, and none of them may be cut off.
+    shown: list[RenderableType] = []
+    for _, lines in groupby(found.prices, key=lambda line: line.price_id):
+        rates = list(lines)
+        first = rates[0]
+        about = ", ".join(filter(None, (f"{first.modality} by {first.rule}", first.plan)))
+        name = f"{first.provider}/{first.model}"
+        shown.append(Text.assemble((name, "bold"), ("  " + about, "dim")))
+        shown += [Text(f"  {words}") for words in _billed(first)]
+        for source, of_source in groupby(rates, key=_source):
+            shown += [Text(f"  {_rate_words(line)}") for line in of_source]
+            shown.append(Text(f"    {source}", style="dim"))
+        if first.note:
+            shown.append(Text(f"  {first.note}", style="dim"))
     told = f"{found.stale_count} of them not checked for more than {found.fresh_days} days"
-    return Group(table, Text(f"{len(found.prices)} rates on {found.on}, {told}", style="dim"))
+    shown.append(Text(f"{len(found.prices)} rates on {found.on}, {told}", style="dim"))
+    return Group(*shown)
+
+
+def _rate_words(line: PriceLine) -> str:
+    above = "" if line.above_input_tokens is None else f" above {line.above_input_tokens} of input"
+    kind = "" if line.kind == "base" else f" ({line.kind.value.replace('_', ' ')})"
+    derived = line.derived
+    count = "" if derived is None else f", {Fraction(derived.count, derived.per)} for each"
+    made = "" if derived is None else f"{count} of {derived.of} where nobody counted it"
+    return f"{line.unit}{above}: ${line.usd} a {line.per}{kind}{made}"
+
+
+def _billed(line: PriceLine) -> Iterator[str]:
+    """How a price bills beside its rates, and on which days."""
+    assumed = " (assumed)" if line.assumed else ""
+    if line.valid_from or line.valid_until:
+        until = f"until {line.valid_until}" if line.valid_until else ""
+        yield " ".join(filter(None, (f"since {line.valid_from or 'ever'}", until))) + assumed
+    if line.minimum_ms or line.step_ms > 1:
+        yield f"at least {line.minimum_ms} ms a request, in begun steps of {line.step_ms} ms"
+    if line.double_width_weight > 1:
+        yield f"a Chinese character counts {line.double_width_weight}"
+    if line.free_markup:
+        yield "SSML tags are free"
+
+
+def _source(line: PriceLine) -> str:
+    own_word = line.plan == CONTRACT and not line.checked_on
+    checked = "your contract" if own_word else f"checked {line.checked_on or 'never'}"
+    if not line.checked_on and not line.stale and not own_word:
+        checked = line.pricing_source
+    stale = ", stale" if line.stale else ""
+    return f"{checked}{stale}  {line.source_url or line.pricing_source}".rstrip()
 
 
 def missing_table(found: MissingPrices) -> RenderableType:
     """One line for each model without a price."""
     found = harmless(found)
-    shown: list[RenderableType] = [Text("Every leg in the ledger has a price.")]
+    told = "Every leg in the ledger has a price."
+    if found.models is None:
+        told = "There is no ledger yet: no leg has met a price, or the want of one."
+    shown: list[RenderableType] = [Text(told)]
     if found.models:
         table = plain_table("provider", "model", "kind", "legs")
         for line in found.models:
@@ -226,12 +290,23 @@ def changes_table(found: PriceChanges) -> RenderableType:
             source = line.source_url or line.pricing_source
             shown.append(Text.assemble((name, "bold"), ("  " + source, "dim")))
             of = name
-        before, after = (f"${side}" if side else "none" for side in (line.before, line.after))
-        shown.append(Text(f"  {line.unit}: {before}, then {after}"))
-    told = f"{len(found.changes)} rates changed from {found.before} to {found.after} (UTC)"
+        above = (
+            "" if line.above_input_tokens is None else f" above {line.above_input_tokens} of input"
+        )
+        before, after = (side or "none" for side in (line.before, line.after))
+        shown.append(Text(f"  {line.unit}{above}: {before}, then {after}"))
+    told = f"{len(found.changes)} changed from {found.before} to {found.after} (UTC)"
     return Group(*shown, Text(told, style="dim"))
 
 
 def checked_text(found: CheckedPrices) -> RenderableType:
-    """That a file is right."""
-    return Text(f"{found.file} is right: {found.rows} prices, {found.rates} rates.")
+    """That a file is right, and what it says."""
+    counts = {
+        "price": found.rows,
+        "rate": found.rates,
+        "plan": found.plans,
+        "discount": found.discounts,
+        "credit": found.credits,
+    }
+    said = [f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items() if count]
+    return Text(f"{found.file} is right: {', '.join(said) or 'a currency'}.")

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from voicecost_catalog import ModelPrice, open_price_book
 from voicecost_catalog.explain import explain
-from voicecost_catalog.listing import own_prices
 from voicecost_catalog.rates import BILLED_UNITS, OPTIONAL_UNITS, Rate, Rule, Tier
 from voicecost_ledger.records import UNITS, LegAttributes, Modality
 
@@ -33,7 +32,7 @@ def genai_prices() -> list[ModelPrice]:
     return [price for price in found if price is not None]
 
 
-PRICES = [*own_prices(), *genai_prices()]
+PRICES = [*open_price_book(genai=False).own_prices(), *genai_prices()]
 USAGES = st.dictionaries(
     st.sampled_from(sorted(UNITS)), st.one_of(st.integers(0, 5), st.integers(0, 10**7))
 )

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from voicecost_catalog import ModelPrice, Rate, open_price_book
-from voicecost_catalog.listing import own_prices
 from voicecost_ledger.records import LegAttributes, Modality
 
 NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
@@ -93,7 +92,7 @@ BOOK = open_price_book()
 
 def rates_by_price() -> dict[tuple[str, str, Fraction], list[tuple[ModelPrice, Rate]]]:
     found: dict[Any, list[tuple[ModelPrice, Rate]]] = defaultdict(list)
-    for price in own_prices():
+    for price in BOOK.own_prices():
         for unit, rate in price.rates.items():
             by = "ms" if unit.endswith("_ms") else unit
             found[price.provider, by, Fraction(rate.nano_usd, rate.per)].append((price, rate))
@@ -148,7 +147,7 @@ def test_what_genai_prices_bills_by_tokens_it_bills_as_the_fact_says(fact: Fact)
 
 def test_the_model_of_a_fact_is_found_where_its_price_is() -> None:
     """No two models with one price hide each other: LiveKit's facts have rows by their names."""
-    named = {(price.provider, price.model) for price in own_prices()}
+    named = {(price.provider, price.model) for price in BOOK.own_prices()}
     for fact in FACTS:
         if fact.provider == "livekit":
             assert (fact.provider, fact.model) in named

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
-from voicecost_catalog import Kind, open_price_book
-from voicecost_catalog.listing import PriceLine, own_prices, price_lines
+import msgspec
+import pytest
+
+from voicecost_catalog import Kind, ModelPrice, open_price_book
+from voicecost_catalog.listing import PriceLine, price_changes, price_lines
+from voicecost_ledger.records import LegAttributes, Modality
 
 NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
+BOOK = open_price_book()
 
 
 def lines_on(day: date) -> list[PriceLine]:
-    return price_lines(own_prices(), today=day)
+    return price_lines(BOOK.own_prices(), today=day)
 
 
 def test_a_rate_is_worded_as_its_source_words_it() -> None:
@@ -70,3 +76,72 @@ def test_llm_prices_are_as_fresh_as_their_package() -> None:
         "input_tokens", "cached_input_tokens", "output_tokens",
     }  # fmt: skip
     assert not any(line.stale for line in lines)
+
+
+def price_of(modality: Modality, provider: str, model: str) -> ModelPrice:
+    leg = LegAttributes(modality=modality, provider=provider, model=model)
+    price = open_price_book().price_for(leg, NOW_UNIX_MS)
+    assert price is not None
+    return price
+
+
+GEMINI = price_of(Modality.LLM, "google", "gemini-2.5-pro")
+WHISPER = price_of(Modality.STT, "groq", "whisper-large-v3")
+CHATTERBOX = price_of(Modality.TTS, "Resemble", "chatterbox")
+AZURE = price_of(Modality.TTS, "Azure TTS", "eastus:zh-CN-XiaoxiaoNeural")
+
+
+def with_tier_doubled(price: ModelPrice) -> ModelPrice:
+    (tier,) = price.tiers
+    rate = tier.rates["input_tokens"]
+    doubled = msgspec.structs.replace(rate, nano_usd=2 * rate.nano_usd)
+    rates = {**tier.rates, "input_tokens": doubled}
+    return changed(price, tiers=(msgspec.structs.replace(tier, rates=rates),))
+
+
+def changed(price: ModelPrice, **fields: Any) -> ModelPrice:
+    return msgspec.structs.replace(price, **fields, price_id="")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "unit", "above", "words"),
+    [
+        (GEMINI, with_tier_doubled(GEMINI), "input_tokens", 200_000,
+         ("$2.5 a million", "$5 a million")),
+        (WHISPER, changed(WHISPER, minimum_ms=30_000), "minimum", None, ("10000 ms", "30000 ms")),
+        (WHISPER, changed(WHISPER, minimum_ms=0), "minimum", None, ("10000 ms", "")),
+        (WHISPER, changed(WHISPER, step_ms=1_000), "step", None, ("", "1000 ms")),
+        (CHATTERBOX, changed(CHATTERBOX, derived={}), "audio_ms of characters", None,
+         ("80 for each", "")),
+        (AZURE, changed(AZURE, double_width_weight=1), "a Chinese character", None,
+         ("counts 2", "")),
+        (AZURE, changed(AZURE, free_markup=True), "SSML tags", None, ("", "are free")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_whatever_an_amount_depends_on_is_a_change(
+    before: ModelPrice,
+    after: ModelPrice,
+    unit: str,
+    above: int | None,
+    words: tuple[str, str],
+) -> None:
+    (change,) = price_changes([before], [after])
+    assert (change.unit, change.above_input_tokens) == (unit, above)
+    assert (change.before, change.after) == words
+    assert change.source_url.startswith("https://")
+    assert price_changes([before], [before]) == []
+
+
+def test_other_words_for_the_same_rate_are_no_change() -> None:
+    """A discount that is given and taken back leaves a rate in lowest terms."""
+    rate = WHISPER.rates["audio_ms"]
+    same = msgspec.structs.replace(rate, nano_usd=rate.nano_usd * 7, per=rate.per * 7)
+    assert price_changes([WHISPER], [changed(WHISPER, rates={"audio_ms": same})]) == []
+
+
+def test_a_tier_lists_the_rates_that_are_others_there() -> None:
+    lines = price_lines([GEMINI], today=date(2026, 11, 22))
+    tiers = [line.above_input_tokens for line in lines]
+    assert tiers == [None] * len(GEMINI.rates) + [200_000] * (len(lines) - len(GEMINI.rates))
+    assert {line.price_id for line in lines} == {GEMINI.price_id}

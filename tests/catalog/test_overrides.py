@@ -147,6 +147,7 @@ def test_a_discounted_price_keeps_its_source_and_names_its_list() -> None:
     assert price.pricing_source.startswith("config@")
     assert "voicecost-catalog@" in price.note
     assert price.rates["audio_ms"].source_url == "https://deepgram.com/pricing"
+    assert price.rates["audio_ms"].per % 60_000 == 0  # still by the minute, as the list words it
     # 66.666667 % of $0.0048 a minute, exact: rounded once, at the end of a leg
     assert price.rate({"audio_ms": 60_000 * 10**6}) == 3_200_000_016_000
 

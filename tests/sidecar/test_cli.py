@@ -458,6 +458,15 @@ def test_missing_prices_need_a_ledger_and_nothing_else(tmp_path: Path) -> None:
     assert "--missing asks the ledger" in done.stderr
 
 
+def test_without_a_ledger_the_models_of_livekit_without_a_price_are_listed(tmp_path: Path) -> None:
+    done = voicecost(tmp_path, "prices", "--missing", "--json")
+    assert done.returncode == 0, done.stderr
+    missing = json.loads(done.stdout)
+    assert missing["models"] is None
+    assert "cambai.TTS" in {one["plugin"] for one in missing["plugins"]}
+    assert voicecost(tmp_path, "prices", "--missing").stdout.startswith("There is no ledger yet")
+
+
 def test_models_without_a_price_are_listed_from_the_ledger(
     sidecar: RunningSidecar, tmp_path: Path
 ) -> None:

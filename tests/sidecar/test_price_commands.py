@@ -53,7 +53,7 @@ def test_what_changed_between_two_days_is_told(tmp_path: Path) -> None:
     done = voicecost(tmp_path, "prices", "diff", *days, "--provider", "elevenlabs", "--json")
     changes = {line["model"]: line for line in json.loads(done.stdout)["changes"]}
     turbo = changes["eleven_turbo_v2_5"]
-    assert (turbo["before"], turbo["after"]) == ("0.05 a thousand", "0.04 a thousand")
+    assert (turbo["before"], turbo["after"]) == ("$0.05 a thousand", "$0.04 a thousand")
     assert turbo["source_url"] == "https://elevenlabs.io/pricing/api"
     assert (
         "$0.05 a thousand, then $0.04"
@@ -116,12 +116,101 @@ def test_a_price_file_is_checked(tmp_path: Path, old: str, new: str, says: str) 
     file = tmp_path / "example.yaml"
     file.write_text(PRICE_FILE)
     right = voicecost(tmp_path, "prices", "check", str(file), "--json")
-    assert json.loads(right.stdout) == {"file": str(file), "rows": 1, "rates": 1}
+    assert json.loads(right.stdout) == {
+        "file": str(file), "rows": 1, "rates": 1, "plans": 0, "discounts": 0, "credits": 0,
+    }  # fmt: skip
     file.write_text(PRICE_FILE.replace(old, new))
     wrong = voicecost(tmp_path, "prices", "check", str(file))
     assert wrong.returncode == 2
     assert f"{file}:" in wrong.stderr
     assert says in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", ":0: prices: no price in it"),
+        ("[]", ":0: prices: no price in it"),
+        ("prices: {}\n", ":0: prices: no price in it"),
+        ("time_zone: UTC\n", ":0: prices: no price in it"),
+        ("time_zone: UTC\nfoo: bar\n", ":2: foo: unknown key: allowed here are livekit, projects,"),
+        ("prises:\n  plans: {livekit: scale}\n", ":1: prises: unknown key: allowed here are"),
+        (PRICE_FILE.replace("prices:", "prises:"), ":6: prises: unknown field: allowed here are"),
+        (PRICE_FILE[: PRICE_FILE.index("  - model")].replace("prices:", "prices: []"),
+         ":0: prices: no price in it"),
+    ],
+)  # fmt: skip
+def test_a_file_without_a_price_is_not_right(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "voicecost.yaml"
+    file.write_text(text)
+    wrong = voicecost(tmp_path, "prices", "check", str(file))
+    assert wrong.returncode == 2
+    assert f"{file}{says}" in wrong.stderr
+
+
+def test_a_file_that_is_right_says_what_it_holds(tmp_path: Path) -> None:
+    file = tmp_path / "contract.yaml"
+    file.write_text("prices:\n  plans: {livekit: scale}\n  discounts: {deepgram: 5, openai: 5}\n")
+    right = voicecost(tmp_path, "prices", "check", str(file))
+    assert right.stdout.endswith(" is right: 1 plan, 2 discounts.\n")
+
+
+def test_a_price_by_tiers_shows_the_higher_ones(tmp_path: Path) -> None:
+    done = voicecost(tmp_path, "prices", "google/gemini-2.5-pro", "--json")
+    lines = json.loads(done.stdout)["prices"]
+    rates = {(line["unit"], line["above_input_tokens"]): line["usd"] for line in lines}
+    assert (rates["input_tokens", None], rates["input_tokens", 200_000]) == ("1.25", "2.5")
+    assert (rates["output_tokens", None], rates["output_tokens", 200_000]) == ("10", "15")
+    table = voicecost(tmp_path, "prices", "google/gemini-2.5-pro").stdout
+    assert "  output_tokens above 200000 of input: $15 a million\n" in table
+
+
+def test_how_a_price_bills_is_shown_beside_its_rates(tmp_path: Path) -> None:
+    whisper = json.loads(voicecost(tmp_path, "prices", "groq/whisper-large-v3", "--json").stdout)
+    assert whisper["prices"][0]["minimum_ms"] == 10_000
+    (chatterbox,) = json.loads(
+        voicecost(tmp_path, "prices", "resemble/chatterbox", "--json").stdout
+    )["prices"]
+    assert chatterbox["derived"]["of"] == "characters"
+    assert (chatterbox["derived"]["count"], chatterbox["derived"]["per"]) == (80, 1)
+    for model, words in (
+        ("groq/whisper-large-v3", "at least 10000 ms a request"),
+        ("resemble/chatterbox", "80 for each of characters where nobody counted it"),
+        ("livekit/deepgram/nova-3", "at least 1000 ms a request, in begun steps of 1000 ms"),
+        ("anthropic/claude-sonnet-4-6", "since 2026-03-13"),
+        ("elevenlabs/eleven_v3", "since 2026-09-29 (assumed)"),
+    ):
+        assert words in voicecost(tmp_path, "prices", model).stdout, model
+
+
+def test_a_source_is_whole_however_narrow_the_terminal(tmp_path: Path) -> None:
+    for columns in ("40", "80", "200"):
+        table = voicecost(tmp_path, "prices", "openai/gpt-realtime-translate", COLUMNS=columns)
+        url = "https://developers.openai.com/api/docs/models/gpt-realtime-translate"
+        assert f"  {url}\n" in table.stdout
+
+
+def test_every_price_includes_those_by_contract(tmp_path: Path) -> None:
+    """The operator's own word is no page that somebody has to look at again."""
+    (tmp_path / "voicecost.yaml").write_text(
+        """
+prices:
+  discounts: {murf: 50, openai: 10}
+  rows:
+    - {provider: acme, model: sing, modality: tts, rule: characters,
+       rates: {characters: {usd: 2, per: million}}}
+"""
+    )
+    done = voicecost(tmp_path, "prices", "--json")
+    lines = {(line["provider"], line["model"]): line for line in json.loads(done.stdout)["prices"]}
+    assert lines["acme", "sing"]["pricing_source"].startswith("config@")
+    assert lines["murf", "API (FALCON/GEN2)"]["usd"] == "0.015"
+    assert lines["deepgram", "nova-2"]["pricing_source"].startswith("voicecost-catalog@")
+    assert voicecost(tmp_path, "prices", "acme/sing", "--strict").returncode == 0
+    assert "  your contract  config@" in voicecost(tmp_path, "prices", "acme/sing").stdout
+    # A discount makes a list price neither fresh nor stale.
+    assert voicecost(tmp_path, "prices", "openai/gpt-4o", "--strict").returncode == 0
+    assert voicecost(tmp_path, "prices", "murf/falcon", "--strict").returncode == 1
 
 
 def test_prices_by_contract_are_shown_and_checked(tmp_path: Path) -> None:
