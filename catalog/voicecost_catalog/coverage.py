@@ -11,6 +11,27 @@ from voicecost_catalog.book import CatalogPriceBook
 from voicecost_ledger.records import LegAttributes, Modality
 
 _STRINGS_PATH: Final = Path(__file__).with_name("livekit_strings.json")
+UNKNOWN: Final = "no public price of it is known to us"
+_RUPEES: Final = "listed in rupees: https://docs.sarvam.ai/api/getting-started/pricing"
+NO_PRICE: Final = {
+    # By the plugin's class, which is one for all its models, or by a model.
+    "auto": "LiveKit chooses the model, and does not say which",
+    **dict.fromkeys(("sarvam.LLM", "sarvam.STT", "sarvam.STTRealtime", "sarvam.TTS"), _RUPEES),
+    "speechify.TTS": "bills no blanks, which no leg counts apart: https://speechify.ai/pricing",
+    **dict.fromkeys(
+        (
+            "assemblyai.TTS", "asyncai.TTS", "baseten.LLM", "baseten.STT", "baseten.TTS",
+            "cambai.TTS", "clova.STT", "fal.STT", "fireworksai.STT", "gnani.STT", "gnani.TTS",
+            "neuphonic.TTS", "nvidia.STT", "nvidia.TTS", "phonic.realtime.RealtimeModel",
+            "playai.TTS", "respeecher.TTS", "rtzr.STT", "simplismart.STT", "simplismart.TTS",
+            "slng.STT", "spitch.STT", "spitch.TTS", "upliftai.TTS",
+        ),
+        UNKNOWN,
+    ),
+}  # fmt: skip
+"""What has no public price that a leg could be rated by, and why."""
+NOT_FOUND: Final = {"aws.LLM": "priced by region, which the model's name leaves out"}
+"""What has one that is not found, and why."""
 
 
 class LiveKitString(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +53,12 @@ class LiveKitString(msgspec.Struct, frozen=True, kw_only=True):
             label=self.label or "",
             streaming=self.streaming is not False,
         )
+
+    @property
+    def why_no_price(self) -> str:
+        """Why it has none, where it has none."""
+        reasons = NOT_FOUND | NO_PRICE
+        return reasons.get(self.cls) or reasons.get(self.model) or UNKNOWN
 
 
 def livekit_strings() -> list[LiveKitString]:

@@ -54,6 +54,7 @@ class UnpricedPlugin(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     model: str
     modality: str
+    why: str
 
 
 class MissingPrices(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +188,11 @@ def read_missing(
         models=None if store is None else _unpriced_models(store, until_unix_ms),
         plugins=[
             UnpricedPlugin(
-                plugin=one.cls, provider=one.provider, model=one.model, modality=one.kind.value
+                plugin=one.cls,
+                provider=one.provider,
+                model=one.model,
+                modality=one.kind.value,
+                why=one.why_no_price,
             )
             for one in without_price(book, until_unix_ms)
         ],
@@ -270,10 +275,10 @@ def missing_table(found: MissingPrices) -> RenderableType:
             table.add_row(line.provider, line.model, line.modality, str(line.leg_count))
         shown = [table]
     if found.plugins:
-        plugins = plain_table("plugin", "provider", "model", "kind")
-        for one in found.plugins:
-            plugins.add_row(one.plugin, one.provider, one.model, one.modality)
-        shown += [Text("\nOf LiveKit's plugins, as they are made without arguments:"), plugins]
+        shown.append(Text("\nOf LiveKit's plugins, as they are made without arguments:"))
+        for why in dict.fromkeys(one.why for one in found.plugins):
+            shown.append(Text(why, style="bold"))
+            shown += [Text(f"  {it.plugin}  {it.model}") for it in found.plugins if it.why == why]
     return Group(*shown)
 
 

@@ -223,6 +223,19 @@ OURS: dict[Page, list[Example]] = {
     Page("https://telnyx.com/pricing/text-to-speech", "2026-07-17"): [
         ("telnyx", tts("Telnyx.NaturalHD.astra", "telnyx"), THOUSAND, 48_000_000),
     ],
+    Page("https://gradium.ai/pricing", "2026-08-24"): [
+        ("gradium: 3 credits a second, $6.90 for 100,000", stt("default", "Gradium"),
+         {"audio_ms": 100_000}, 20_700_000),
+        ("gradium: a credit a character", tts("default", "Gradium"), THOUSAND, 69_000_000),
+    ],
+    Page("https://docs.smallest.ai/models/model-cards/text-to-speech/lightning-v-3-1-pro",
+         "2026-08-13"): [
+        ("smallest ai: $0.195 for ten thousand characters",
+         tts("lightning_v3.1_pro", "SmallestAI"), THOUSAND, 19_500_000),
+    ],
+    Page("https://docs.smallest.ai/models/model-cards/speech-to-text/pulse", "2026-08-24"): [
+        ("smallest ai: pulse", stt("pulse", "SmallestAI"), MINUTE, 8_000_000),
+    ],
     Page("https://www.gladia.io/pricing", "2026-08-21"): [
         ("gladia", stt("solaria-1", "Gladia"), HOUR, 750_000_000),
     ],

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final
+from collections import Counter
+from typing import Final
 
-import msgspec
 import pytest
 
 from voicecost_catalog import coverage, open_price_book
@@ -15,65 +14,48 @@ from voicecost_ledger.records import LegAttributes, Modality
 NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
 BOOK = open_price_book()
 # Every component of every plugin of livekit-agents 1.8.9, made once: what it says of itself.
-STRINGS: Final[list[dict[str, Any]]] = msgspec.json.decode(
-    Path(coverage.__file__).with_name("livekit_strings.json").read_bytes()
-)
-NOT_METERED = {"realtime"}  # no leg can be of these yet
-# No price that we have a source for: what the plugin's class is called, once for all its models.
-WITHOUT_A_PUBLIC_PRICE: Final = {
-    "assemblyai.TTS", "asyncai.TTS", "baseten.LLM", "baseten.STT", "baseten.TTS", "cambai.TTS",
-    "clova.STT", "fal.STT", "fireworksai.STT", "gnani.STT", "gnani.TTS", "gradium.STT",
-    "gradium.TTS", "neuphonic.TTS", "nvidia.STT", "nvidia.TTS", "playai.TTS", "respeecher.TTS",
-    "rtzr.STT", "sarvam.LLM", "sarvam.STT", "sarvam.STTRealtime", "sarvam.TTS",
-    "simplismart.STT", "simplismart.TTS", "slng.STT", "smallestai.STT", "smallestai.TTS",
-    "speechify.TTS", "spitch.STT", "spitch.TTS", "upliftai.TTS",
-}  # fmt: skip
-WITHOUT_A_PUBLIC_PRICE_BY_MODEL: Final = {"auto"}  # LiveKit Inference chooses, and does not say
+STRINGS: Final = coverage.livekit_strings()
 
 
-def resolves(string: dict[str, Any]) -> bool:
-    leg = LegAttributes(
-        modality=Modality(string["kind"]),
-        provider=string["provider"],
-        model=string["model"],
-        label=string["label"] or "",
-        streaming=string["streaming"] is not False,
-    )
-    return BOOK.price_for(leg, NOW_UNIX_MS) is not None
+def resolves(one: coverage.LiveKitString) -> bool:
+    return BOOK.price_for(one.leg(), NOW_UNIX_MS) is not None
 
 
 def test_nearly_every_string_of_livekit_with_a_public_price_finds_it() -> None:
-    strings = [string for string in STRINGS if string["kind"] not in NOT_METERED]
-    found = [string for string in strings if resolves(string)]
-    missing = [string for string in strings if string not in found]
-    public = [
-        string
-        for string in missing
-        if string["cls"] not in WITHOUT_A_PUBLIC_PRICE
-        and string["model"] not in WITHOUT_A_PUBLIC_PRICE_BY_MODEL
-    ]
+    """Realtime models included; the rest is listed with the reason why not."""
+    found = [one for one in STRINGS if resolves(one)]
+    missing = [one for one in STRINGS if one not in found]
+    without = [one for one in missing if {one.cls, one.model} & coverage.NO_PRICE.keys()]
+    public = [one for one in missing if one not in without]
     share = len(found) / (len(found) + len(public))
-    print(f"{len(found)} of {len(found) + len(public)} with a public price: {share:.1%}")  # noqa: T201 (the bar is shown)
-    for string in missing:
-        why = "public price, not found" if string in public else "no public price"
-        print(f"  {string['kind']} {string['provider']} {string['model']}: {why}")  # noqa: T201 (the rest is listed)
+    print(  # noqa: T201 (the bar is shown)
+        f"{len(found)} of {len(found) + len(public)} with a public price: {share:.1%}; "
+        f"of all {len(STRINGS)}: {len(found) / len(STRINGS):.1%}"
+    )
+    for one in missing:
+        print(f"  {one.kind} {one.provider} {one.model}: {one.why_no_price}")  # noqa: T201 (the same)
     assert share >= 0.95
-    assert {(string["provider"], string["model"]) for string in public} == {
-        ("AWS Bedrock", "amazon.nova-2-lite-v1:0"),  # priced by region, which the name leaves out
-    }
+    assert (len(STRINGS), len(found)) == (102, 70)
+    assert {(one.cls, one.model) for one in public} == {("aws.LLM", "amazon.nova-2-lite-v1:0")}
+    known = [one for one in without if one.why_no_price != coverage.UNKNOWN]
+    assert Counter(one.provider for one in known) == {"Sarvam": 4, "Speechify": 1, "livekit": 2}
 
 
 def test_what_has_no_price_is_listed_as_livekit_names_it() -> None:
-    missing = coverage.without_price(BOOK, NOW_UNIX_MS)
-    assert {one.cls for one in missing} >= WITHOUT_A_PUBLIC_PRICE
-    assert "deepgram.STT" not in {one.cls for one in missing}
+    missing = {one.cls: one.why_no_price for one in coverage.without_price(BOOK, NOW_UNIX_MS)}
+    assert missing["sarvam.STT"].startswith("listed in rupees")
+    assert missing["aws.LLM"].startswith("priced by region")
+    assert "deepgram.STT" not in missing
 
 
 def test_what_is_said_to_have_no_public_price_has_none_here_either() -> None:
-    """A row that was added later must leave the list above."""
-    for string in STRINGS:
-        if string["cls"] in WITHOUT_A_PUBLIC_PRICE:
-            assert not resolves(string), string["cls"]
+    """A row that was added later must leave the list; and whoever is listed must be LiveKit's."""
+    listed = coverage.NO_PRICE | coverage.NOT_FOUND
+    named = {name for one in STRINGS for name in (one.cls, one.model)}
+    assert listed.keys() <= named
+    for one in STRINGS:
+        if {one.cls, one.model} & listed.keys():
+            assert not resolves(one), one.cls
 
 
 @pytest.mark.parametrize(

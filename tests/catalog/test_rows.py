@@ -37,7 +37,7 @@ THOUSAND = {"characters": 1_000, "utf8_bytes": 1_010, "audio_ms": 55_000}
         pytest.param(stt("nova-4"), id="a model nobody priced"),
         pytest.param(stt(""), id="no model"),
         pytest.param(stt("whisper-medium", streaming=False), id="a size nobody priced"),
-        pytest.param(tts("lightning_v3.1_pro", provider="SmallestAI"), id="dearer than its kin"),
+        pytest.param(tts("lightning_v4", provider="SmallestAI"), id="the next generation"),
         pytest.param(stt("auto", provider="livekit"), id="LiveKit chooses, and does not say what"),
         pytest.param(stt("whisper-1", provider="vllm.internal"), id="a host nobody spoke for"),
         pytest.param(stt("nova-3", language="multi", streaming=False), id="a mode without a price"),

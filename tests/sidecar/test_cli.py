@@ -464,7 +464,11 @@ def test_without_a_ledger_the_models_of_livekit_without_a_price_are_listed(tmp_p
     missing = json.loads(done.stdout)
     assert missing["models"] is None
     assert "cambai.TTS" in {one["plugin"] for one in missing["plugins"]}
-    assert voicecost(tmp_path, "prices", "--missing").stdout.startswith("There is no ledger yet")
+    table = voicecost(tmp_path, "prices", "--missing").stdout
+    assert table.startswith("There is no ledger yet")
+    assert (
+        "listed in rupees: https://docs.sarvam.ai/api/getting-started/pricing\n  sarvam." in table
+    )
 
 
 def test_models_without_a_price_are_listed_from_the_ledger(
