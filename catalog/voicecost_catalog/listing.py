@@ -230,6 +230,8 @@ def _is_stale(price: ModelPrice, rate: Rate, today: date) -> bool:
     # fresh as its version.
     if price.kind is Kind.SELF_HOSTED or not price.plan:
         return False
+    if price.valid_until and date.fromisoformat(price.valid_until) <= today:
+        return False  # its page says something else by now
     if not rate.checked_on:
         return price.plan != CONTRACT  # the operator's own word is no page to look at again
     return today - date.fromisoformat(rate.checked_on) > timedelta(days=FRESH_DAYS)

@@ -47,8 +47,11 @@ def test_what_nobody_checked_is_stale_at_once_and_what_nobody_bills_never() -> N
     never_checked = [line for line in lines_on(date(2020, 1, 1)) if line.stale]
     assert {line.provider for line in never_checked} == {"livekit", "liveavatar", "murf", "x-ai"}
     later = lines_on(date(2036, 1, 1))
-    fresh = {line.provider for line in later if not line.stale}
+    fresh = {line.provider for line in later if not line.stale and not line.valid_until}
     assert fresh == {"livekit-server", "local", "loopback", "ollama"}
+    ended = [line for line in later if line.valid_until]
+    assert len(ended) > 5
+    assert not any(line.stale for line in ended)  # no page has an old price any more
     print(f"{sum(line.stale for line in lines_on(date.today()))} stale rates")  # noqa: T201, DTZ011 (shown, never asserted)
 
 
