@@ -178,5 +178,10 @@ class TheOnlyPrice:
     def price_for(self, leg: LegAttributes, at_unix_ms: int) -> ModelPrice:
         return self._price
 
+    def price_as_served(
+        self, asked: LegAttributes, served: LegAttributes, at_unix_ms: int
+    ) -> ModelPrice:
+        return self._price
+
     def restore(self, document: bytes) -> ModelPrice:
         return restore_price(document)

@@ -21,14 +21,13 @@ from tests.catalog.example_prices import (
 )
 from tests.ledger.desk import Desk
 from voicecost_catalog import ModelPrice, Rate, Rule, Tier, open_price_book
-from voicecost_catalog.listing import own_prices
 from voicecost_catalog.rates import BILLED_UNITS, OPTIONAL_UNITS, Derived, restore_price
 from voicecost_ledger.books import Books
 from voicecost_ledger.postings import MAX_LEG_NANO_USD
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
-THE_BOOK = [*own_prices(), *open_price_book().every_price(NOW_UNIX_MS)]
+THE_BOOK = [*open_price_book().own_prices(), *open_price_book().every_price(NOW_UNIX_MS)]
 TOKENS = ("input_tokens", "output_tokens", "input_audio_tokens", "output_audio_tokens")
 
 quantities = st.integers(0, 2**40)

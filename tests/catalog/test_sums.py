@@ -7,7 +7,6 @@ import pytest
 from tests.catalog.example_prices import TheOnlyPrice, price, usage_of
 from tests.ledger.desk import NOON, TTS, Desk
 from voicecost_catalog import Kind, ModelPrice, Rate, Rule, open_price_book
-from voicecost_catalog.listing import own_prices
 from voicecost_ledger import postings
 from voicecost_ledger.books import Books
 from voicecost_ledger.money import MAX_NANO_USD
@@ -32,7 +31,7 @@ DAYS = {
 }
 BOOK = [
     of
-    for of in (*own_prices(), *open_price_book().every_price(NOON))
+    for of in (*open_price_book().own_prices(), *open_price_book().every_price(NOON))
     if of.kind in (Kind.BASE, Kind.SUPERSEDED)
     and of.rule not in (Rule.RECURRING, Rule.TRAFFIC)  # no leg counts months, or bytes of a room
 ]
