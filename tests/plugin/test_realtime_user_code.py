@@ -361,6 +361,29 @@ async def test_a_plugin_that_raises_and_events_that_are_none_harm_nobody(
     assert _faults.metering_count() > before
 
 
+@pytest.mark.parametrize("name", ["label", "model", "provider"])
+async def test_a_model_that_cannot_say_what_it_is_is_metered_all_the_same(name: str) -> None:
+    class Nameless(OwnModel):
+        pass
+
+    def unknown(self: OwnModel) -> str:
+        raise NotImplementedError(name)
+
+    setattr(Nameless, name, property(unknown))
+    model = Nameless(says_what_it_used=False)
+    async with observed():
+        meter = RecordingMeter()
+        with _attribution.scoped(meter):
+            session = model.session()
+            session.generate_reply()
+            session.emit("metrics_collected", OwnSession(OwnModel()).metrics("reply-1", 100, 50))
+            await session.aclose()
+
+    (leg,) = meter.of(Modality.REALTIME)
+    assert (leg.outcome, leg.usage["input_tokens"]) == (Outcome.SERVED, 100)
+    assert getattr(leg.attributes, name) == ""
+
+
 class _Demanding(OwnSession):
     """Takes more than LiveKit's base class says, and answers."""
 

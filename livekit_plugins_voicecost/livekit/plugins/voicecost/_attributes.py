@@ -98,9 +98,9 @@ def describe(
     """
     return LegAttributes(
         modality=modality,
-        provider=_property(component, "provider"),
-        model=model or option_text(stream, component, "model") or _property(component, "model"),
-        label=_property(component, "label"),
+        provider=name_of(component, "provider"),
+        model=model or option_text(stream, component, "model") or name_of(component, "model"),
+        label=name_of(component, "label"),
         host=host_of(stream, component),
         language=language,
         voice=voice,
@@ -128,6 +128,7 @@ def _addons(stream: Any, component: Any) -> tuple[str, ...]:
     )
 
 
-def _property(component: Any, name: str) -> str:
+def name_of(component: Any, name: str) -> str:
+    """What a component calls its `provider`, `model` or `label`; empty where it says nothing."""
     value = _read(component, name)
     return value if isinstance(value, str) else ""

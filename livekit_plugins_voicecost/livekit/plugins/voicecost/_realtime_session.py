@@ -28,7 +28,7 @@ from livekit.agents.llm.realtime import RealtimeError
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults
-from ._attributes import host_of, option_text
+from ._attributes import host_of, name_of, option_text
 from ._faults import contained
 from ._instrument_attempts import Tally
 from .legs import affordable
@@ -105,7 +105,7 @@ class SessionLegs:
     def attributes(self) -> LegAttributes:
         """Of the legs of modality `realtime`."""
         if self._attributes is None:
-            self._attributes = self.describe(Modality.REALTIME, str(self.model.model))
+            self._attributes = self.describe(Modality.REALTIME, name_of(self.model, "model"))
         return self._attributes
 
     def describe(self, modality: Modality, model: str) -> LegAttributes:
@@ -113,9 +113,9 @@ class SessionLegs:
         realtime = modality is Modality.REALTIME
         return LegAttributes(
             modality=modality,
-            provider=str(self.model.provider),
+            provider=name_of(self.model, "provider"),
             model=model,
-            label=str(self.model.label),
+            label=name_of(self.model, "label"),
             host=host_of(self.session, self.model) or _google_host(self.session),
             voice=option_text(self.session, self.model, "voice") if realtime else "",
             service_tier=option_text(self.session, self.model, "service_tier") if realtime else "",
