@@ -45,9 +45,10 @@ def question() -> ChatContext:
 class ReportingLLM(LLM[Any]):
     """Somebody's own LLM: says a sentence of five tokens, and reports what it is told to."""
 
-    def __init__(self, *reports: tuple[int, int]) -> None:
+    def __init__(self, *reports: tuple[int, int], error: Exception | None = None) -> None:
         super().__init__()
         self.reports = reports
+        self.error = error
 
     @property
     def model(self) -> str:
@@ -64,6 +65,8 @@ class ReportingLLM(LLM[Any]):
 class ReportingStream(LLMStream):
     async def _run(self) -> None:
         llm: Any = self._llm
+        if llm.error is not None:
+            raise llm.error
         for word in ("It ", "is ", "sunny ", "today."):
             self._event_ch.send_nowait(ChatChunk(id="1", delta=ChoiceDelta(content=word)))
         for input_tokens, output_tokens in llm.reports:
@@ -173,14 +176,53 @@ class ReportingSpeech(tts.ChunkedStream):
         output_emitter.push(bytes(4_800))
 
 
-@pytest.mark.parametrize(
-    ("status_code", "characters"),
-    [(429, 0), (500, 0), (404, 0), (1006, 6), (1011, 6), (1000, 6), (-1, 6), (0, 6), (200, 6)],
-)
-async def test_only_an_http_error_is_a_refusal(
-    status_code: int, characters: int, meter: RecordingMeter
+# LiveKit's plugins put the close codes of their WebSockets into `status_code` too.
+REFUSALS, CLOSE_CODES = (429, 500, 404), (1006, 1011, 1000, -1, 0, 200)
+STATUS_CODES = [(code, True) for code in REFUSALS] + [(code, False) for code in CLOSE_CODES]
+
+
+@pytest.mark.parametrize(("status_code", "refused"), STATUS_CODES)
+async def test_only_an_http_error_is_a_refusal_of_a_question(
+    status_code: int, refused: bool, meter: RecordingMeter
 ) -> None:
-    """LiveKit's plugins put the close codes of their WebSockets into `status_code` too."""
+    error = APIStatusError("closed", status_code=status_code, retryable=False)
+    _instrument.instrument()
+    try:
+        with pytest.raises(APIStatusError):
+            await ask(ReportingLLM(error=error))
+    finally:
+        _instrument.uninstrument()
+    (leg,) = meter.of(Modality.LLM)
+    assert leg.outcome is Outcome.FAILED
+    assert leg.basis is (Basis.OBSERVED if refused else Basis.ESTIMATED)
+    assert (leg.usage["input_tokens"] > 3) is not refused
+
+
+@pytest.mark.parametrize(("status_code", "refused"), STATUS_CODES)
+async def test_only_an_http_error_is_a_refusal_of_audio(
+    status_code: int, refused: bool, meter: RecordingMeter
+) -> None:
+    error = APIStatusError("closed", status_code=status_code, retryable=False)
+    _instrument.instrument()
+    try:
+        async with ReportingEar([], error=error).stream() as stream:
+            stream.push_frame(rtc.AudioFrame(bytes(32_000), 16_000, 1, 16_000))
+            stream.end_input()
+            with pytest.raises(APIStatusError):
+                async for _ in stream:
+                    pass
+    finally:
+        _instrument.uninstrument()
+    (leg,) = meter.of(Modality.STT)
+    assert leg.outcome is Outcome.FAILED
+    assert leg.basis is (Basis.OBSERVED if refused else Basis.ESTIMATED)
+    assert leg.usage["audio_ms"] == (0 if refused else 1_000)
+
+
+@pytest.mark.parametrize(("status_code", "refused"), STATUS_CODES)
+async def test_only_an_http_error_is_a_refusal_of_a_text(
+    status_code: int, refused: bool, meter: RecordingMeter
+) -> None:
     _instrument.instrument()
     try:
         error = APIStatusError("closed", status_code=status_code, retryable=False)
@@ -193,16 +235,17 @@ async def test_only_an_http_error_is_a_refusal(
         _instrument.uninstrument()
     (leg,) = meter.of(Modality.TTS)
     assert leg.outcome is Outcome.FAILED
-    assert leg.usage["characters"] == characters
-    assert leg.basis is (Basis.ESTIMATED if characters else Basis.OBSERVED)
+    assert leg.usage["characters"] == (0 if refused else 6)
+    assert leg.basis is (Basis.OBSERVED if refused else Basis.ESTIMATED)
 
 
 class ReportingEar(stt.STT[Any]):
     """Somebody's own STT, of a protocol nobody knows."""
 
-    def __init__(self, reports: list[stt.RecognitionUsage]) -> None:
+    def __init__(self, reports: list[stt.RecognitionUsage], error: Exception | None = None) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
         self.reports = reports
+        self.error = error
 
     async def _recognize_impl(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError
@@ -216,6 +259,8 @@ class ReportingHearing(stt.RecognizeStream):
         ear: Any = self._stt
         async for _ in self._input_ch:
             pass
+        if ear.error is not None:
+            raise ear.error
         for report in ear.reports:
             self._event_ch.send_nowait(
                 stt.SpeechEvent(

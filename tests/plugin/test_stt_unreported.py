@@ -184,6 +184,38 @@ async def test_audio_is_what_was_taken_whatever_the_plugin_reports(
     assert stop["time_to_first_ms"] is not None
 
 
+def _tokens(*told: tuple[float, int, int]) -> Report:
+    return lambda _: [RecognitionUsage(*each) for each in told]
+
+
+async def test_tokens_are_added_up_as_livekit_does(meter: RecordingMeter) -> None:
+    """Each report is of what came since the one before."""
+    report = _tokens((1.0, 10, 2), (1.0, 10, 2), (1.0, 12, 3))
+    await _spoken_into(_PlainSTT(_PlainStream, report, sample_rate=48_000), 3_000)
+    (leg,) = legs_of(meter)
+    assert (leg.usage["input_tokens"], leg.usage["output_tokens"]) == (32, 7)
+    assert leg.margins == {"audio_ms": 200}
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        _tokens((3.0, 30, 6), (3.0, 30, 6)),
+        _tokens((1.0, 10, 2), (2.0, 20, 4), (3.0, 30, 6)),
+        _tokens((1.0, 10, 2), (1.0, 10, 2), (1.0, 10, 2), (1.0, 10, 2)),
+    ],
+    ids=["twice", "totals", "one of them twice"],
+)
+async def test_tokens_of_more_audio_than_there_was_were_told_again(
+    report: Report, meter: RecordingMeter
+) -> None:
+    await _spoken_into(_PlainSTT(_PlainStream, report, sample_rate=48_000), 3_000)
+    (leg,) = legs_of(meter)
+    told = {unit: leg.usage[unit] for unit in ("input_tokens", "output_tokens")}
+    assert (told, leg.basis) == ({"input_tokens": 30, "output_tokens": 6}, Basis.ESTIMATED)
+    assert leg.margins["input_tokens"] >= 10  # what was told beyond that, if it was true after all
+
+
 async def test_without_resampling_it_is_exact(meter: RecordingMeter) -> None:
     await _spoken_into(_PlainSTT(_PlainStream, _nothing, sample_rate=48_000), 3_210)
     (leg,) = legs_of(meter)

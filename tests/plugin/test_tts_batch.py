@@ -14,7 +14,7 @@ from livekit.plugins.azure.tts import ProsodyConfig, StyleConfig
 from livekit.plugins.voicecost import _attribution, _speech_tokens
 from tests.plugin.metered_session import RecordingMeter
 from tests.plugin.voices import Voice, simulated_voice
-from tests.simulators import LONG_ANSWER, Fault
+from tests.simulators import LONG_ANSWER, Fault, openai_speech
 from tests.simulators.speech import Pace
 from voicecost_ledger.records import Basis, Modality, Outcome
 
@@ -87,6 +87,63 @@ async def test_openai_by_tokens_as_it_reports_them(
     assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.REPORTED)
     for unit in ("input_tokens", "output_tokens", "output_audio_tokens"):
         assert leg.usage[unit] == voice.bill.total(unit) > 0
+
+
+def told(monkeypatch: pytest.MonkeyPatch, *reports: tuple[int, int] | None) -> None:
+    """Let OpenAI report that many tokens; None is what it bills."""
+    event = openai_speech._event
+
+    def lying(data: dict[str, Any]) -> bytes:
+        if data["type"] != "speech.audio.done":
+            return event(data)
+        usages = [
+            data["usage"] if each is None else {"input_tokens": each[0], "output_tokens": each[1]}
+            for each in reports
+        ]
+        return b"".join(event(data | {"usage": usage}) for usage in usages)
+
+    monkeypatch.setattr(openai_speech, "_event", lying)
+
+
+@pytest.mark.parametrize("report", [(0, 0), (-12, -30), (14, -30), (-12, 90)])
+async def test_tokens_that_cannot_be_are_estimated(
+    report: tuple[int, int], meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(monkeypatch, report)
+    async with simulated_voice("openai", monkeypatch) as voice:
+        await say(voice, TEXT)
+        await voice.bill.settled()
+    (leg,), (row,) = meter.of(Modality.TTS), voice.bill.rows
+    assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.ESTIMATED)
+    for unit in ("input_tokens", "output_tokens", "output_audio_tokens"):
+        assert abs(leg.usage[unit] - row.units[unit]) <= leg.margins[unit]
+
+
+async def test_tokens_of_a_text_and_none_of_its_sound_are_half_a_report(
+    meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(monkeypatch, (17, 0))
+    async with simulated_voice("openai", monkeypatch) as voice:
+        await say(voice, TEXT)
+        await voice.bill.settled()
+    (leg,), (row,) = meter.of(Modality.TTS), voice.bill.rows
+    assert (leg.basis, leg.usage["input_tokens"]) == (Basis.ESTIMATED, 17)
+    assert set(leg.margins) == {"output_tokens", "output_audio_tokens"}
+    assert abs(leg.usage["output_tokens"] - row.units["output_tokens"]) <= 3
+
+
+@pytest.mark.parametrize("again", [None, (-1, -1)])
+async def test_tokens_that_are_reported_twice_count_once(
+    again: tuple[int, int] | None, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(monkeypatch, None, again)
+    async with simulated_voice("openai", monkeypatch) as voice:
+        await say(voice, TEXT)
+        await voice.bill.settled()
+    (leg,), (row,) = meter.of(Modality.TTS), voice.bill.rows
+    assert leg.basis is Basis.REPORTED
+    for unit in ("input_tokens", "output_tokens"):
+        assert leg.usage[unit] == row.units[unit]
 
 
 @pytest.mark.parametrize("learned", [False, True], ids=["first of all", "after another"])

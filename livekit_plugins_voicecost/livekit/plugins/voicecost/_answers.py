@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from voicecost_catalog.rows import tier_name
 
 from ._counts import Counts, llm_usage
+from ._reports import believed
 
 if TYPE_CHECKING:
     from ._estimates import Estimates
@@ -73,21 +74,22 @@ class Answer:
     def report(self, usage: dict[str, int], *, final: bool) -> None:
         """Units as the provider counts them, of all that came so far.
 
-        Some hosts report nonsense. Less than nothing is not believed at all; no prompt, or no
-        answer after one was seen, is not believed of that unit, which stays an estimate.
+        No prompt, or no answer after one was seen, is not believed of that unit, which stays an
+        estimate.
         """
-        if any(quantity < 0 for quantity in usage.values()):
+        units = believed(usage)
+        if units is None:
             return
         answered = self._came or self.counts.completion_chunks > 0
         unbelievable: set[str] = set()
-        if not usage.get("input_tokens"):
+        if not units.get("input_tokens"):
             unbelievable |= {"input_tokens", "cached_input_tokens"}
-        if answered and not usage.get("output_tokens"):
+        if answered and not units.get("output_tokens"):
             unbelievable |= {"output_tokens", "reasoning_tokens"}
         # That there were no thoughts, or searches, is a report; 0/0 is none.
         told = {
             unit: quantity
-            for unit, quantity in usage.items()
+            for unit, quantity in units.items()
             if unit not in unbelievable and (quantity or unit in _ALWAYS)
         }
         if any(told.values()):

@@ -22,6 +22,7 @@ from ._attributes import describe, host_of
 from ._counts import Counts, Item, Prompt, TextKey
 from ._estimates import estimates_for
 from ._instrument_attempts import Attempt, Tally, observe_runs, observed, was_refused
+from ._reports import believed
 from ._text_weight import weight as weight_of
 
 
@@ -78,21 +79,15 @@ class DecisionAttempt(Attempt):
         served_model = getattr(response, "model", "")
         if served_model and served_model != tally.attributes.model:
             tally.served_by(served_model)
-        input_tokens = getattr(response, "input_tokens", None)
-        output_tokens = getattr(response, "output_tokens", None)
-        if not input_tokens:  # never said, or a zero that is none
+        reported = believed({
+            "input_tokens": getattr(response, "input_tokens", None) or 0,
+            "output_tokens": getattr(response, "output_tokens", None) or 0,
+        })  # fmt: skip
+        if reported is None or not reported["input_tokens"]:  # never said, or a zero that is none
             tally.stop(outcome, estimated, Basis.ESTIMATED)
             return
-        reported = {
-            "requests": 1,
-            "input_tokens": input_tokens,
-            "output_tokens": output_tokens or 0,
-        }
-        tally.stop(outcome, reported, Basis.REPORTED)
-        estimates.learn(
-            self._counts,
-            {"input_tokens": input_tokens, "cached_input_tokens": 0, "output_tokens": 0},
-        )
+        tally.stop(outcome, {"requests": 1} | reported, Basis.REPORTED)
+        estimates.learn(self._counts, reported | {"cached_input_tokens": 0, "output_tokens": 0})
 
     @staticmethod
     def _estimated(usage: Mapping[str, int]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from . import _faults, _speech_tokens, _wire
 from ._attributes import describe, option_text, voice_of
 from ._audio_length import AudioLength, length_of
 from ._instrument_attempts import Attempt, Tally
+from ._reports import believed
 from ._text_units import TextUnits
 from ._wire_text import BILLED_BY_AUDIO, known_by
 
@@ -94,10 +95,9 @@ class SpeechAttempt(Attempt, _wire.TextObserver):
 
         def observed_report(*args: Any, **kwargs: Any) -> None:
             report(*args, **kwargs)
-            self._tokens_reported = {
-                name: max(0, int(kwargs.get(name) or 0))
-                for name in ("input_tokens", "output_tokens")
-            }
+            with _faults.contained("tts_tokens"):
+                told = {name: kwargs.get(name) or 0 for name in ("input_tokens", "output_tokens")}
+                self._tokens_reported = believed(told) or self._tokens_reported
 
         stream.__dict__["_set_token_usage"] = observed_report
 

@@ -26,6 +26,7 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 from . import _faults, _pulse
 from ._attributes import describe, option
 from ._instrument_attempts import Attempt, Tally, was_refused
+from ._reports import believed
 from ._transcript_tokens import TokenRates, TranscribedItems, is_billed_by_token, rates_of
 from ._wire_audio import BytesLike, audio_protocol, bytes_per_sample
 from ._wire_connections import ConnectionObserver, could_not_write, observe_loaded_libraries
@@ -315,15 +316,26 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
             return
         self._reported_ms += max(0, round(usage.audio_duration * 1000))
         if not self._tokens_on_wire:
-            self._add_tokens(
-                {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-            )
+            told = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+            self._add_tokens(believed(told) or {})
 
     def _add_tokens(self, tokens: dict[str, int]) -> None:
-        if any(count > 0 for count in tokens.values()):
+        if tokens:
             for unit, count in tokens.items():
-                self._tokens[unit] = self._tokens.get(unit, 0) + max(0, count)
+                self._tokens[unit] = self._tokens.get(unit, 0) + count
             self._record()
+
+    def _told_tokens(self, audio_ms: int) -> tuple[dict[str, int], dict[str, int]]:
+        """The tokens that were reported, and by how much they may be off.
+
+        A report is of what came since the one before, LiveKit says. Where they are of more audio
+        than there was, some were made twice, or are totals: they are of the audio that there was.
+        """
+        told = self._tokens
+        if self._tokens_on_wire or self._reported_ms <= audio_ms + _UNSENT_MS_MAX:
+            return told, {}
+        tokens = {unit: count * audio_ms // self._reported_ms for unit, count in told.items()}
+        return tokens, {unit: told[unit] - count for unit, count in tokens.items()}
 
     def _taken_ms(self) -> int:
         return sum(samples * 1000 // rate for rate, samples in self._samples_taken.items())
@@ -332,6 +344,7 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         """The usage so far and how it is known."""
         protocol = self._protocol
         basis = Basis.OBSERVED
+        margins: dict[str, int] = {}
         if self._wire_bytes and self._sample_rate:
             frame_bytes = bytes_per_sample(self._encoding) * self._channel_count
             audio_ms = self._wire_bytes * 1000 // (frame_bytes * self._sample_rate)
@@ -342,7 +355,7 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
                     audio_ms = 0  # taken, not sent yet
                 else:
                     basis = Basis.ESTIMATED
-                    tally.margins = {"audio_ms": _UNSENT_MS_MAX}
+                    margins["audio_ms"] = _UNSENT_MS_MAX
             silent = protocol is not None and self._connection is not None  # seen, and no audio
             if not self._samples_taken and self._reported_ms and not silent:
                 audio_ms, basis = self._reported_ms, Basis.REPORTED  # frames went another way
@@ -350,9 +363,15 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         if self._opened_ns is not None:
             until_ns = self._closed_ns or time.monotonic_ns()
             connected_ms = (until_ns - self._opened_ns) // 1_000_000
-        usage = {"audio_ms": audio_ms, "connected_ms": connected_ms, **self._tokens}
-        exact = basis is not Basis.ESTIMATED
-        return usage, Basis.REPORTED if self._tokens and exact else basis
+        tokens, token_margins = self._told_tokens(audio_ms)
+        margins |= token_margins
+        if token_margins:
+            basis = Basis.ESTIMATED
+        elif tokens and basis is not Basis.ESTIMATED:
+            basis = Basis.REPORTED
+        if margins:
+            tally.margins = margins
+        return {"audio_ms": audio_ms, "connected_ms": connected_ms, **tokens}, basis
 
     @staticmethod
     def _rates(tally: Tally) -> TokenRates:

@@ -282,7 +282,9 @@ class ChunkedAttempt(SpeechAttempt):
         basis = Basis.ESTIMATED if margins else Basis.OBSERVED
         tokens = self.tokens()
         if tokens:
-            usage, basis, margins = usage | tokens, Basis.REPORTED, {}
+            usage |= tokens
+            margins = {unit: margins[unit] for unit in margins.keys() - tokens.keys()}
+            basis = Basis.ESTIMATED if margins else Basis.REPORTED
             if outcome is Outcome.SERVED and "output_tokens" in tokens:
                 _speech_tokens.learn_tokens(
                     self._voice,

@@ -18,6 +18,7 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 from ._instrument_attempts import Tally
 from ._realtime_prompt import Prompt, Size
 from ._realtime_session import NO_TOKENS, Response, SessionLegs, settle
+from ._reports import believed
 
 
 class _Reported(Response):
@@ -78,8 +79,9 @@ class LiveKitEvents:
             duration_ms = round((getattr(metrics, "session_duration", 0.0) or 0.0) * 1000)
             if duration_ms > 0:
                 self._legs.connection_leg().report(more_ms=duration_ms)
-            if metrics.input_tokens > 0 or metrics.output_tokens > 0:
-                self._response_reported(metrics)
+            units = _units(metrics)
+            if units is not None:
+                self._response_reported(metrics, units)
         elif isinstance(metrics, STTMetrics):
             self._transcription_reported(metrics)
         elif isinstance(metrics, LLMMetrics):
@@ -89,10 +91,9 @@ class LiveKitEvents:
                 "output_tokens": metrics.completion_tokens,
             })  # fmt: skip
 
-    def _response_reported(self, metrics: RealtimeModelMetrics) -> None:
+    def _response_reported(self, metrics: RealtimeModelMetrics, units: dict[str, int]) -> None:
         response = self._response_of(metrics.request_id)
         self._last, self._last_request_id = response, metrics.request_id
-        units = _units(metrics)
         outcome = Outcome.INTERRUPTED if metrics.cancelled else Outcome.SERVED
         self._legs.settle(response, outcome, response.add(units), Basis.REPORTED)
         if units["input_tokens"] > 0:
@@ -134,9 +135,10 @@ class LiveKitEvents:
             usage = usage | tokens if usage["audio_ms"] else tokens
         self._other(Modality.STT, metrics, usage)
 
-    def _other(self, modality: Modality, metrics: Any, usage: dict[str, int]) -> None:
+    def _other(self, modality: Modality, metrics: Any, told: dict[str, int]) -> None:
         """Another model's request over the same connection."""
-        if not any(usage.values()):
+        usage = believed(told)
+        if usage is None:
             return
         key = (modality, str(metrics.request_id))
         known = self._others.get(key) if metrics.request_id else None
@@ -149,10 +151,10 @@ class LiveKitEvents:
         settle(known, Outcome.SERVED, usage, Basis.REPORTED)
 
 
-def _units(metrics: RealtimeModelMetrics) -> dict[str, int]:
+def _units(metrics: RealtimeModelMetrics) -> dict[str, int] | None:
     read, said = metrics.input_token_details, metrics.output_token_details
     cached: Any = read.cached_tokens_details
-    return {
+    return believed({
         "input_tokens": metrics.input_tokens,
         "cached_input_tokens": read.cached_tokens,
         "input_audio_tokens": read.audio_tokens,
@@ -161,4 +163,4 @@ def _units(metrics: RealtimeModelMetrics) -> dict[str, int]:
         "cached_input_image_tokens": cached.image_tokens if cached is not None else 0,
         "output_tokens": metrics.output_tokens,
         "output_audio_tokens": said.audio_tokens,
-    }
+    })  # fmt: skip

@@ -21,6 +21,7 @@ from voicecost_ledger.records import Basis, Outcome
 from ._faults import contained
 from ._realtime_prompt import ITEM_TOKENS, Prompt, Scale, Size, text_tokens
 from ._realtime_session import Response, SessionLegs
+from ._reports import believed
 from ._text_weight import TOKEN, RunningWeight
 
 SOUND_TOKENS_PER_S: Final = 25  # in both directions; the same page
@@ -218,7 +219,7 @@ class GoogleLive:
 
     def _take_usage(self, usage: Any) -> None:
         units = _units(usage)
-        if not units["input_tokens"] and not units["output_tokens"]:
+        if units is None:
             return
         turn = self._turn
         if turn is None:  # of nothing that was seen
@@ -320,15 +321,15 @@ def _is_output(content: Any) -> bool:
     )
 
 
-def _units(usage: Any) -> dict[str, int]:
-    """The units of a `usageMetadata`; what its details leave out is text."""
+def _units(usage: Any) -> dict[str, int] | None:
+    """The units of a `usageMetadata`; what its details leave out is text. None: no report."""
     read = _by_modality(usage.prompt_tokens_details)
     tools = _by_modality(usage.tool_use_prompt_tokens_details)
     cached = _by_modality(usage.cache_tokens_details)
     said = _by_modality(usage.response_tokens_details)
     thoughts = usage.thoughts_token_count or 0
     cached_total = usage.cached_content_token_count
-    return {
+    return believed({
         "input_tokens": (usage.prompt_token_count or 0) + (usage.tool_use_prompt_token_count or 0),
         "cached_input_tokens": sum(cached.values()) if cached_total is None else cached_total,
         "input_audio_tokens": _audio(read) + _audio(tools),
@@ -338,7 +339,7 @@ def _units(usage: Any) -> dict[str, int]:
         "output_tokens": (usage.response_token_count or 0) + thoughts,
         "reasoning_tokens": thoughts,
         "output_audio_tokens": _audio(said),
-    }
+    })  # fmt: skip
 
 
 def _by_modality(details: Any) -> dict[str, int]:

@@ -16,6 +16,7 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 
 from ._instrument_attempts import Tally
 from ._realtime_session import NO_TOKENS, SessionLegs, settle
+from ._reports import believed
 
 
 class GPTLive:
@@ -99,9 +100,9 @@ class GPTLive:
                     tally = self._legs.tally(attributes)
                 failed = event["type"] == "response.failed"
                 outcome = Outcome.FAILED if failed else Outcome.SERVED
-                usage = _part(response, "usage")
-                if usage:
-                    self._last_usage = units = _units(usage)
+                units = _units(_part(response, "usage"))
+                if units is not None:
+                    self._last_usage = units
                     settle(tally, outcome, units, Basis.REPORTED)
                 elif failed:
                     settle(tally, outcome, dict(NO_TOKENS), Basis.OBSERVED)
@@ -115,15 +116,15 @@ class GPTLive:
                 pass
 
 
-def _units(usage: Mapping[str, Any]) -> dict[str, int]:
+def _units(usage: Mapping[str, Any]) -> dict[str, int] | None:
     read, said = _part(usage, "input_tokens_details"), _part(usage, "output_tokens_details")
-    return {
+    return believed({
         "input_tokens": int(usage.get("input_tokens") or 0),
         "cached_input_tokens": int(read.get("cached_tokens") or 0),
         "cache_write_tokens": int(read.get("cache_write_tokens") or 0),
         "output_tokens": int(usage.get("output_tokens") or 0),
         "reasoning_tokens": int(said.get("reasoning_tokens") or 0),
-    }
+    })  # fmt: skip
 
 
 def _part(whole: Mapping[str, Any], name: str) -> dict[str, Any]:

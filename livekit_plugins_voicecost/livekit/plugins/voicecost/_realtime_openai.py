@@ -21,6 +21,7 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 from ._instrument_attempts import Tally
 from ._realtime_prompt import IMAGE_TOKENS, ITEM_TOKENS, Prompt, Scale, Size, text_tokens
 from ._realtime_session import Response, SessionLegs, settle
+from ._reports import believed
 from ._text_weight import TOKEN, RunningWeight
 
 USER_TOKEN_MS: Final = 100
@@ -262,9 +263,8 @@ class OpenAIRealtime:
         outcome = _OUTCOMES.get(done.get("status"), Outcome.SERVED)
         if not response.surfaced and outcome is not Outcome.FAILED:
             outcome = Outcome.DISCARDED
-        usage = _part(done, "usage")
-        if usage.get("input_tokens") or usage.get("output_tokens"):
-            units = _units(usage)
+        units = _units(_part(done, "usage"))
+        if units is not None:
             self._legs.settle(response, outcome, units, Basis.REPORTED)
             said = Size(
                 units["output_tokens"] - units["output_audio_tokens"],
@@ -436,12 +436,15 @@ _TRANSCRIPTION: Final = "conversation.item.input_audio_transcription"
 _OUTCOMES: Final = {"cancelled": Outcome.INTERRUPTED, "failed": Outcome.FAILED}
 
 
-def _units(usage: Mapping[str, Any]) -> dict[str, int]:
-    """The units of a `response.done`'s usage: totals include what is cached, audio and images."""
+def _units(usage: Mapping[str, Any]) -> dict[str, int] | None:
+    """The units of a `response.done`'s usage: totals include what is cached, audio and images.
+
+    None where it says nothing, or nothing that can be believed.
+    """
     read = _part(usage, "input_token_details")
     said = _part(usage, "output_token_details")
     cached = _part(read, "cached_tokens_details")
-    return {
+    return believed({
         "input_tokens": _int(usage, "input_tokens"),
         "cached_input_tokens": _int(read, "cached_tokens"),
         "input_audio_tokens": _int(read, "audio_tokens"),
@@ -450,7 +453,7 @@ def _units(usage: Mapping[str, Any]) -> dict[str, int]:
         "cached_input_image_tokens": _int(cached, "image_tokens"),
         "output_tokens": _int(usage, "output_tokens"),
         "output_audio_tokens": _int(said, "audio_tokens"),
-    }
+    })  # fmt: skip
 
 
 def _read(units: Mapping[str, int]) -> Size:
@@ -462,14 +465,12 @@ def _transcription_units(usage: Mapping[str, Any]) -> dict[str, int] | None:
     """The units of a transcription's usage, by time or by token; None where it says neither."""
     seconds = usage.get("seconds")
     if usage.get("type") == "duration" or (seconds is not None and "input_tokens" not in usage):
-        return {"audio_ms": round(float(seconds or 0) * 1000)}
-    if "input_tokens" not in usage:
-        return None
-    return {
+        return believed({"audio_ms": round(float(seconds or 0) * 1000)})
+    return believed({
         "input_tokens": _int(usage, "input_tokens"),
         "input_audio_tokens": _int(_part(usage, "input_token_details"), "audio_tokens"),
         "output_tokens": _int(usage, "output_tokens"),
-    }
+    })  # fmt: skip
 
 
 def _part(whole: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -480,4 +481,4 @@ def _part(whole: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _int(usage: Mapping[str, Any], name: str) -> int:
     value = usage.get(name)
-    return int(value) if value else 0
+    return int(value) if isinstance(value, int | float) else 0

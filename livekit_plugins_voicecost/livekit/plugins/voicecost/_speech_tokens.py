@@ -96,7 +96,7 @@ def input_tokens_of(voice: tuple[str, ...], text: str) -> Estimate:
     quantity = round(
         text_weight * (tokens + _INPUT_PRIOR // TOKEN) / (of_weight + _INPUT_PRIOR)
     ) or 1  # fmt: skip
-    return Estimate(quantity, 2 + quantity // (20 if tokens else 5))
+    return Estimate(quantity, 2 + quantity // (20 if tokens else 3))
 
 
 def output_tokens_of(voice: tuple[str, ...], audio_ms: int) -> Estimate:

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
+from ._reports import believed
+
 _INPUT_TOKENS_PER_S: Final = 10
 """1 token per 100 ms of a user's audio: https://platform.openai.com/docs/guides/realtime-costs"""
 _OUTPUT_TOKENS_PER_S: Final = 3
@@ -22,15 +24,12 @@ def token_units(usage: Any) -> dict[str, int]:
 
     `input_tokens` are those of the audio and of the prompt.
     """
-    units = {
+    details = getattr(usage, "input_token_details", None)
+    return believed({
         "input_tokens": getattr(usage, "input_tokens", 0) or 0,
         "output_tokens": getattr(usage, "output_tokens", 0) or 0,
-    }
-    if not any(units.values()):
-        return {}
-    details = getattr(usage, "input_token_details", None)
-    units["input_audio_tokens"] = getattr(details, "audio_tokens", 0) or 0
-    return units
+        "input_audio_tokens": getattr(details, "audio_tokens", 0) or 0,
+    }) or {}  # fmt: skip
 
 
 class TokenRates:

@@ -173,12 +173,12 @@ def _completion_usage(usage: Any) -> dict[str, int]:
     )
     return {
         "input_tokens": input_tokens,
-        "cached_input_tokens": min(cached, input_tokens),
+        "cached_input_tokens": cached,
         "output_tokens": output_tokens,
         "cache_write_tokens": count(field(read, "cache_write_tokens")),
         "input_audio_tokens": count(field(read, "audio_tokens")),
         "input_image_tokens": count(field(read, "image_tokens")),
-        "reasoning_tokens": min(count(field(written, "reasoning_tokens")), output_tokens),
+        "reasoning_tokens": count(field(written, "reasoning_tokens")),
         "output_audio_tokens": count(field(written, "audio_tokens")),
     }
 
