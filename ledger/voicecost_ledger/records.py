@@ -67,7 +67,8 @@ class ControlCause(StrEnum):
     DISCARDED = "discarded"  # a preemptive generation that was thrown away
     PROBE = "probe"
     OUTSIDE_SESSION = "outside_session"  # requested through no component of the session
-    NOT_IN_USAGE = "not_in_usage"  # LiveKit or the plugin does not count such requests
+    NOT_IN_USAGE = "not_in_usage"  # LiveKit or the plugin does not count this, and we know why
+    ATTACHED_LATE = "attached_late"  # used before the process's first VoiceCost()
     UNEXPLAINED = "unexplained"  # a fault of one of us, and counted as such
 
 

@@ -6,6 +6,8 @@ LiveKit's side is its real `ModelUsageCollector`, fed with the metrics that its 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -38,21 +40,45 @@ class Account:
         self._collector = ModelUsageCollector()
 
     def leg(
-        self, attributes: LegAttributes, outcome: Outcome, *, heard: bool = True, **usage: int
+        self,
+        attributes: LegAttributes,
+        outcome: Outcome,
+        *,
+        heard: bool = True,
+        livekit_counts: dict[str, int] | None = None,
+        **usage: int,
     ) -> Leg:
         leg = Leg(self._meter, self._meter, attributes, usage)
         leg.heard_by_livekit = heard
+        leg.livekit_counts = livekit_counts or {}
         leg.stop(outcome, usage, Basis.OBSERVED)
         self.legs.append(leg)
         return leg
 
     def livekit(self, metrics: LLMMetrics | TTSMetrics | STTMetrics) -> None:
         self._collector.collect(metrics)
-        self.control.updated(AgentSessionUsage(model_usage=self._collector.flatten()))
+        self.control.updated(self.usage)
+
+    def livekit_before(self, *metrics: LLMMetrics | TTSMetrics | STTMetrics, saw_all: bool) -> None:
+        """What it had counted when the session was attached."""
+        for each in metrics:
+            self._collector.collect(each)
+        self.control.attached(self.usage, saw_all=saw_all)
+
+    @property
+    def usage(self) -> AgentSessionUsage:
+        return AgentSessionUsage(model_usage=self._collector.flatten())
 
     def causes(self, unit: str) -> dict[str, int]:
         (found,) = [each for each in self.control.differences() if each.unit == unit]
         return found.causes
+
+
+@contextmanager
+def counted_fault() -> Generator[None]:
+    before = _faults.counts().get("control_total", 0)
+    yield
+    assert _faults.counts().get("control_total", 0) == before + 1
 
 
 def answered(prompt_tokens: int, completion_tokens: int) -> LLMMetrics:
@@ -122,17 +148,53 @@ def test_an_interrupted_request_that_livekit_did_count_makes_no_difference() -> 
 
 def test_the_spaces_a_plugin_adds_are_a_part_that_livekit_does_not_count() -> None:
     account = Account()
-    account.leg(TTS, Outcome.SERVED, characters=27)
+    account.leg(TTS, Outcome.SERVED, livekit_counts={"characters": 26}, characters=27)
     account.livekit(spoke(26))
     assert account.causes("characters") == {"not_in_usage": 1}
 
 
-def test_speech_that_livekit_counts_by_segment_is_one_leg_of_ours() -> None:
+def test_a_leg_may_say_what_livekit_counts_after_livekit_has() -> None:
     account = Account()
-    account.leg(TTS, Outcome.SERVED, characters=101)
-    for segment in (60, 40):
-        account.livekit(spoke(segment))
-    assert account.causes("characters") == {"not_in_usage": 1}
+    legs = [account.leg(TTS, Outcome.SERVED, characters=26 + n) for n in (1, 2)]
+    account.livekit(spoke(26))
+    account.livekit(spoke(27))
+    for leg, count in zip(legs, (26, 27), strict=True):
+        leg.livekit_counts = {"characters": count}
+    assert account.causes("characters") == {"not_in_usage": 2}
+
+
+def test_a_text_that_we_counted_twice_is_a_counted_fault() -> None:
+    account = Account()
+    account.leg(TTS, Outcome.SERVED, livekit_counts={"characters": 1_998}, characters=2_000)
+    account.livekit(spoke(1_000))
+    with counted_fault():
+        assert account.causes("characters") == {"not_in_usage": 2, "unexplained": 998}
+
+
+def test_an_interrupted_text_does_not_stand_in_for_one_that_we_missed() -> None:
+    account = Account()
+    account.leg(TTS, Outcome.INTERRUPTED, livekit_counts={"characters": 1_100}, characters=1_000)
+    account.livekit(spoke(300))
+    with counted_fault():
+        assert account.causes("characters") == {"interrupted": 1_000, "unexplained": -300}
+
+
+def test_a_text_that_was_not_sent_to_its_end_may_be_counted_whole() -> None:
+    """ElevenLabs' plugin ends a segment however it ends."""
+    account = Account()
+    account.leg(TTS, Outcome.INTERRUPTED, livekit_counts={"characters": 1_100}, characters=1_000)
+    account.livekit(spoke(1_100))
+    assert account.causes("characters") == {"not_in_usage": -100}
+
+
+def test_a_host_that_reports_nothing_is_not_in_usage() -> None:
+    account = Account()
+    told = {"input_tokens": 0, "output_tokens": 0}
+    leg = account.leg(LLM, Outcome.SERVED, livekit_counts=told, input_tokens=900, output_tokens=40)
+    account.livekit(answered(0, 0))
+    leg.correct({"input_tokens": 905, "output_tokens": 41}, Basis.ESTIMATED)
+    assert account.causes("input_tokens") == {"not_in_usage": 905}
+    assert account.causes("output_tokens") == {"not_in_usage": 41}
 
 
 def test_a_model_that_nobody_listens_to_is_outside_the_session() -> None:
@@ -160,9 +222,66 @@ def test_a_recogniser_that_reports_nothing_is_not_in_usage() -> None:
 def test_an_open_socket_that_a_plugin_counts_as_audio_is_known() -> None:
     """Deepgram's plugin adds at the close what the socket was silent for."""
     account = Account()
-    account.leg(STT, Outcome.SERVED, audio_ms=20_000, connected_ms=60_000)
+    told = {"audio_ms": 60_000}
+    account.leg(STT, Outcome.SERVED, livekit_counts=told, audio_ms=20_000, connected_ms=60_000)
     account.livekit(heard(60.0))
     assert account.causes("audio_ms") == {"not_in_usage": -40_000}
+
+
+@pytest.mark.parametrize("audio_ms", [120_000, 30_000])
+def test_audio_that_we_counted_twice_or_half_is_a_counted_fault(audio_ms: int) -> None:
+    account = Account()
+    account.leg(STT, Outcome.SERVED, audio_ms=audio_ms, connected_ms=60_000)
+    account.livekit(heard(60.0))
+    with counted_fault():
+        assert account.causes("audio_ms") == {"unexplained": audio_ms - 60_000}
+
+
+def test_a_recogniser_that_is_closed_unheard_has_a_tail_and_silence() -> None:
+    """What the plugin reported at its close LiveKit did not hear any more."""
+    account = Account()
+    leg = account.leg(STT, Outcome.SERVED, audio_ms=10_000, connected_ms=10_050)
+    account.livekit(heard(10.0))
+    leg.correct({"audio_ms": 16_000, "connected_ms": 19_080}, Basis.OBSERVED)
+    leg.livekit_counts = {"audio_ms": 19_080}
+    assert account.causes("audio_ms") == {"stt_tail": 6_000}
+
+
+def test_what_ran_before_we_looked_is_no_fault_of_ours() -> None:
+    account = Account()
+    account.livekit_before(answered(900, 40), heard(12.0), saw_all=False)
+    account.livekit(answered(500, 20))  # asked for before, answered after
+    account.livekit(heard(5.0))  # of a connection that was open already
+    account.leg(LLM, Outcome.SERVED, input_tokens=910, output_tokens=41)
+    account.livekit(answered(910, 41))
+    assert account.causes("input_tokens") == {"attached_late": -1_400}
+    assert account.causes("output_tokens") == {"attached_late": -60}
+    assert account.causes("audio_ms") == {"attached_late": -17_000}
+
+
+def test_what_we_missed_after_a_late_attach_is_a_counted_fault() -> None:
+    account = Account()
+    account.livekit_before(answered(900, 40), saw_all=False)
+    account.leg(LLM, Outcome.SERVED, input_tokens=910, output_tokens=41)
+    account.livekit(answered(910, 41))
+    account.livekit(answered(300, 9))
+    with counted_fault():
+        assert account.causes("input_tokens") == {"attached_late": -900, "unexplained": -300}
+
+
+def test_what_was_seen_before_the_session_was_attached_is_compared_with_it() -> None:
+    account = Account()
+    account.leg(LLM, Outcome.SERVED, input_tokens=900, output_tokens=40)
+    account.leg(LLM, Outcome.INTERRUPTED, input_tokens=950, output_tokens=7)
+    account.leg(TTS, Outcome.SERVED, livekit_counts={"characters": 26}, characters=27)
+    account.leg(STT, Outcome.SERVED, audio_ms=10_000, connected_ms=10_050)
+    account.leg(LLM, Outcome.SERVED, input_tokens=960, output_tokens=30)
+    account.livekit_before(
+        answered(900, 40), answered(960, 30), spoke(26), heard(10.0), saw_all=True
+    )
+    assert account.causes("input_tokens") == {"interrupted": 950}
+    assert account.causes("characters") == {"not_in_usage": 1}
+    assert account.causes("audio_ms") == {}
 
 
 def test_a_long_call_is_not_gone_through_with_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,9 +309,8 @@ def test_what_livekit_counted_and_we_did_not_see_is_a_counted_fault() -> None:
     account.leg(LLM, Outcome.SERVED, input_tokens=900, output_tokens=40)
     account.livekit(answered(900, 40))
     account.livekit(answered(700, 30))
-    before = _faults.counts().get("control_total", 0)
-    assert account.causes("input_tokens") == {"unexplained": -700}
-    assert _faults.counts()["control_total"] > before
+    with counted_fault():
+        assert account.causes("input_tokens") == {"unexplained": -700}
 
 
 def test_a_leg_that_livekit_should_have_counted_is_a_counted_fault() -> None:
@@ -221,7 +339,8 @@ def test_the_causes_always_add_up_and_what_is_right_is_explained(
     wrong = False
     for attributes, outcome, listening, count, counted in legs:
         unit = "input_tokens" if attributes is LLM else "characters"
-        account.leg(attributes, outcome, heard=listening, **{unit: count})
+        leg = account.leg(attributes, outcome, heard=listening)
+        leg.correct({unit: count})
         if counted:
             account.livekit(answered(count, 0) if attributes is LLM else spoke(count))
         else:
@@ -257,3 +376,88 @@ async def test_a_calls_control_total_is_in_the_ledger(monkeypatch: pytest.Monkey
     assert set(spoken.causes) == {"interrupted", "not_in_usage"}
     assert spoken.metered - spoken.livekit == sum(spoken.causes.values())
     assert spoken.causes["interrupted"] > 1_000
+
+
+async def test_a_session_of_which_livekit_counted_nothing_has_its_total_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Closed in its first sentence: no event comes, and all of it is what LiveKit missed."""
+    async with providers(monkeypatch) as simulated:
+        session: AgentSession[None] = simulated.session()
+        meter = VoiceCost().attach(session)
+        await session.start(Host())
+        session.say("This goes on for longer than anybody would listen to. " * 40)
+        async with asyncio.timeout(20):
+            while simulated.deepgram.bill.total("characters") < 100:  # noqa: ASYNC110 (a bill tells nobody)
+                await asyncio.sleep(0.005)
+        await session.aclose()
+        await meter.wait_closed()
+        (call,) = await ledger()
+    (spoken,) = call.control
+    (leg,) = call.legs
+    assert (spoken.modality, spoken.unit, spoken.livekit) == (Modality.TTS, "characters", 0)
+    assert spoken.metered == leg.usage["characters"] > 100
+    assert spoken.causes == {"interrupted": spoken.metered}
+
+
+async def test_an_account_of_livekits_that_cannot_be_read_is_no_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def moved(_: AgentSession[None]) -> Any:
+        raise AttributeError("usage")
+
+    before = _faults.counts().get("control_total", 0)
+    async with providers(monkeypatch) as simulated:
+        session: AgentSession[None] = simulated.session()
+        meter = VoiceCost().attach(session)
+        await session.start(Host())
+        monkeypatch.setattr(AgentSession, "usage", property(moved))
+        monkeypatch.delenv("VOICECOST_RAISE_FAULTS", raising=False)
+        session.say("Hello.").interrupt()
+        await session.aclose()
+        await meter.wait_closed()
+        (call,) = await ledger()
+    assert call.control == []
+    assert _faults.counts()["control_total"] == before + 1
+
+
+async def test_a_session_that_ran_before_the_first_voicecost_has_no_fault_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = _faults.counts()
+    async with providers(monkeypatch) as simulated:
+        session: AgentSession[None] = simulated.session()
+        await session.start(Host())
+        await say_hello(session)
+        meter = VoiceCost().attach(session)
+        await say_hello(session)
+        await session.aclose()
+        await meter.wait_closed()
+        (call,) = await ledger()
+    assert [gap.reason for gap in call.gaps] == ["attached_late"]
+    assert _faults.counts() == before
+    for each in call.control:
+        missing = each.causes.pop("attached_late")
+        assert missing < 0 < each.metered
+        assert set(each.causes) <= {"not_in_usage"}
+
+
+async def test_a_session_that_was_seen_from_its_start_may_be_attached_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = _faults.counts()
+    async with providers(monkeypatch) as simulated:
+        voicecost = VoiceCost()
+        session: AgentSession[None] = simulated.session()
+        await session.start(Host())
+        for _ in range(2):
+            await say_hello(session)
+        meter = voicecost.attach(session)
+        await say_hello(session)
+        await session.aclose()
+        await meter.wait_closed()
+        (call,) = await ledger()
+    assert (call.gaps, _faults.counts()) == ([], before)
+    totals = {(each.modality, each.unit): each for each in call.control}
+    assert totals[Modality.LLM, "input_tokens"].causes == {}
+    assert set(totals[Modality.TTS, "characters"].causes) == {"not_in_usage"}

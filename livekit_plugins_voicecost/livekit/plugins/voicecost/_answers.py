@@ -39,14 +39,18 @@ class Answer:
     Attributes:
         final: Whether `counts.reported` is what is billed: nothing more is generated.
         refused: Whether the provider said no after all, before it began.
+        foretold: Output tokens that its beginning was said to have.
     """
 
-    __slots__ = ("_came", "_owner", "_served", "_thought", "_told", "counts", "final", "refused")
+    __slots__ = (
+        "_came", "_owner", "_served", "_thought", "_told", "counts", "final", "foretold", "refused",
+    )  # fmt: skip
 
     def __init__(self, owner: AnswerOwner, counts: Counts) -> None:
         self.counts = counts
         self.final = False
         self.refused = False
+        self.foretold = 0
         self._owner = owner
         self._served: tuple[str, str] | None = None
         # What the event that is being read has brought.
@@ -95,6 +99,10 @@ class Answer:
         if any(told.values()):
             self._told = told
             self.final = self.final or (final and not unbelievable)
+
+    def foretell(self, output_tokens: int) -> None:
+        """So many tokens the beginning has: no promise, and no report."""
+        self.foretold = output_tokens
 
     def served_by(self, model: str, service_tier: str) -> None:
         """What the answer says of who serves it; an event that names nobody takes nothing back.

@@ -2,9 +2,13 @@
 
 LiveKit adds the metrics of its components up, per model, without saying of which request they
 are. `session_usage_updated` comes after each of them, so what was added is the difference to the
-update before, and belongs to the leg of that model that used as much. What no event spoke for is
-explained by how its leg ended. An event without a leg would be a request that we missed: that, and
-a served leg that LiveKit should have counted and did not, is `unexplained`, and a counted fault.
+update before, and belongs to the leg of that model that used as much. What LiveKit does not count
+though it counts the leg (a blank that ends a word on the wire, thoughts, silence) the leg says
+itself, by evidence of its own: `Leg.livekit_counts`. What no event spoke for is explained by how
+its leg ended.
+
+An event without a leg would be a request that we missed, or metered wrongly: that, and a served
+leg that LiveKit should have counted and did not, is `unexplained`, and a counted fault.
 
 Nothing is ever booked from here.
 """
@@ -12,7 +16,7 @@ Nothing is ever booked from here.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -103,39 +107,53 @@ class ControlTotals:
         self._uncounted: dict[_Model, list[Leg]] = {}  # those that more may be claimed of
         self._leg_count = 0
         self._counted: dict[Leg, dict[str, int]] = {}
-        self._unclaimed: list[tuple[_Model, dict[str, int]]] = []
+        self._again: set[Leg] = set()  # LiveKit has counted it more than once
+        self._unclaimed: dict[_Model, list[dict[str, int]]] = {}
         self._ours_then: dict[_Model, dict[str, int]] = {}
+        self._late = False
+        self._before: dict[_Model, dict[str, int]] = {}
         self.heard = False
+        """Whether LiveKit's account could be read at all."""
+
+    def attached(self, usage: Any, *, saw_all: bool) -> None:
+        """Take what LiveKit had counted when the session was attached, after its start.
+
+        Args:
+            usage: LiveKit's `AgentSessionUsage` of then.
+            saw_all: Whether all of it was observed, so that its legs are here by now, or will be.
+        """
+        self._late = not saw_all
+        for model, added in self._added(usage):
+            if model.kind in _BY_REQUEST:
+                added = self._share_out(model, added)
+            if self._late:
+                self._before[model] = added
+            elif model.kind in _BY_TIME:
+                self._ours_then[model] = added
+            else:
+                self._unclaimed[model] = [added]
 
     def updated(self, usage: Any) -> None:
         """Take LiveKit's `AgentSessionUsage`, cumulative since the session's start."""
-        self.heard = True
-        for each in usage.model_usage:
-            model, quantities = _read(each)
-            if model is None:
-                continue
-            before = self._last.get(model, {})
-            added = {
-                unit: count - before.get(unit, 0)
-                for unit, count in quantities.items()
-                if count != before.get(unit, 0)
-            }
-            if not added:
-                continue
-            self._last[model] = quantities
+        for model, added in self._added(usage):
             if model.kind in _BY_TIME:
                 self._ours_then[model] = self._ours(model)
-            elif not self._claim(model, added):
-                self._unclaimed.append((model, added))
+            elif self._late and not self._legs_of(model):
+                before = self._before.setdefault(model, {})  # it was asked for before we looked
+                for unit, count in added.items():
+                    before[unit] = before.get(unit, 0) + count
+            else:
+                self._unclaimed.setdefault(model, []).append(added)
+                self._claim_all(model)
 
     def differences(self) -> list[Difference]:
         """Every quantity of which either account has any, with the causes of the difference."""
-        self._unclaimed = [each for each in self._unclaimed if not self._claim(*each)]
         found: list[Difference] = []
         self._sort_legs()
         for model in dict.fromkeys([*self._last, *self._by_model]):
             if model.kind not in _KINDS:
                 continue  # LiveKit has no account of such services
+            self._claim_all(model)
             ours, theirs = self._ours(model), self._last.get(model, {})
             for unit in _KINDS[model.kind][1]:
                 metered, livekit = ours.get(unit, 0), theirs.get(unit, 0)
@@ -144,10 +162,7 @@ class ControlTotals:
                 if model.kind in _BY_TIME:
                     causes = self._causes_by_time(model, unit, metered, livekit)
                 else:
-                    missing = sum(
-                        added.get(unit, 0) for of, added in self._unclaimed if of == model
-                    )
-                    causes = self._causes_by_request(model, unit, missing)
+                    causes = self._causes_by_request(model, unit)
                 unaccounted = metered - livekit - sum(causes.values())
                 if unaccounted:
                     _add(causes, ControlCause.UNEXPLAINED, unaccounted)
@@ -161,33 +176,66 @@ class ControlTotals:
             _faults.count("control_total")
         return found
 
+    def _added(self, usage: Any) -> Iterator[tuple[_Model, dict[str, int]]]:
+        """What LiveKit has added to its account since it was read last."""
+        self.heard = True
+        for each in usage.model_usage:
+            model, quantities = _read(each)
+            if model is None:
+                continue
+            before = self._last.get(model, {})
+            added = {
+                unit: count - before.get(unit, 0)
+                for unit, count in quantities.items()
+                if count != before.get(unit, 0)
+            }
+            if added:
+                self._last[model] = quantities
+                yield model, added
+
+    def _claim_all(self, model: _Model) -> None:
+        waiting = self._unclaimed.get(model)
+        if waiting:  # some until their leg has stopped, and says what LiveKit does not count of it
+            self._unclaimed[model] = [each for each in waiting if not self._claim(model, each)]
+
     def _claim(self, model: _Model, added: Mapping[str, int]) -> bool:
         """Find the leg that an addition is of."""
         best: tuple[int, Leg] | None = None
         # Of legs that used the same, the one that LiveKit should have counted.
         for leg in sorted(self._claimable(model), key=_is_uncounted):
-            surplus = self._surplus(leg, model, added)
+            surplus = self._surplus(leg, added)
             if surplus is not None and (best is None or surplus < best[0]):
                 best = (surplus, leg)
             if surplus == 0:
                 break
-        if best is None:
-            best = self._said_again(model, added)
-        if best is None:
+        leg = self._said_again(model, added) if best is None else best[1]
+        if leg is None:
             return False
-        counted = self._counted.setdefault(best[1], {})
-        for unit, count in added.items():
-            counted[unit] = counted.get(unit, 0) + count
+        self._count(leg, added)
         return True
 
-    def _surplus(self, leg: Leg, model: _Model, added: Mapping[str, int]) -> int | None:
+    def _share_out(self, model: _Model, added: Mapping[str, int]) -> dict[str, int]:
+        """Find the legs that LiveKit had counted together by then; returns what is of none."""
+        left = dict(added)
+        for leg in sorted(self._claimable(model), key=_is_uncounted):
+            counts = {unit: _expected(leg, unit) for unit in left}
+            if any(counts.values()) and all(counts[unit] <= left[unit] for unit in left):
+                self._count(leg, counts)
+                left = {unit: left[unit] - counts[unit] for unit in left}
+        return {unit: count for unit, count in left.items() if count}
+
+    def _count(self, leg: Leg, added: Mapping[str, int]) -> None:
+        counted = self._counted.setdefault(leg, {})
+        for unit, count in added.items():
+            counted[unit] = counted.get(unit, 0) + count
+
+    def _surplus(self, leg: Leg, added: Mapping[str, int]) -> int | None:
         """How much more than an addition a leg has used; None where it cannot be of this leg."""
-        # Speech is counted by segment, and without what a plugin adds on the wire; a realtime
-        # response by the plugin's own reading of its report (Google's leaves out thoughts).
-        partly = model.kind == "tts_usage" or leg.attributes.modality is Modality.REALTIME
+        # A realtime response may be reported in parts.
+        partly = leg.attributes.modality is Modality.REALTIME
         counted, surplus = self._counted.get(leg, {}), 0
         for unit, count in added.items():
-            more = leg.usage.get(unit, 0) - counted.get(unit, 0) - count
+            more = _expected(leg, unit) - counted.get(unit, 0) - count
             if more < 0 or (more and not partly):
                 return None
             surplus += more
@@ -202,27 +250,49 @@ class ControlTotals:
             for leg in self._uncounted.get(model, ())
             if leg.outcome is None
             or leg not in self._counted
-            or any(leg.usage.get(unit, 0) > self._counted[leg].get(unit, 0) for unit in units)
+            or any(_expected(leg, unit) > self._counted[leg].get(unit, 0) for unit in units)
         ]
         self._uncounted[model] = left
         return left
 
-    def _said_again(self, model: _Model, added: Mapping[str, int]) -> tuple[int, Leg] | None:
+    def _said_again(self, model: _Model, added: Mapping[str, int]) -> Leg | None:
         """A realtime response's running total, which LiveKit adds up as if each were the whole."""
         for leg in reversed(self._legs_of(model)):
-            again = added.get("input_tokens") == leg.usage.get("input_tokens")
+            again = added.get("input_tokens") == _expected(leg, "input_tokens")
             if again and leg.attributes.modality is Modality.REALTIME and leg in self._counted:
-                return 0, leg
+                self._again.add(leg)
+                return leg
         return None
 
-    def _causes_by_request(self, model: _Model, unit: str, missing: int) -> dict[ControlCause, int]:
+    def _causes_by_request(self, model: _Model, unit: str) -> dict[ControlCause, int]:
         causes: dict[ControlCause, int] = {}
         for leg in self._legs_of(model):
-            counted = self._counted.get(leg)
-            difference = leg.usage.get(unit, 0) - (counted or {}).get(unit, 0)
-            _add(causes, _cause_of(leg, counted is not None), difference)
-        _add(causes, ControlCause.UNEXPLAINED, -missing)
+            self._explain(leg, unit, causes)
+        for missing in self._unclaimed.get(model, ()):
+            _add(causes, ControlCause.UNEXPLAINED, -missing.get(unit, 0))
+        _add(causes, ControlCause.ATTACHED_LATE, -self._before.get(model, {}).get(unit, 0))
         return causes
+
+    def _explain(self, leg: Leg, unit: str, causes: dict[ControlCause, int]) -> None:
+        """Why LiveKit has counted another quantity of a leg than we have."""
+        counted = self._counted.get(leg)
+        rest = leg.usage.get(unit, 0) - (counted or {}).get(unit, 0)
+        ended = _BY_OUTCOME.get(leg.outcome or Outcome.INTERRUPTED)
+        if counted is None and ended is not None:
+            _add(causes, ended, rest)
+            return
+        if counted is None and not leg.heard_by_livekit:
+            _add(causes, ControlCause.OUTSIDE_SESSION, rest)
+            return
+        known = leg.usage.get(unit, 0) - _expected(leg, unit)
+        _add(causes, ControlCause.NOT_IN_USAGE, known)
+        rest -= known
+        if rest > 0 and ended is not None:  # estimated, where LiveKit has no report to count
+            _add(causes, ended, rest)
+        elif rest < 0 and leg in self._again:
+            _add(causes, ControlCause.NOT_IN_USAGE, rest)
+        else:
+            _add(causes, ControlCause.UNEXPLAINED, rest)
 
     def _causes_by_time(
         self, model: _Model, unit: str, metered: int, livekit: int
@@ -231,29 +301,30 @@ class ControlTotals:
         if not livekit:
             _add(causes, ControlCause.NOT_IN_USAGE, metered)
             return causes
-        then = self._ours_then.get(model, {}).get(unit, 0)
-        _add(causes, ControlCause.STT_TAIL, metered - then)
-        rest = then - livekit
-        failed = sum(
-            leg.usage.get(unit, 0)
-            for leg in self._legs_of(model)
-            if leg.outcome in (Outcome.FAILED, Outcome.PROBE)
-        )
-        interrupted = sum(
-            leg.usage.get(unit, 0)
-            for leg in self._legs_of(model)
-            if leg.outcome is Outcome.INTERRUPTED
-        )
-        open_ms = sum(leg.usage.get("connected_ms", 0) for leg in self._legs_of(model))
-        if 0 < rest <= failed:
-            _add(causes, ControlCause.FAILED_ATTEMPT, rest)
-        elif 0 < rest <= interrupted:  # a realtime model's transcription that never came
-            _add(causes, ControlCause.INTERRUPTED, rest)
-        elif unit == "audio_ms" and abs(rest) <= _IN_FLIGHT_MS:
+        legs = self._legs_of(model)
+        before = self._before.get(model, {}).get(unit, 0)
+        _add(causes, ControlCause.ATTACHED_LATE, -before)
+        livekit -= before
+        tail = metered - self._ours_then.get(model, {}).get(unit, 0)
+        _add(causes, ControlCause.STT_TAIL, tail)
+        rest = metered - livekit - tail
+
+        def of(*outcomes: Outcome) -> int:
+            return sum(leg.usage.get(unit, 0) for leg in legs if leg.outcome in outcomes)
+
+        known = sum(leg.usage.get(unit, 0) - _expected(leg, unit) for leg in legs)
+        room = _IN_FLIGHT_MS if unit == "audio_ms" else 0
+        if abs(rest) <= room:
             _add(causes, ControlCause.STT_TAIL, rest)
-        elif unit == "audio_ms" and livekit <= open_ms + _IN_FLIGHT_MS:
-            # Deepgram's plugin adds what the open socket was silent for.
+        elif 0 < rest <= of(Outcome.FAILED, Outcome.PROBE):
+            _add(causes, ControlCause.FAILED_ATTEMPT, rest)
+        elif 0 < rest <= of(Outcome.INTERRUPTED):  # a transcription that never came
+            _add(causes, ControlCause.INTERRUPTED, rest)
+        # What the plugins have reported by the end, or by when LiveKit stopped to listen.
+        elif known - tail - room <= rest <= known + room:
             _add(causes, ControlCause.NOT_IN_USAGE, rest)
+        elif rest < 0 and self._late:
+            _add(causes, ControlCause.ATTACHED_LATE, rest)
         else:
             _add(causes, ControlCause.UNEXPLAINED, rest)
         return causes
@@ -311,13 +382,10 @@ def _is_uncounted(leg: Leg) -> bool:
     return not leg.heard_by_livekit or leg.outcome in _BY_OUTCOME
 
 
-def _cause_of(leg: Leg, was_counted: bool) -> ControlCause:
-    cause = _BY_OUTCOME.get(leg.outcome) if leg.outcome is not None else ControlCause.INTERRUPTED
-    if cause is not None:
-        return cause
-    if was_counted:
-        return ControlCause.NOT_IN_USAGE  # a part of it: the space that ends a word on the wire
-    return ControlCause.UNEXPLAINED if leg.heard_by_livekit else ControlCause.OUTSIDE_SESSION
+def _expected(leg: Leg, unit: str) -> int:
+    """What LiveKit counts of a leg, if it counts it at all."""
+    counts = leg.livekit_counts
+    return counts[unit] if unit in counts else leg.usage.get(unit, 0)
 
 
 def _add(causes: dict[ControlCause, int], cause: ControlCause, count: int) -> None:

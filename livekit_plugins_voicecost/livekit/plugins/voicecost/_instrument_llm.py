@@ -26,6 +26,9 @@ CHUNKS_AT_ONCE: Final = 4
 mid-answer can cost, less one; the answer's end is always settled with all of them."""
 
 
+_LIVEKIT_UNITS: Final = ("input_tokens", "cached_input_tokens", "output_tokens")
+
+
 class LLMAttempt(Attempt):
     """One attempt of an LLM request.
 
@@ -57,6 +60,7 @@ class LLMAttempt(Attempt):
         self._wire: list[Answer] = []
         self._shown = Answer(self, self._counts)  # as LiveKit's own chunks show it
         self._socket: ResponsesSocket | None = None
+        self._told_livekit: CompletionUsage | None = None
         usage = self._estimates.usage(self._counts)
         self._input_tokens = usage["input_tokens"]
         self._cached_input_tokens = usage["cached_input_tokens"]
@@ -214,6 +218,7 @@ class LLMAttempt(Attempt):
             tally.stop(outcome, usage, Basis.ESTIMATED)
             if tally.leg is not None and len(answers) == 1 and not goes_on:
                 estimates.settle_later(tally.leg, answers[0].counts)
+        tally.livekit_counts(self._livekit_counts(tally.usage))
         if error is None:
             answered(self.stream, self._billed)
         for answer in answers:
@@ -265,10 +270,34 @@ class LLMAttempt(Attempt):
                     total[unit] = total.get(unit, 0) + margin
         return total
 
+    def _livekit_counts(self, usage: dict[str, int]) -> dict[str, int]:
+        """What LiveKit counts of it: what the plugin told, as far as it is known why that differs.
+
+        Some plugins tell nothing, and some tell tokens in their total only: thoughts, what tools of
+        the provider's brought, the cache of a prompt.
+        """
+        told = self._told_livekit
+        if told is None:
+            return dict.fromkeys(_LIVEKIT_UNITS, 0)
+        units = (told.prompt_tokens, told.prompt_cached_tokens, told.completion_tokens)
+        counts: dict[str, int] = dict(zip(_LIVEKIT_UNITS, units, strict=True))
+        read = usage["input_tokens"] - told.prompt_tokens
+        said = usage["output_tokens"] - told.completion_tokens
+        in_total_only = told.total_tokens - told.prompt_tokens - told.completion_tokens
+        foretold = sum(answer.foretold for answer in self._wire)  # Anthropic's plugin adds that up
+        if (
+            (min(read, said) >= 0 and read + said == in_total_only)
+            or (read, said) == (0, -foretold)
+            or len(self._wire) > 1  # of several answers a plugin may tell one
+        ):
+            return counts
+        return {unit: count for unit, count in counts.items() if not count}
+
     def _elapsed_ms(self) -> int:
         return (time.monotonic_ns() - self._started_ns) // 1_000_000
 
     def _livekit_chunk(self, chunk: ChatChunk) -> None:
+        self._told_livekit = chunk.usage or self._told_livekit
         if self._wire:
             return
         answer, usage, delta = self._shown, chunk.usage, chunk.delta

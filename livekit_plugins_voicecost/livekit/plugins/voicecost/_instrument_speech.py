@@ -191,6 +191,26 @@ class SpeechAttempt(Attempt, _wire.TextObserver):
             reported["output_audio_tokens"] = reported["output_tokens"]  # it only ever speaks
         return reported
 
+    def compare(
+        self, tally: Tally, outcome: Outcome, sent: TextUnits, given: TextUnits, asked: int
+    ) -> None:
+        """Say what LiveKit counts of it: all that it asked for, or nothing.
+
+        Args:
+            tally: The leg's, which has stopped.
+            outcome: How it ended.
+            sent: What the provider was given.
+            given: What the plugin was given to send: it may add and drop blanks, and add markup.
+            asked: Characters of what LiveKit asked for: not all of it may have come to be given.
+        """
+        characters = tally.usage["characters"] - sent.blanks + given.blanks
+        characters -= sent.markup - given.markup
+        if outcome is not Outcome.SERVED:
+            characters = max(characters, asked)  # the rest was never sent
+        told = self.tokens()
+        tokens = {unit: told.get(unit, 0) for unit in ("input_tokens", "output_tokens")}
+        tally.livekit_counts({"characters": characters} | tokens)
+
     def goes_on(self, outcome: Outcome, error: BaseException | None) -> bool:
         """Whether a provider that is billed by its sound makes more of it than we have received."""
         if not self._bills_audio or outcome is Outcome.SERVED:

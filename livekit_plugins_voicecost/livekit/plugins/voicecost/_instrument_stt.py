@@ -242,6 +242,7 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
                 # What was on its way when the connection died may never have arrived.
                 self._tally.margins = {"audio_ms": min(_IN_FLIGHT_MS_MAX, usage["audio_ms"])}
                 basis = Basis.ESTIMATED
+            self._compare(self._tally, usage)
             awaited = self._awaited(self._tally)
             if awaited:
                 self._tally.margins = {unit: count // 2 for unit, count in awaited.items()}
@@ -249,6 +250,12 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
                 for unit, count in awaited.items():
                     usage[unit] = usage.get(unit, 0) + count
             self._tally.stop(self.outcome_of(outcome, self._tally), usage, basis)
+
+    def _compare(self, tally: Tally, usage: dict[str, int]) -> None:
+        """Say what LiveKit counts of it: what the plugin has reported, however much was sent."""
+        if abs(usage["audio_ms"] - self._taken_ms()) <= _UNSEEN_MS_MAX:  # all that it was given
+            tokens = {} if self._tokens_on_wire else self._tokens
+            tally.livekit_counts({"audio_ms": self._reported_ms, **tokens})
 
     def _cancelled_while_sending(self) -> bool:
         """Whether gRPC, which throws away what is on its way when a call is cancelled, has any."""
@@ -315,6 +322,8 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         if usage is None:
             return
         self._reported_ms += max(0, round(usage.audio_duration * 1000))
+        if self._tally is not None:
+            self._compare(self._tally, self._tally.usage)
         if not self._tokens_on_wire:
             told = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
             self._add_tokens(believed(told) or {})

@@ -154,6 +154,11 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
             basis = Basis.ESTIMATED
         tally.margins = margins
         tally.stop(self.outcome_of(outcome, tally), usage, basis)
+        self._compare(tally)
+
+    def _compare(self, tally: Tally) -> None:
+        asked = len(getattr(self.stream, "_pushed_text", ""))
+        self.compare(tally, self._ended, self._text, self._taken, asked)
 
     def settle(self) -> None:
         """Text left for the provider, or audio was decoded, after the run had ended."""
@@ -164,9 +169,11 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
             tally.usage = tally.usage | self._usage()
             if tally.leg is not None:
                 tally.leg.correct(tally.usage)
+            self._compare(tally)
         elif self._text.characters:  # until now it had been given nothing
             tally = self._tally
             tally.stop(self.outcome_of(self._ended, tally), self._usage(), self._basis)
+            self._compare(tally)
 
     def _unsent(self) -> TextUnits:
         """Where nobody sees what is sent: what a plugin takes from its tokenizer, if it has one."""
@@ -277,6 +284,7 @@ class ChunkedAttempt(SpeechAttempt):
         tally = self._tally
         if self._refused_by_us:  # never sent, and said so
             tally.stop(outcome, TextUnits().usage(), Basis.OBSERVED)
+            self._compare(outcome)
             return
         usage, margins = self._estimated()
         basis = Basis.ESTIMATED if margins else Basis.OBSERVED
@@ -306,6 +314,12 @@ class ChunkedAttempt(SpeechAttempt):
                 basis = Basis.ESTIMATED
         tally.margins = margins
         tally.stop(self.outcome_of(outcome, tally), usage, basis)
+        self._compare(outcome)
+
+    def _compare(self, outcome: Outcome) -> None:
+        asked = TextUnits()
+        asked.add(self.stream._input_text)
+        self.compare(self._tally, outcome, self._text, asked, asked.characters)
 
     def settle(self) -> None:
         """The audio was decoded after the run had ended."""

@@ -38,6 +38,7 @@ class _Turn(Response):
         "audio_bytes",
         "due",
         "earlier",
+        "earlier_tools",
         "generated",
         "interrupted",
         "messages",
@@ -50,6 +51,7 @@ class _Turn(Response):
         "snapshot",
         "started_ns",
         "text",
+        "tools",
     )
 
     def __init__(self, prompt: Prompt, scale: Scale) -> None:
@@ -68,6 +70,7 @@ class _Turn(Response):
         self.settled = False
         self.earlier: dict[str, int] = {}  # of runs of the model before this turn's last one
         self.reported: dict[str, int] = {}  # of its last run
+        self.tools = self.earlier_tools = 0  # of these, what the provider's tools brought
         self.started_ns = time.monotonic_ns()
 
     def guess(self) -> Size:
@@ -228,6 +231,8 @@ class GoogleLive:
         before = turn.reported
         if before and before["input_tokens"] != units["input_tokens"]:
             turn.earlier = _sum(turn.earlier, before)
+            turn.earlier_tools += turn.tools
+        turn.tools = usage.tool_use_prompt_token_count or 0
         turn.reported = units
         audio, image = units["input_audio_tokens"], units["input_image_tokens"]
         read = Size(max(0, units["input_tokens"] - audio - image), audio, image)
@@ -253,9 +258,19 @@ class GoogleLive:
             self._scale.learn(turn.guess(), Size(turn.reported["output_tokens"] - spoken, spoken))
         if turn.reported:
             self._legs.settle(turn, outcome, self._reported(turn), Basis.REPORTED)
+            self._compare(turn)
         else:
             margins = self._margins(turn)
             self._legs.settle(turn, outcome, turn.usage(), Basis.ESTIMATED, margins)
+
+    def _compare(self, turn: _Turn) -> None:
+        """LiveKit's plugin reports neither thoughts nor what the provider's tools brought."""
+        usage = self._reported(turn)
+        if turn.tally is not None:
+            turn.tally.livekit_counts({
+                "input_tokens": usage["input_tokens"] - turn.tools - turn.earlier_tools,
+                "output_tokens": usage["output_tokens"] - usage["reasoning_tokens"],
+            })  # fmt: skip
 
     def _margins(self, turn: _Turn) -> dict[str, int]:
         margins = dict(turn.prompt_margins)

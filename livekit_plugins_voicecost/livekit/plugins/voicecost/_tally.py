@@ -22,6 +22,7 @@ class Tally:
 
     __slots__ = (
         "_first_answer",
+        "_livekit_counts",
         "_margins",
         "_served_model",
         "_served_tier",
@@ -44,6 +45,7 @@ class Tally:
         self.outcome: Outcome | None = None
         self.leg: Leg | None = None
         self._margins: Mapping[str, int] | None = None
+        self._livekit_counts: Mapping[str, int] | None = None
         self._served_model = ""
         self._served_tier = ""
         self._first_answer = False
@@ -59,6 +61,12 @@ class Tally:
         self._margins = margins
         if self.leg is not None:
             self.leg.margins = margins
+
+    def livekit_counts(self, counts: Mapping[str, int]) -> None:
+        """Say what LiveKit counts of it, where it is known why we count otherwise; see `Leg`."""
+        self._livekit_counts = counts
+        if self.leg is not None:
+            self.leg.livekit_counts = counts
 
     def first_answer(self) -> None:
         """The first token or byte of the answer has arrived. Only the first call counts."""
@@ -162,5 +170,7 @@ class Tally:
         self.leg.heard_by_livekit = self.heard_by_livekit
         if self._margins is not None:
             self.leg.margins = self._margins
+        if self._livekit_counts is not None:
+            self.leg.livekit_counts = self._livekit_counts
         if self._served_model or self._served_tier:
             self.leg.served_by(self._served_model, self._served_tier)

@@ -9,10 +9,11 @@ from typing import Final
 class TextUnits:
     """Counts text in every way a speech provider bills it."""
 
-    __slots__ = ("_open_tag", "characters", "double_width", "markup", "utf8_bytes")
+    __slots__ = ("_open_tag", "blanks", "characters", "double_width", "markup", "utf8_bytes")
 
     def __init__(self) -> None:
         self.characters = 0
+        self.blanks = 0  # of these, what parts words: plugins add some, and drop others
         self.utf8_bytes = 0
         self.double_width = 0
         self.markup = 0
@@ -22,6 +23,7 @@ class TextUnits:
         """Count more text, exactly as it is sent."""
         size = len(text)
         self.characters += size
+        self.blanks += size - sum(map(len, text.split()))
         if text.isascii():
             self.utf8_bytes += size
         else:
@@ -35,6 +37,7 @@ class TextUnits:
         unsent = TextUnits()
         unsent.add(text)
         self.characters -= unsent.characters
+        self.blanks -= unsent.blanks
         self.utf8_bytes -= unsent.utf8_bytes
         self.double_width -= unsent.double_width
         self.markup -= min(self.markup, unsent.markup)

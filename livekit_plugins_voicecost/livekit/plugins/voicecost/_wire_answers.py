@@ -41,6 +41,10 @@ class AnswerObserver(Protocol):
         """
         ...
 
+    def foretell(self, output_tokens: int) -> None:
+        """So many tokens the beginning has: no promise, and no report."""
+        ...
+
     def served_by(self, model: str, service_tier: str) -> None:
         """What the answer says of who serves it; empty where it says nothing."""
         ...

@@ -92,6 +92,7 @@ class MessageReader:
                 message = event.message
                 answer.served_by(message.model or "", field(message.usage, "service_tier") or "")
                 answer.report(self.prompt(message.usage), final=False)
+                answer.foretell(count(field(message.usage, "output_tokens")))
             case "message_delta":
                 ended = field(event.delta, "stop_reason") is not None
                 answer.report(self.prompt(event.usage) | _output(event.usage), final=ended)

@@ -37,7 +37,7 @@ _LOOK_AGAIN_S: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """When a leg without a price asks for it again: a price book may take a second or two to load."""
 
 
-_EXACT: Final[Mapping[str, int]] = MappingProxyType({})
+_NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class LegMeter(Protocol):
@@ -114,6 +114,9 @@ class Leg:
         amount_nano_usd: `usage` rated; None while there is no price for it.
         outcome: None while the leg is open.
         heard_by_livekit: Whether LiveKit listens to its component's metrics, and so counts it.
+        livekit_counts: What LiveKit counts of it by unit, if it counts the leg at all, where that
+            is not `usage` and its request shows why: without a blank that a plugin adds, without
+            thoughts. For the control total.
         margins: By how much each unit of an estimate may be off, 19 times of 20. Set by whoever
             estimates; recorded with the next record while the basis is `estimated`.
     """
@@ -135,6 +138,7 @@ class Leg:
         "attributes",
         "basis",
         "heard_by_livekit",
+        "livekit_counts",
         "margins",
         "modality",
         "number",
@@ -169,7 +173,8 @@ class Leg:
         self.usage = usage
         self.basis = basis
         self.heard_by_livekit = False
-        self.margins: Mapping[str, int] = _EXACT
+        self.margins: Mapping[str, int] = _NOTHING
+        self.livekit_counts: Mapping[str, int] = _NOTHING
         self.speech_id = speech_id
         self.outcome: Outcome | None = None
         self.number = records.next_leg()

@@ -380,8 +380,11 @@ class Meter:
             from ._instrument import saw_from
 
             self._open()
-            if not saw_from(getattr(session, _STARTED_AT, None)):
+            saw_all = saw_from(getattr(session, _STARTED_AT, None))
+            if not saw_all:
                 self.gap("attached_late")  # what it used before the process's first VoiceCost()
+            with contained("control_total"):
+                self._control.attached(session.usage, saw_all=saw_all)
 
     def take_callbacks_of(self, before: Meter) -> None:
         """The same session runs again: who listened to its meter listens to this one."""
@@ -510,6 +513,9 @@ class Meter:
         self._session_over = True
         self._close_reason = reason
         self._credit.closed()
+        session: Any = self._session
+        with contained("control_total"):  # also of a session that said nothing
+            self._control.updated(session.usage)
         # Now: LiveKit leaves the room after the handlers of `close`.
         self._messages.publish()
         if self._checkpoints is not None:

@@ -1,0 +1,131 @@
+"""Our account beside LiveKit's with every real plugin: no difference is left without a cause."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from livekit import rtc
+from livekit.agents.voice import io
+
+from livekit.plugins.voicecost._control import ControlTotals
+from tests.plugin.llm_providers import PROVIDERS, Provider, served
+from tests.plugin.metered_session import Call, RecordingMeter, metered_call, simulated_providers
+from tests.plugin.stt_streams import RECOGNISERS, Recogniser, running, sound
+from tests.plugin.voices import STREAMING, simulated_voice
+from tests.simulators import LONG_ANSWER, Reply
+from tests.simulators.speech import Pace
+from voicecost_ledger.records import Modality
+
+# Google's client subclasses aiohttp's session, which aiohttp advises against.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Inheritance class AiohttpClientSession:DeprecationWarning"
+)
+ODD = "It is  sunny:\n\n- in Paris,   and\n- in *Zürich* & 東京! <b>Take</b> 3 hats.  Bye. "
+
+
+@pytest.fixture(autouse=True)
+def soon_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speechmatics' library waits so long for the last words of a socket that is dead."""
+    monkeypatch.setattr("speechmatics.agent_stt._client.DISCONNECT_TIMEOUT_S", 0.05)
+
+
+def followed(call: Call) -> ControlTotals:
+    control = ControlTotals(lambda: list(call.meter._amounts))
+    session: Any = call.session
+    session.on("session_usage_updated", lambda event: control.updated(event.usage))
+    return control
+
+
+def causes(control: ControlTotals, modality: Modality) -> dict[str, dict[str, int]]:
+    return {each.unit: each.causes for each in control.differences() if each.modality is modality}
+
+
+def explained(control: ControlTotals, modality: Modality) -> dict[str, dict[str, int]]:
+    found = causes(control, modality)
+    assert found
+    assert not any("unexplained" in each for each in found.values()), found
+    return found
+
+
+@pytest.mark.parametrize("provider", PROVIDERS, ids=str)
+async def test_language_models(provider: Provider) -> None:
+    replies = (
+        Reply(match="think", text="It is noon.", thoughts="What time may it be? " * 8),
+        Reply(match="hello", text="Hello there."),
+        Reply(text=LONG_ANSWER),
+    )
+    async with (
+        simulated_providers() as voices,
+        served(provider, RecordingMeter(), *replies, token_delay_ms=2) as service,
+    ):
+        llm: Any = service.llm
+        async with metered_call(voices, llm=llm) as call:
+            control = followed(call)
+            await call.session.generate_reply(user_input="Hello, who is this?")
+            await call.session.generate_reply(user_input="Please think: what time is it?")
+            speech = call.session.generate_reply(user_input="Please explain everything to me.")
+            await call.meter.until(
+                lambda: (
+                    len(call.meter.of(Modality.LLM)) == 3
+                    and call.meter.of(Modality.LLM)[-1].usage["completion_chunks"] >= 5
+                )
+            )
+            speech.interrupt()
+            await speech
+            if service.uses_sockets:
+                await llm.aclose()
+            await service.bill.settled()
+            await call.close()
+    explained(control, Modality.LLM)
+
+
+@pytest.mark.parametrize("name", [*STREAMING, "azure", "openai"])
+async def test_voices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"model": "tts-1"} if name == "openai" else {}
+    pace = Pace(first_byte_delay_ms=5, speed=12)
+    async with (
+        simulated_voice(name, monkeypatch, pace=pace, **options) as voice,
+        simulated_providers(Reply(text=LONG_ANSWER), token_delay_ms=4) as providers,
+        metered_call(providers, tts=voice.tts) as call,
+    ):
+        control = followed(call)
+        await call.session.say("Good morning.")
+        await call.session.say(ODD)
+        call.loudspeaker.heard.clear()
+        speech = call.session.generate_reply(user_input="Please explain everything to me.")
+        await call.loudspeaker.heard.wait()
+        speech.interrupt()
+        await speech
+        await call.close()
+        await voice.tts.aclose()
+        await voice.bill.settled()
+    explained(control, Modality.TTS)
+
+
+class _Speaker(io.AudioInput):
+    """Says two sentences, then nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(label="speaker")
+        self._frames = sound(sample_rate=24_000)
+        self._silence = rtc.AudioFrame(bytes(2 * 480), 24_000, 1, 480)
+
+    async def __anext__(self) -> rtc.AudioFrame:
+        frame = next(self._frames, self._silence)
+        await asyncio.sleep(frame.duration / 4)
+        return frame
+
+
+@pytest.mark.parametrize("recogniser", RECOGNISERS, ids=str)
+async def test_recognisers(recogniser: Recogniser) -> None:
+    async with (
+        running(recogniser) as (_, stt),
+        simulated_providers(Reply(text="Yes.")) as providers,
+        metered_call(providers, stt=stt, hears=_Speaker()) as call,
+    ):
+        control = followed(call)
+        await call.meter.until(lambda: call.meter.total(Modality.STT, "audio_ms") > 12_000)
+        await call.close()
+    explained(control, Modality.STT)
