@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from livekit.agents import stt
 from livekit.agents.llm.fallback_adapter import FallbackLLMStream
 from livekit.agents.voice import agent_activity, agent_session, audio_recognition, speech_handle
 
@@ -24,7 +23,6 @@ NAMES: list[tuple[Any, str]] = [
     (agent_activity, "_SpeechHandleContextVar"),
     (speech_handle.SpeechHandle, "scheduled"),
     (FallbackLLMStream, "_try_recovery"),
-    (stt.STT, "_recognize_impl"),
 ]
 
 

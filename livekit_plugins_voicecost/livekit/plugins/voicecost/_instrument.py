@@ -7,22 +7,20 @@ aiohttp's WebSocket client and the OpenAI client (what really is sent and receiv
 `AgentSession._update_activity`, `AudioRecognition._update_stt` (whose a stream is) and
 `_try_recovery` (which attempts are probes).
 
-They are private names, so they are looked for first. Where what a modality needs is gone, its
+They are private names, so they are looked for first. Where what a service needs is gone, its
 requests are metered by LiveKit's own metric events instead, and calls are marked `metrics-only`;
-where what tells whose a request is or what went over the wire is gone, they are marked `partial`.
-Either is said once.
+where there are no such events, or what tells whose a request is or what went over the wire is
+gone, they are marked `partial`. Either is said once.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import threading
 import time
-import types
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import livekit.agents
 from livekit.agents import llm, stt, tts
@@ -41,13 +39,15 @@ from . import (
     _wire_http,
     _wire_openai,
 )
-from ._instrument_attempts import observe_runs, probing
+from ._instrument_attempts import Attempt, observe_runs, probing
 from ._instrument_llm import LLMAttempt
-from ._instrument_realtime import observe_realtime
+from ._instrument_metrics import Service
+from ._instrument_realtime import observe_duplex_audio, observe_realtime
 from ._instrument_recordings import observe_recordings
 from ._instrument_stt import RecognizeAttempt
 from ._instrument_tokenizers import observe_tokenizers
 from ._instrument_tts import ChunkedAttempt, SynthesizeAttempt
+from ._livekit import Moved, require
 from .log import logger
 
 _lock = threading.Lock()
@@ -59,7 +59,6 @@ class _State:
 
     coverage = Coverage.COMPLETE
     since_unix_s: float | None = None
-    by_events: Final[set[type[Any]]] = set()  # components that are booked by LiveKit's events
 
 
 _state = _State()
@@ -98,23 +97,25 @@ def instrument() -> None:
     with _lock:
         if _undos:
             return
-        streams_moved = _observe_streams(_undos)
-        others_moved = _attribution.find_livekit_names() + _observe_the_rest(_undos)
-        if streams_moved:
-            _state.coverage = Coverage.METRICS_ONLY
-        elif others_moved:
-            _state.coverage = Coverage.PARTIAL
+        moved = _Moved()
+        moved.names += _attribution.find_livekit_names()
+        moved.strays = bool(moved.names)
+        for surface in _surfaces():
+            try:
+                _undos.append(surface.observe())
+            except Exception as error:  # whatever it is: this version is not the one we know
+                moved.add(surface, error)
+        if moved.by_events:
+            _undos.append(_instrument_metrics.observe_events(moved.by_events))
+        _state.coverage = moved.coverage()
         _state.since_unix_s = time.time()
-        if streams_moved or others_moved:
+        if moved.names:
             logger.warning(
                 "livekit-agents %s is not laid out as voicecost knows it (gone: %s): %s. "
                 "Calls are marked coverage=%s; a newer voicecost may know this version.",
                 livekit.agents.__version__,
-                ", ".join(streams_moved + others_moved),
-                "what cannot be observed is metered by LiveKit's metric events, which miss "
-                "interrupted requests"
-                if streams_moved
-                else "requests may be booked to another session's meter or by estimates alone",
+                ", ".join(moved.names),
+                "; ".join(moved.consequences()),
                 _state.coverage.value,
             )
 
@@ -126,7 +127,6 @@ def uninstrument() -> None:
             _undos.pop()()
         _state.coverage = Coverage.COMPLETE
         _state.since_unix_s = None
-        _state.by_events.clear()
 
 
 def coverage() -> Coverage:
@@ -140,119 +140,119 @@ def saw_from(unix_s: float | None) -> bool:
     return since is not None and unix_s is not None and since <= unix_s
 
 
-def _observe_streams(undos: list[Callable[[], None]]) -> list[str]:
-    """Observe each kind of stream, or its component's events; returns the names that are gone.
+class _Surface(NamedTuple):
+    """Something of LiveKit's that is observed, as long as it is where we know it."""
 
-    Where one kind of a component's streams has moved, all of them are booked by its events, which
-    would count the others a second time.
-    """
-    tts_span, llm_span = "_tts_attempt_span_name", "_llm_attempt_span_name"
-    kinds: tuple[tuple[type[Any], type[Any], type[Any], str, str, tuple[str, ...]], ...] = (
-        (llm.LLMStream, LLMAttempt, llm.LLM, "llm", llm_span,
-         ("_chat_ctx", "_tools", "_event_ch", "_llm")),
-        (tts.SynthesizeStream, SynthesizeAttempt, tts.TTS, "tts", tts_span,
-         ("_input_ch", "_tts")),
-        (tts.ChunkedStream, ChunkedAttempt, tts.TTS, "tts", tts_span,
-         ("_input_text", "_tts")),
-        (stt.RecognizeStream, RecognizeAttempt, stt.STT, "stt", "",
-         ("_input_ch", "_event_ch", "_stt")),
-    )  # fmt: skip
-    moved: list[str] = []
-    for stream_class, _, component_class, _, _, needed in kinds:
-        gone = missing_names(stream_class, needed)
-        moved += [f"{stream_class.__name__}.{name}" for name in gone]
-        if gone and component_class not in _state.by_events:
-            _state.by_events.add(component_class)
-            undos.append(_instrument_metrics.observe_events(component_class))
-    for stream_class, attempt_class, component_class, kind, span_name, _ in kinds:
-        if component_class in _state.by_events:
-            continue
-        delegating = _classes(_DELEGATING[kind])
-        undos.append(
-            observe_runs(stream_class, attempt_class, delegating=delegating, span_name=span_name)
-        )
-    return moved
+    name: str  # what is said to be gone where `observe` cannot tell
+    observe: Callable[[], Callable[[], None]]  # gives the undo
+    service: Service | None = None  # of which nothing else is seen, but its metric events
 
 
-def _observe_the_rest(undos: list[Callable[[], None]]) -> list[str]:
-    """Observe the wire, the sessions and the probes; returns what of it is gone."""
+class _Moved:
+    """What is not where we know it, and what that means."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.by_events: set[Service] = set()
+        self.strays = False  # whether requests are seen, but not well
+
+    def add(self, surface: _Surface, error: Exception) -> None:
+        self.names += error.args if isinstance(error, Moved) else [surface.name]
+        if surface.service is not None:
+            self.by_events.add(surface.service)
+        else:
+            self.strays = True
+
+    def coverage(self) -> Coverage:
+        if self.by_events - {Service.AVATARS}:
+            return Coverage.METRICS_ONLY
+        return Coverage.PARTIAL if self.names else Coverage.COMPLETE
+
+    def consequences(self) -> Iterable[str]:
+        counted = [each.value for each in Service if each in self.by_events - {Service.AVATARS}]
+        if counted:
+            yield (
+                f"{', '.join(counted)}: metered by LiveKit's metric events, which miss "
+                "interrupted requests"
+            )
+        if Service.AVATARS in self.by_events:
+            yield "avatars: not metered, a gap for each that joins"
+        if self.strays:
+            yield "requests may be booked to another session's meter or by estimates alone"
+
+
+def _surfaces() -> list[_Surface]:
+    """All that is observed: streams, requests that are no stream, the wire, sessions, probes."""
     from livekit.agents.voice import agent_session, audio_recognition
 
-    observers: list[tuple[str, Callable[[], Callable[[], None]]]] = [
-        ("STT._recognize_impl", _observe_recordings),
-        ("aiohttp.ClientWebSocketResponse", _wire.observe_websockets),
-        ("aiohttp.ClientSession._request", _wire.observe_requests),
-        ("livekit.agents.tokenize", observe_tokenizers),
-        ("aiohttp.ClientWebSocketResponse", _wire_connections.observe_connections),
-        ("openai.AsyncOpenAI.chat", _wire_openai.observe_openai_clients),
-        ("llm.RealtimeSession", observe_realtime),
-        ("the clients of other models", _wire_clients.observe_clients),
-        ("aiohttp.ClientSession", _wire_http.observe_http),
-        ("AMD", _instrument_callers.observe_callers),
-        ("AvatarSession", _instrument_avatar.observe_avatars),
-        ("DecisionModel._evaluate_impl", _instrument_services.observe_decisions),
-        ("TurnDetector's streams", _instrument_services.observe_turn_detectors),
-        ("VADStream._metrics_monitor_task", _instrument_services.observe_local_vads),
-        (
+    observe = functools.partial
+    tts_span, llm_span = "_tts_attempt_span_name", "_llm_attempt_span_name"
+    return [
+        _stream(llm.LLMStream, LLMAttempt, Service.LLM, "llm", llm_span,
+                ("_chat_ctx", "_tools", "_event_ch", "_llm")),
+        _stream(tts.SynthesizeStream, SynthesizeAttempt, Service.TTS, "tts", tts_span,
+                ("_input_ch", "_tts")),
+        _stream(tts.ChunkedStream, ChunkedAttempt, Service.TTS_OF_TEXTS, "tts", tts_span,
+                ("_input_text", "_tts")),
+        _stream(stt.RecognizeStream, RecognizeAttempt, Service.STT, "stt", "",
+                ("_input_ch", "_event_ch", "_stt")),
+        _Surface("STT.recognize", _observe_recordings, Service.RECORDINGS),
+        _Surface("llm.RealtimeSession", observe_realtime, Service.REALTIME),
+        _Surface(
+            "DecisionModel.evaluate", _instrument_services.observe_decisions, Service.DECISIONS
+        ),
+        _Surface("AvatarSession", _instrument_avatar.observe_avatars, Service.AVATARS),
+        _Surface(
+            "TurnDetector's streams", _instrument_services.observe_turn_detectors, Service.TURNS
+        ),
+        _Surface(
             "AdaptiveInterruptionDetector's streams",
             _instrument_services.observe_interruption_detectors,
+            Service.INTERRUPTIONS,
         ),
-        (
+        _Surface("VADStream", _instrument_services.observe_local_vads, Service.VADS),
+        _Surface("DuplexRealtimeAdapter's sessions", observe_duplex_audio),
+        _Surface("aiohttp.ClientWebSocketResponse", _wire.observe_websockets),
+        _Surface("aiohttp.ClientSession._request", _wire.observe_requests),
+        _Surface("livekit.agents.tokenize", observe_tokenizers),
+        _Surface("aiohttp.ClientWebSocketResponse", _wire_connections.observe_connections),
+        _Surface("openai.AsyncOpenAI.chat", _wire_openai.observe_openai_clients),
+        _Surface("the clients of other models", _wire_clients.observe_clients),
+        _Surface("aiohttp.ClientSession", _wire_http.observe_http),
+        _Surface("AMD", _instrument_callers.observe_callers),
+        _Surface(
             "AgentSession._update_activity",
-            functools.partial(_observe_activity_changes, agent_session.AgentSession),
+            observe(_observe_activity_changes, agent_session.AgentSession),
         ),
-        (
+        _Surface(
             "AudioRecognition._update_stt",
-            functools.partial(_observe_stt_changes, audio_recognition.AudioRecognition),
+            observe(_observe_stt_changes, audio_recognition.AudioRecognition),
         ),
-    ]
-    for fallback_class in _classes(_PROBING):
-        name = f"{fallback_class.__name__}._try_recovery"
-        observers.append((name, functools.partial(_observe_recovery, fallback_class)))
-    moved: list[str] = []
-    for name, observe in observers:
-        try:
-            undos.append(observe())
-        except Exception:  # whatever it is: this version is not the one that was instrumented
-            moved.append(name)
-    return moved
+        *(
+            _Surface(f"{each.__name__}._try_recovery", observe(_observe_recovery, each))
+            for each in _classes(_PROBING)
+        ),
+    ]  # fmt: skip
+
+
+def _stream(
+    stream_class: type[Any],
+    attempt_class: type[Attempt],
+    service: Service,
+    kind: str,
+    span_name: str,
+    needed: tuple[str, ...],
+) -> _Surface:
+    def observe() -> Callable[[], None]:
+        require(stream_class, sets=needed, calls={"_main_task": "_run"})
+        delegating = _classes(_DELEGATING[kind])
+        return observe_runs(stream_class, attempt_class, delegating=delegating, span_name=span_name)
+
+    return _Surface(stream_class.__name__, observe, service)
 
 
 def _observe_recordings() -> Callable[[], None]:
-    """Observe whole recordings, unless LiveKit's events count them; returns the undo."""
-    if stt.STT in _state.by_events:
-        return lambda: None
-    if not hasattr(stt.STT, "_recognize_impl"):
-        raise AttributeError("STT._recognize_impl")
     return observe_recordings(stt.STT, delegating=_classes(_DELEGATING["recordings"]))
-
-
-def missing_names(stream_class: type[Any], needed: Iterable[str]) -> list[str]:
-    """Which of the private names that an attempt reads this class no longer has.
-
-    Instance attributes are looked for in the code of `__init__`, which sets them.
-    """
-    gone = [] if _runs(stream_class) else ["_run"]
-    init: Any = stream_class.__init__
-    code = getattr(getattr(init, "__wrapped__", init), "__code__", None)
-    names = code.co_names if code is not None else ()
-    return gone + [name for name in needed if name not in names]
-
-
-def _runs(stream_class: type[Any]) -> bool:
-    """Whether an attempt still is a call of `_run`, as far as the code of `_main_task` tells."""
-    if not hasattr(stream_class, "_run"):
-        return False
-    main_task: Any = getattr(stream_class, "_main_task", None)
-    if main_task is None:
-        return True  # nobody can tell
-    codes: list[types.CodeType] = [inspect.unwrap(main_task).__code__]
-    while codes:
-        code = codes.pop()
-        if "_run" in code.co_names:
-            return True
-        codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return False
 
 
 def _observe_activity_changes(session_class: Any) -> Callable[[], None]:

@@ -22,7 +22,9 @@ from . import _attribution, _faults
 from ._attributes import host_of
 from ._instrument_attempts import Tally, was_refused
 from ._instrument_services import nothing_to_undo
+from ._livekit import reports, require
 
+_HOSTED: Final = "livekit.agents.inference.avatar"
 TICK_S: Final = 1.0
 """How often the time so far is recorded: what a SIGKILL can cost."""
 
@@ -143,9 +145,8 @@ class _Avatar:
 
 
 def _describe(avatar: Any) -> LegAttributes:
-    from livekit.agents.inference.avatar import AvatarSession as InferenceAvatarSession
-
-    hosted = isinstance(avatar, InferenceAvatarSession)
+    # By its module: older versions have none of their own.
+    hosted = any(each.__module__ == _HOSTED for each in type(avatar).__mro__)
     model = getattr(avatar, "model", None) or getattr(avatar, "_model", None)
     return LegAttributes(
         modality=Modality.AVATAR,
@@ -159,11 +160,12 @@ def _describe(avatar: Any) -> LegAttributes:
 
 def observe_avatars() -> Callable[[], None]:
     """Observe every avatar plugin, where LiveKit has a base class for them; returns the undo."""
-    try:
-        from livekit.agents.voice.avatar import AvatarSession
-    except ImportError:  # older than the base class
+    if not reports("AvatarMetrics"):  # older than a base class that tells who it is
         return nothing_to_undo
+    from livekit.agents.voice.avatar import AvatarSession
+
     avatar_class: Any = AvatarSession
+    require(avatar_class, has=("start", "aclose", "avatar_identity", "provider", "on", "off"))
     base_init = avatar_class.__init__
 
     @functools.wraps(base_init)

@@ -26,6 +26,7 @@ from voicecost_ledger.records import Outcome
 
 from . import _attribution, _faults
 from ._faults import contained
+from ._livekit import require
 from ._realtime_events import LiveKitEvents
 from ._realtime_google import GoogleLive, observe_connection
 from ._realtime_live import GPTLive
@@ -41,10 +42,15 @@ _RAW_RECEIVED: Final = "openai_server_event_received"
 
 def observe_realtime() -> Callable[[], None]:
     """Observe every realtime and duplex session that is made from now on; returns the undo."""
-    undos = [_observe_sessions(llm.RealtimeSession, duplex=False)]
+    session_class: Any = llm.RealtimeSession
     duplex: Any = getattr(llm, "DuplexSession", None)  # not in older versions
+    methods = ("emit", "push_audio", "aclose")
+    require(session_class, has=(*methods, "generate_reply"), sets=("_realtime_model",))
     if duplex is not None:
-        undos += [_observe_sessions(duplex, duplex=True), _observe_duplex_audio()]
+        require(duplex, has=methods, sets=("_duplex_model",))
+    undos = [_observe_sessions(session_class, duplex=False)]
+    if duplex is not None:
+        undos.append(_observe_sessions(duplex, duplex=True))
 
     def undo() -> None:
         for each in undos:
@@ -74,14 +80,16 @@ def _observe_sessions(session_class: Any, *, duplex: bool) -> Callable[[], None]
     return undo
 
 
-def _observe_duplex_audio() -> Callable[[], None]:
-    """Count what duplex models say, where LiveKit takes it from them."""
+def observe_duplex_audio() -> Callable[[], None]:
+    """Count what duplex models say, where LiveKit takes it from them; returns the undo."""
+    if not hasattr(llm, "DuplexSession"):
+        return _nothing
     from livekit.agents.llm import duplex_adapter
 
-    adapter_class: Any = getattr(duplex_adapter, "_DuplexRealtimeSession", None)
-    take: Any = getattr(adapter_class, "_on_audio_frame", None)
-    if take is None:
-        return _nothing
+    untyped: Any = duplex_adapter  # its name is private
+    adapter_class = untyped._DuplexRealtimeSession
+    require(adapter_class, has=("_on_audio_frame",))
+    take = adapter_class._on_audio_frame
 
     @functools.wraps(take)
     def observed_take(self: Any, audio: Any, *args: Any, **kwargs: Any) -> Any:

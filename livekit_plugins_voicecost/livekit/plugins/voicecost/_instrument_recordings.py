@@ -19,6 +19,7 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 
 from ._attributes import describe, option_text
 from ._instrument_attempts import Attempt, Tally, observed, was_refused
+from ._livekit import require
 from ._transcript_tokens import TokenRates, is_billed_by_token, rates_of, token_units
 from ._wire_audio import audio_protocol
 from ._wire_connections import TRANSCRIPTIONS, ConnectionObserver, observe_loaded_libraries
@@ -116,6 +117,7 @@ def observe_recordings(
     Its attempts call `_recognize_impl`, which every plugin overrides: it is shadowed on the
     instance, for the time of the call only.
     """
+    require(stt_class, calls={"recognize": "_recognize_impl"})
     recognize = stt_class.recognize
 
     @functools.wraps(recognize)

@@ -22,6 +22,7 @@ from ._attributes import describe, host_of
 from ._counts import Counts, Item, Prompt, TextKey
 from ._estimates import estimates_for
 from ._instrument_attempts import Attempt, Tally, observe_runs, observed, was_refused
+from ._livekit import reports, require
 from ._reports import believed
 from ._text_weight import weight as weight_of
 
@@ -125,14 +126,13 @@ def observe_decisions() -> Callable[[], None]:
     Its attempts call `_evaluate_impl`, which every plugin overrides: it is shadowed on the
     instance, for the time of the call only.
     """
-    try:
-        from livekit.agents.llm.decisions import DecisionModel
-    except ImportError:  # older than decisions
+    if not reports("DecisionMetrics"):
         return nothing_to_undo
+    from livekit.agents.llm.decisions import DecisionModel
+
     model_class: Any = DecisionModel
+    require(model_class, calls={"evaluate": "_evaluate_impl"})
     evaluate = model_class.evaluate
-    if not hasattr(model_class, "_evaluate_impl"):
-        raise AttributeError("DecisionModel._evaluate_impl")
 
     @functools.wraps(evaluate)
     async def observed_evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -284,21 +284,37 @@ class InterruptionDetectionAttempt(_DetectionAttempt):
 
 
 def observe_turn_detectors() -> Callable[[], None]:
-    """Observe the streams of LiveKit's turn detector, where it has one; returns the undo."""
-    try:
-        from livekit.agents.inference.eot import base
-    except ImportError:  # older than the turn detector that hears
+    """Observe the streams of LiveKit's turn detector, where one hears; returns the undo."""
+    if not reports("EOTInferenceMetrics"):
         return nothing_to_undo
-    return _observe_streams(base, "_BaseStreamingTurnDetectorStream", TurnDetectionAttempt)
+    from livekit.agents.inference.eot import base
+    from livekit.agents.inference.eot.transports import (
+        _CloudTransport,
+        _LocalTransport,
+    )
+
+    untyped: Any = base  # its name is private
+    stream_class = untyped._BaseStreamingTurnDetectorStream
+    require(
+        stream_class,
+        has=("predict",),
+        sets=("_transport", "_audio_ch", "_request_id", "_detector"),
+        calls={"_main_task": "_run"},
+    )
+    require(_CloudTransport, sets=("_cloud_opts",))
+    require(_LocalTransport, has=("run_inference",))
+    return observe_runs(stream_class, TurnDetectionAttempt, delegating=(), span_name="")
 
 
 def observe_interruption_detectors() -> Callable[[], None]:
     """Observe the streams of LiveKit's adaptive interruption, where it has it; returns the undo."""
-    try:
-        from livekit.agents.inference import interruption
-    except ImportError:
+    if not reports("InterruptionMetrics"):
         return nothing_to_undo
-    return _observe_streams(interruption, "InterruptionStreamBase", InterruptionDetectionAttempt)
+    from livekit.agents.inference.interruption import InterruptionStreamBase
+
+    stream_class: Any = InterruptionStreamBase
+    require(stream_class, sets=("_model",), calls={"_main_task": "_run"})
+    return observe_runs(stream_class, InterruptionDetectionAttempt, delegating=(), span_name="")
 
 
 def observe_local_vads() -> Callable[[], None]:
@@ -309,6 +325,7 @@ def observe_local_vads() -> Callable[[], None]:
     from livekit.agents import vad
 
     stream_class: Any = vad.VADStream
+    require(stream_class, sets=("_vad",), calls={"__init__": "_metrics_monitor_task"})
     monitor: Callable[[Any, AsyncIterator[Any]], Awaitable[None]]
     monitor = stream_class._metrics_monitor_task
 
@@ -318,7 +335,7 @@ def observe_local_vads() -> Callable[[], None]:
             await monitor(self, events)
             return
         counted = _Inferences(events, vad.VADEventType.INFERENCE_DONE)
-        tally = Tally(_attribution.current_owner(), _describe_vad(self._vad), None)
+        tally = Tally(_attribution.current_owner(), describe_vad(self._vad), None)
         try:
             await monitor(self, counted)
         finally:
@@ -352,19 +369,11 @@ class _Inferences:
         return event
 
 
-def _describe_vad(model: Any) -> LegAttributes:
+def describe_vad(model: Any) -> LegAttributes:
+    """What a VAD is: it runs in the agent's own process."""
     return LegAttributes(
         modality=Modality.OTHER, provider=LOCAL, model=model.model, label=model._label
     )
-
-
-def _observe_streams(
-    module: Any, class_name: str, attempt_class: type[Attempt]
-) -> Callable[[], None]:
-    stream_class: Any = getattr(module, class_name)
-    if not hasattr(stream_class, "_run"):
-        raise AttributeError(f"{class_name}._run")
-    return observe_runs(stream_class, attempt_class, delegating=(), span_name="")
 
 
 def nothing_to_undo() -> None:
