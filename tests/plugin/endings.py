@@ -79,6 +79,9 @@ test_realtime_endings.py
 
 test_faults_cancellation.py
 - test_an_llm_request: cancelled wherever it waits
+
+test_faults_cancellation_services.py
+- test_a_recording_in_parts: the same of recordings, decisions, realtime sessions, avatars
 """
 
 from __future__ import annotations

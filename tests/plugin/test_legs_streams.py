@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from livekit import rtc
-from livekit.agents import APIConnectionError, APIConnectOptions, tts
+from livekit.agents import APIConnectionError, APIConnectOptions, APITimeoutError, tts
 from livekit.agents.llm import LLM, ChatChunk, ChatContext, ChoiceDelta, FallbackAdapter, LLMStream
 from livekit.agents.tts import StreamAdapter, SynthesizeStream
 from livekit.agents.voice import agent_activity
 from livekit.agents.voice.speech_handle import SpeechHandle
+from livekit.plugins.openai import LLM as OpenAILLM
 
 from livekit.plugins.voicecost import _attribution, _faults, _instrument
 from tests.plugin.metered_session import (
@@ -315,3 +316,29 @@ async def test_the_first_attempt_is_seen_also_where_tasks_start_at_once(
         finally:
             loop.set_task_factory(None)
     assert len(meter.of(Modality.LLM)) == 1
+
+
+async def test_a_request_that_was_not_taken_whole_until_the_timeout_costs_nothing(
+    meter: RecordingMeter,
+) -> None:
+    """It never was one: nobody bills for a part of it."""
+    deaf: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: deaf.append(writer), "127.0.0.1", 0)
+    port: int = server.sockets[0].getsockname()[1]
+    context = ChatContext.empty()
+    context.add_message(role="user", content="word " * 1_600_000)  # more than a socket holds
+    model = OpenAILLM(model="gpt-4o-mini", base_url=f"http://127.0.0.1:{port}/v1", api_key="x")
+    _instrument.instrument()
+    try:
+        patience = APIConnectOptions(max_retry=0, timeout=0.3)
+        with pytest.raises(APITimeoutError):
+            await _read(model.chat(chat_ctx=context, conn_options=patience))
+    finally:
+        _instrument.uninstrument()
+        await model.aclose()
+        for writer in deaf:
+            writer.close()
+        server.close()
+    (leg,) = meter.of(Modality.LLM)
+    assert leg.outcome is Outcome.FAILED
+    assert leg.usage["input_tokens"] == 0

@@ -346,14 +346,14 @@ _NEVER_SENT: Final = frozenset(
     {
         "ClientConnectorError", "ClientConnectorDNSError", "ClientConnectorSSLError",
         "ClientConnectorCertificateError", "ConnectionTimeoutError",  # aiohttp
-        "ConnectError", "ConnectTimeout", "PoolTimeout",  # httpx
+        "ConnectError", "ConnectTimeout", "PoolTimeout", "WriteTimeout",  # httpx
         "ConnectionRefusedError", "gaierror",
     }
 )  # fmt: skip
 
 
-# Functions of the HTTP clients that end before a request's body is handed to the network, by the
-# first word of their module. What was cancelled in there was never sent.
+# Functions of the HTTP clients that end before all of a request's body is handed to the network, by
+# the first word of their module. What was cancelled in there was never sent.
 _BEFORE_SENDING: Final = frozenset(
     {
         ("httpcore", "wait_for_connection"), ("httpcore", "_connect"),
@@ -364,6 +364,8 @@ _BEFORE_SENDING: Final = frozenset(
         ("openai", "to_thread"),  # it looks what computer this is, before its first request
     }
 )  # fmt: skip
+# A body goes out in parts, a form with a recording in some sixteen: each of them in here.
+_SENDING_PARTS: Final = frozenset({("httpcore", "_send_event"), ("httpcore2", "_send_event")})
 
 
 def was_refused(error: BaseException | None) -> bool:
@@ -388,12 +390,21 @@ def was_refused(error: BaseException | None) -> bool:
 
 
 def _cancelled_before_sending(error: asyncio.CancelledError) -> bool:
-    """Whether the request was waiting for its connection: where it waited is in the traceback."""
+    """Whether not all of the request was sent: where it waited is in the traceback."""
     traceback = error.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
         module: str = frame.f_globals.get("__name__", "")
-        if (module.partition(".")[0], frame.f_code.co_name) in _BEFORE_SENDING:
+        place = (module.partition(".")[0], frame.f_code.co_name)
+        if place in _BEFORE_SENDING:
+            return True
+        if place in _SENDING_PARTS and _rest_of_body(frame.f_locals.get("self")) > 0:
             return True
         traceback = traceback.tb_next
     return False
+
+
+def _rest_of_body(connection: Any) -> int:
+    """How many bytes of its request's body an httpcore connection was still to be given."""
+    writer = getattr(getattr(connection, "_h11_state", None), "_writer", None)
+    return getattr(writer, "_length", 0)

@@ -208,12 +208,12 @@ def _observe_life(avatar: Any) -> None:
 
     @functools.wraps(aclose)
     async def observed_aclose(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return await aclose(*args, **kwargs)
-        finally:
-            while running:
-                with _faults.contained("avatar"):
-                    running.pop().closed()
+        # Where it fails or is cancelled the provider may not have been told: the clock goes on.
+        result = await aclose(*args, **kwargs)
+        while running:
+            with _faults.contained("avatar"):
+                running.pop().closed()
+        return result
 
     avatar.start, avatar.aclose = observed_start, observed_aclose
 
