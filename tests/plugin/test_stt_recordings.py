@@ -164,7 +164,7 @@ async def test_a_request_that_its_caller_leaves_is_estimated_too(meter: Recordin
     assert abs(leg.usage["input_audio_tokens"] - row.units["input_audio_tokens"]) <= 1
 
 
-class _EndpointingVAD(VAD):
+class EndpointingVAD(VAD):
     """A VAD that is told when speech ends: after so many milliseconds each."""
 
     def __init__(self, *turns_ms: int) -> None:
@@ -176,7 +176,7 @@ class _EndpointingVAD(VAD):
 
 
 class _EndpointingVADStream(VADStream):
-    _vad: _EndpointingVAD
+    _vad: EndpointingVAD
 
     async def _main_task(self) -> None:
         frames: list[rtc.AudioFrame] = []
@@ -204,7 +204,7 @@ class _EndpointingVADStream(VADStream):
 
 async def test_behind_a_vad_only_what_it_lets_through_is_billed(meter: RecordingMeter) -> None:
     async with transcriptions() as simulator:
-        adapter = StreamAdapter(stt=transcribe(simulator), vad=_EndpointingVAD(700, 900))
+        adapter = StreamAdapter(stt=transcribe(simulator), vad=EndpointingVAD(700, 900))
         async with adapter.stream(conn_options=ONE_TRY) as stream:
             for frame in sound():
                 stream.push_frame(frame)
@@ -223,7 +223,7 @@ async def test_failover_of_recordings_shows_the_failure_the_answer_and_the_probe
     async with transcriptions(transcripts=[TEXT] * 3) as simulator:
         simulator.faults.add(Fault(status=503))
         adapter = FallbackAdapter(
-            [whisper(simulator), groq(simulator)], vad=_EndpointingVAD(), max_retry_per_stt=0
+            [whisper(simulator), groq(simulator)], vad=EndpointingVAD(), max_retry_per_stt=0
         )
         await adapter.recognize(recording())
         legs = await meter.stopped(Modality.STT, 3)
@@ -258,7 +258,7 @@ async def test_a_session_with_a_recogniser_of_recordings() -> None:
             return frame
 
     async with simulated_providers() as providers, transcriptions() as simulator:
-        stt = StreamAdapter(stt=transcribe(simulator), vad=_EndpointingVAD(800))
+        stt = StreamAdapter(stt=transcribe(simulator), vad=EndpointingVAD(800))
         async with metered_call(providers, hears=Microphone(), stt=stt) as call:
             legs = await call.meter.stopped(Modality.STT)
             await call.close()

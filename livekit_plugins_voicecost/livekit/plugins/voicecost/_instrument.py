@@ -210,6 +210,7 @@ def _surfaces() -> list[_Surface]:
             _instrument_services.observe_interruption_detectors,
             Service.INTERRUPTIONS,
         ),
+        _Surface("EOUModelBase", _instrument_services.observe_text_turn_detectors),
         _Surface("VADStream", _instrument_services.observe_local_vads, Service.VADS),
         _Surface("DuplexRealtimeAdapter's sessions", observe_duplex_audio),
         _Surface("aiohttp.ClientWebSocketResponse", _wire.observe_websockets),

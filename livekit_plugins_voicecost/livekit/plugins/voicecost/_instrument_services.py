@@ -2,7 +2,7 @@
 
 A decision is a leg per attempt. The two detectors ask many small questions over one connection:
 they are a leg per stream, whose `requests` grow as they are sent. Silero and the local turn
-detector run in the agent's own process: they are counted as of the provider `local`, which costs
+detectors run on the agent's own machine: they are counted as of the provider `local`, which costs
 nothing.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from types import SimpleNamespace
@@ -214,6 +215,7 @@ class _DetectionAttempt(Attempt):
 
 LOCAL: Final = "local"
 """The provider of what runs in the agent's own process: nobody bills for it."""
+_TEXT_TURN_DETECTORS: Final = "livekit.plugins.turn_detector.base"
 _INFERENCE_START_BYTES_MAX: Final = 1024
 """What is larger is audio: it needs no parsing."""
 
@@ -304,6 +306,53 @@ def observe_turn_detectors() -> Callable[[], None]:
     require(_CloudTransport, sets=("_cloud_opts",))
     require(_LocalTransport, has=("run_inference",))
     return observe_runs(stream_class, TurnDetectionAttempt, delegating=(), span_name="")
+
+
+def observe_text_turn_detectors() -> Callable[[], None]:
+    """Count what LiveKit's turn detectors that read are asked; returns the undo.
+
+    They run in the worker's inference process, which LiveKit only starts for plugins that were
+    loaded before its jobs: one that is not loaded by now is not used.
+    """
+    base = sys.modules.get(_TEXT_TURN_DETECTORS)
+    if base is None:
+        return nothing_to_undo
+    model_class: Any = base.EOUModelBase
+    require(model_class, has=("predict_end_of_turn", "model"))
+    predict = model_class.predict_end_of_turn
+
+    @functools.wraps(predict)
+    async def observed_predict(self: Any, *args: Any, **kwargs: Any) -> float:
+        tally = Tally(_attribution.current_owner(), _describe_text_turn_detector(self), None)
+        with _faults.contained("turn_detection"):
+            tally.owe({"requests": 1}, Basis.OBSERVED)
+        outcome = Outcome.FAILED
+        try:
+            probability = await predict(self, *args, **kwargs)
+            outcome = Outcome.SERVED
+            return probability
+        except asyncio.CancelledError:
+            outcome = Outcome.INTERRUPTED  # the caller goes on speaking
+            raise
+        finally:
+            with _faults.contained("turn_detection"):
+                tally.stop(outcome)
+
+    model_class.predict_end_of_turn = observed_predict
+
+    def undo() -> None:
+        model_class.predict_end_of_turn = predict
+
+    return undo
+
+
+def _describe_text_turn_detector(model: Any) -> LegAttributes:
+    return LegAttributes(
+        modality=Modality.TURN_DETECTION,
+        provider=LOCAL,
+        model=model.model,
+        label=f"{type(model).__module__}.{type(model).__name__}",
+    )
 
 
 def observe_interruption_detectors() -> Callable[[], None]:
