@@ -23,6 +23,7 @@ test_endings_tools.py
 
 test_endings_failures.py
 - test_a_refused_request_costs_nothing_and_its_retry_is_a_leg: retry after 429 and 500
+- test_a_refused_stt_connection_costs_nothing_and_its_retry_is_a_leg: the same, STT
 - test_an_llm_stream_that_dies_after_some_tokens: stream dies after k tokens
 - test_a_tts_socket_that_dies_in_mid_audio: TTS socket dies mid-audio
 - test_a_hang_until_the_timeout: hang until timeout, LLM

@@ -33,6 +33,7 @@ from livekit.plugins.speechmatics import STT as SpeechmaticsSTT
 from livekit.plugins.speechmatics import TurnDetectionMode
 
 from livekit.plugins.voicecost import _instrument
+from tests.plugin.livekit_versions import LIVEKIT_1_5
 from tests.plugin.metered_session import RecordingMeter, SeenLeg
 from tests.simulators import BillRow
 from tests.simulators.assemblyai import AssemblyAISimulator
@@ -95,9 +96,8 @@ def _ink_whisper(simulator: CartesiaListenSimulator, http: aiohttp.ClientSession
 
 
 def _scribe(simulator: ElevenLabsListenSimulator, http: aiohttp.ClientSession) -> STT[Any]:
-    return ElevenLabsSTT(
-        model="scribe_v2_realtime", base_url=simulator.base_url, api_key="x", http_session=http
-    )
+    model: dict[str, Any] = {"model_id" if LIVEKIT_1_5 else "model": "scribe_v2_realtime"}
+    return ElevenLabsSTT(base_url=simulator.base_url, api_key="x", http_session=http, **model)
 
 
 def _inference(simulator: InferenceSTTSimulator, http: aiohttp.ClientSession) -> STT[Any]:
@@ -111,8 +111,15 @@ def _inference(simulator: InferenceSTTSimulator, http: aiohttp.ClientSession) ->
     )
 
 
+_NO_CREDENTIALS: dict[str, Any] = (
+    {"credentials_info": {"project_id": "p"}}
+    if LIVEKIT_1_5
+    else {"credentials": AnonymousCredentials(), "project": "p"}
+)
+
+
 def _google(simulator: GoogleSpeechSimulator, http: aiohttp.ClientSession) -> STT[Any]:
-    stt = GoogleSTT(credentials=AnonymousCredentials(), project="p", model="chirp_2")
+    stt = GoogleSTT(model="chirp_2", **_NO_CREDENTIALS)
 
     async def connect(_: float) -> SpeechAsyncClient:
         channel = grpc.aio.insecure_channel(simulator.target)
@@ -123,7 +130,7 @@ def _google(simulator: GoogleSpeechSimulator, http: aiohttp.ClientSession) -> ST
 
 
 def _google_v1(simulator: GoogleSpeechSimulator, http: aiohttp.ClientSession) -> STT[Any]:
-    stt = GoogleSTT(credentials=AnonymousCredentials(), model="latest_long")
+    stt = GoogleSTT(model="latest_long", **_NO_CREDENTIALS)
 
     async def connect(_: float) -> SpeechAsyncClientV1:
         channel = grpc.aio.insecure_channel(simulator.target)
@@ -151,12 +158,17 @@ def _with_words(simulate: Callable[..., Any]) -> Callable[[], Any]:
     return lambda: simulate(transcripts=TRANSCRIPTS)
 
 
-RECOGNISERS = (
+_ALL = (
     Recogniser("deepgram", _with_words(DeepgramSimulator), _deepgram, ends=False),
     Recogniser("deepgram flux", _with_words(DeepgramFluxSimulator), _flux),
     Recogniser("assemblyai", _with_words(AssemblyAISimulator), _assemblyai),
     Recogniser("cartesia ink-2", _with_words(CartesiaListenSimulator), _ink_2),
-    Recogniser("cartesia ink-whisper", _with_words(CartesiaListenSimulator), _ink_whisper),
+    Recogniser(
+        "cartesia ink-whisper",
+        _with_words(CartesiaListenSimulator),
+        _ink_whisper,
+        ends=not LIVEKIT_1_5,
+    ),
     Recogniser("elevenlabs", _with_words(ElevenLabsListenSimulator), _scribe, ends=False),
     Recogniser("livekit inference", _with_words(InferenceSTTSimulator), _inference, ends=False),
     Recogniser("speechmatics", _with_words(SpeechmaticsSimulator), _speechmatics, ends=False),
@@ -166,6 +178,12 @@ RECOGNISERS = (
         "openai", _with_words(OpenAITranscriptionsSimulator), _openai, ends=False, tokens=True
     ),
 )
+
+# LiveKit 1.5's plugins know no ink-2, speak to Speechmatics and OpenAI in other ways than these,
+# and ask Google for the credentials of the machine.
+_LATER = {"cartesia ink-2", "speechmatics", "openai", "google"}
+_NOT_YET = _LATER if LIVEKIT_1_5 else set[str]()
+RECOGNISERS = tuple(each for each in _ALL if each.name not in _NOT_YET)
 
 
 def faults_of(simulator: Any) -> Any:

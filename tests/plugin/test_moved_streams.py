@@ -13,6 +13,7 @@ from livekit.agents.stt import STT, RecognizeStream
 from livekit.agents.tts import TTS, ChunkedStream, SynthesizeStream
 
 from livekit.plugins.voicecost import _attribution, _instrument
+from tests.plugin.livekit_versions import LIVEKIT_1_5
 from tests.plugin.metered_session import (
     RecordingMeter,
     metered_call,
@@ -43,6 +44,8 @@ async def test_a_stream_that_moved_is_metered_by_its_events(
         assert "metric events" in warning.getMessage()
         async with metered_call(providers, hears=True) as call:
             await call.session.generate_reply(user_input="Hello?")
+            # The plugin tells every five seconds what it heard.
+            await call.meter.until(lambda: call.meter.total(Modality.STT, "audio_ms") >= 5_000)
             await call.close()
     (llm,) = call.meter.of(Modality.LLM)
     (tts,) = call.meter.of(Modality.TTS)
@@ -55,9 +58,11 @@ async def test_a_stream_that_moved_is_metered_by_its_events(
     assert tts.usage["characters"] == call.billed("tts", "characters") - by_events
     ears = call.meter.of(Modality.STT)
     if moved is RecognizeStream:
-        # A leg for each of its events, which make up for the time the socket was open as well.
+        # A leg for each of its events, which make up for the time the socket was open as well;
+        # LiveKit 1.5 does not wait for the last one when it closes.
         assert {(leg.outcome, leg.basis) for leg in ears} == {(Outcome.SERVED, Basis.REPORTED)}
-        assert call.meter.total(Modality.STT, "audio_ms") >= call.billed("stt", "audio_ms")
+        missed_ms = call.billed("stt", "audio_ms") - call.meter.total(Modality.STT, "audio_ms")
+        assert missed_ms < (5_000 if LIVEKIT_1_5 else 1)
     else:
         (ear,) = ears
         assert ear.usage["audio_ms"] == call.billed("stt", "audio_ms")
@@ -173,14 +178,10 @@ async def test_the_events_of_all_three(all_moved: None, meter: RecordingMeter) -
             "metrics_collected",
             STTMetrics(label="another", audio_duration=5, streamed=True, **common),
         )
+    told_by_1_5 = {"input_tokens": 20, "cached_input_tokens": 0, "output_tokens": 5}
+    told_since = {} if LIVEKIT_1_5 else {"cache_write_tokens": 3, "reasoning_tokens": 2}
     assert units(meter) == [
-        {
-            "input_tokens": 20,
-            "cached_input_tokens": 0,
-            "output_tokens": 5,
-            "cache_write_tokens": 3,
-            "reasoning_tokens": 2,
-        },
+        told_by_1_5 | told_since,
         {"characters": 30, "audio_ms": 2_000},
         {"audio_ms": 5_000},
     ]

@@ -12,6 +12,7 @@ from google.genai.types import HttpOptions
 from livekit.agents import Agent, function_tool
 from livekit.plugins.google.realtime import RealtimeModel
 
+from tests.plugin.livekit_versions import LIVEKIT_1_5
 from tests.plugin.metered_session import SeenLeg
 from tests.plugin.realtime_call import ONE_TRY_MORE, observed, realtime_call
 from tests.simulators import LONG_ANSWER, Fault, Reply, ToolCall
@@ -201,7 +202,9 @@ async def test_a_connection_that_breaks_is_billed_what_was_said() -> None:
         rows = google.rows
 
     leg, row = call.responses[1], rows[1]
-    assert (leg.outcome, leg.basis) == (Outcome.FAILED, Basis.ESTIMATED)
+    # The plugin of LiveKit 1.5 does not tell a broken connection from one that it leaves.
+    broke = Outcome.INTERRUPTED if LIVEKIT_1_5 else Outcome.FAILED
+    assert (leg.outcome, leg.basis) == (broke, Basis.ESTIMATED)
     assert abs(leg.usage["input_tokens"] - row["input_tokens"]) <= 8
     assert abs(leg.usage["output_tokens"] - row["output_tokens"]) <= 12
     assert_exact(call.responses[2], rows[2])

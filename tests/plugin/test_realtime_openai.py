@@ -141,7 +141,7 @@ async def test_an_interrupted_response_costs_what_its_report_says() -> None:
         async with realtime_call(openai.model()) as call:
             speech = call.session.generate_reply(user_input="Please explain everything to me.")
             await call.loudspeaker.heard.wait()
-            speech.interrupt()
+            await call.session.interrupt()
             await speech
             await call.meter.until(lambda: call.responses[0].outcome)
             await call.close()
@@ -174,7 +174,7 @@ async def test_a_response_cancelled_before_its_first_word() -> None:
         async with realtime_call(openai.model()) as call:
             speech = call.session.generate_reply(user_input="Please explain everything to me.")
             await call.meter.until(lambda: call.responses)
-            speech.interrupt()
+            await call.session.interrupt()
             await speech
             await call.meter.until(lambda: call.responses[0].outcome)
             await call.close()

@@ -26,6 +26,7 @@ from livekit.agents.metrics.base import Metadata
 
 from livekit.plugins.voicecost import _attribution, _faults, _realtime_session
 from livekit.plugins.voicecost.legs import Leg
+from tests.plugin.livekit_versions import not_on_1_5
 from tests.plugin.metered_session import RecordingMeter, UnitPrice, UnitPrices
 from tests.plugin.realtime_call import observed, realtime_call, spoken
 from voicecost_catalog import open_price_book
@@ -284,6 +285,7 @@ class _PricesByTheMinute(UnitPrices):
         return _ByTheMinute()
 
 
+@not_on_1_5("does not tell when a realtime model is connected")
 async def test_a_model_that_is_billed_by_time_has_a_leg_for_its_connection() -> None:
     model = OwnModel()
     prices = _PricesByTheMinute()
@@ -322,6 +324,7 @@ async def test_a_model_that_bills_tokens_and_time_is_billed_for_both_once() -> N
     assert call.meter.total_nano_usd == time_nano_usd + 75 * 1_800 + 25 * 180 + 50 * 9_000
 
 
+@not_on_1_5("does not tell when a realtime model is connected")
 async def test_a_model_that_reports_its_time_is_billed_by_that() -> None:
     model = OwnModel(says_what_it_used=False)
     async with observed(), realtime_call(model) as call:
@@ -397,6 +400,7 @@ async def test_a_session_is_given_all_that_it_is_called_with() -> None:
         assert session.push_audio(next(iter(spoken(50))), quietly=True) is True
 
 
+@not_on_1_5("does not tell when a realtime model is connected")
 async def test_a_session_that_nobody_closes_is_freed_after_its_meter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import aiohttp
 import pytest
 from livekit.agents import AgentSession
-from livekit.plugins.openai.realtime import GPTLiveModel, RealtimeModel
+from livekit.plugins.openai import realtime
 
 from livekit.plugins.voicecost import VoiceCost, _faults, _prices
+from tests.plugin.livekit_versions import not_on_1_5
 from tests.plugin.realtime_call import Caller
 from tests.plugin.voicecost_sessions import Host, Speaker, forget_process, ledger
 from tests.simulators import LONG_ANSWER, Reply
@@ -43,9 +44,11 @@ def _session(model: Any) -> tuple[AgentSession[None], Caller]:
     return session, caller
 
 
-def _model(openai: OpenAIRealtimeSimulator, http: aiohttp.ClientSession) -> RealtimeModel:
+def _model(openai: OpenAIRealtimeSimulator, http: aiohttp.ClientSession) -> realtime.RealtimeModel:
     url = openai.base_url.replace("127.0.0.1", "localhost")
-    return RealtimeModel(model="gpt-realtime", base_url=url, api_key="x", http_session=http)
+    return realtime.RealtimeModel(
+        model="gpt-realtime", base_url=url, api_key="x", http_session=http
+    )
 
 
 def _charge(units: dict[str, int]) -> int:
@@ -105,10 +108,11 @@ async def test_a_realtime_call_ends_with_its_money(http: aiohttp.ClientSession) 
     assert 20_000_000 <= meter.cost.total_nano_usd == _charge(row.units) < 40_000_000
 
 
+@not_on_1_5("has no duplex models")
 async def test_a_duplex_call_is_billed_by_its_time(http: aiohttp.ClientSession) -> None:
     async with OpenAILiveSimulator(replies=[Reply(text="Good morning!")]) as live:
         url = live.base_url.replace("127.0.0.1", "localhost")
-        model = GPTLiveModel(base_url=url, api_key="x", http_session=http)
+        model = realtime.GPTLiveModel(base_url=url, api_key="x", http_session=http)
         session, _ = _session(model)
         meter = VoiceCost().attach(session)
         await session.start(Host())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import aiohttp
 import pytest
@@ -36,7 +37,8 @@ from voicecost_ledger.records import Basis, LegInterim, LegStop, Modality, Outco
 @pytest.fixture(autouse=True)
 def soon_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speechmatics' library waits so long for the last words of a socket that is dead."""
-    monkeypatch.setattr("speechmatics.agent_stt._client.DISCONNECT_TIMEOUT_S", 0.05)
+    if find_spec("speechmatics.agent_stt") is not None:  # LiveKit 1.5 uses another one
+        monkeypatch.setattr("speechmatics.agent_stt._client.DISCONNECT_TIMEOUT_S", 0.05)
 
 
 every_recogniser = pytest.mark.parametrize("recogniser", RECOGNISERS, ids=str)

@@ -101,7 +101,8 @@ class CartesiaListenSimulator(ListenSimulator):
     def options(self, request: web.Request) -> ListenOptions:
         """What the query asks for; a key and a version of the API are needed."""
         query, headers = request.query, request.headers
-        if not (headers.get("X-API-Key") or headers.get("Authorization")):
+        keys = (headers.get("X-API-Key"), headers.get("Authorization"), query.get("api_key"))
+        if not any(keys):
             raise Refused(401, "Unauthorized")
         if not (headers.get("Cartesia-Version") or query.get("cartesia_version")):
             raise Refused(400, "missing Cartesia-Version")

@@ -8,6 +8,7 @@ of the room, which it may also leave by itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from livekit.agents import AgentSession
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults
-from ._attributes import host_of
+from ._attributes import host_of, name_of
 from ._instrument_attempts import Tally, was_refused
 from ._instrument_services import nothing_to_undo
 from ._livekit import reports, require
@@ -50,7 +51,8 @@ class _Avatar:
     def starting(self) -> None:
         """`start` was called: the provider may bill from now on."""
         session, room = self._session, self._room
-        self._avatar.on("metrics_collected", self._on_metrics)
+        with contextlib.suppress(Exception):  # the plugin's: then it does not tell that it joined
+            self._avatar.on("metrics_collected", self._on_metrics)
         session.on("close", self._on_over)
         room.on("participant_connected", self._on_participant_connected)
         room.on("participant_disconnected", self._on_participant_disconnected)
@@ -88,16 +90,19 @@ class _Avatar:
 
     def _on_participant_connected(self, participant: Any) -> None:
         with _faults.contained("avatar"):
-            if self._gone and participant.identity == self._avatar.avatar_identity:
+            if self._gone and self._is_worker(participant):
                 self._begin()
                 self.started()
                 self._tick()
 
     def _on_participant_disconnected(self, participant: Any) -> None:
         with _faults.contained("avatar"):
-            if participant.identity == self._avatar.avatar_identity:
+            if self._is_worker(participant):
                 self._stop()
                 self._gone = True
+
+    def _is_worker(self, participant: Any) -> bool:
+        return participant.identity == name_of(self._avatar, "avatar_identity")
 
     def _on_metrics(self, metrics: Any) -> None:
         with _faults.contained("avatar"):
@@ -137,7 +142,8 @@ class _Avatar:
     def _unwatch(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._avatar.off("metrics_collected", self._on_metrics)
+        with contextlib.suppress(Exception):
+            self._avatar.off("metrics_collected", self._on_metrics)
         self._session.off("close", self._on_over)
         self._room.off("participant_connected", self._on_participant_connected)
         self._room.off("participant_disconnected", self._on_participant_disconnected)
@@ -147,12 +153,13 @@ class _Avatar:
 def _describe(avatar: Any) -> LegAttributes:
     # By its module: older versions have none of their own.
     hosted = any(each.__module__ == _HOSTED for each in type(avatar).__mro__)
-    model = getattr(avatar, "model", None) or getattr(avatar, "_model", None)
+    provider = name_of(avatar, "provider")
+    model = name_of(avatar, "model") or name_of(avatar, "_model")
     return LegAttributes(
         modality=Modality.AVATAR,
         # The gateway bills for whichever provider it asks.
-        provider="livekit" if hosted else avatar.provider,
-        model=avatar.provider if hosted else model if isinstance(model, str) else "",
+        provider="livekit" if hosted else provider,
+        model=provider if hosted else model,
         label=f"{type(avatar).__module__}.{type(avatar).__name__}",
         host=host_of(avatar, avatar),
     )
