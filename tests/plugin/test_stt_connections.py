@@ -165,6 +165,7 @@ async def test_nothing_is_watched_once_streams_are_closed(
 async def test_a_pulse_writes_nothing_for_a_leg_that_is_written_anyway(
     meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_pulse, "PULSE_S", 60)  # but for the one below
     async with running(BY_NAME["deepgram flux"]) as (_, stt):
         stream = stt.stream(conn_options=ONE_TRY)
         await meter.until(lambda: meter.total(Modality.STT, "connected_ms") >= 0 and legs_of(meter))
