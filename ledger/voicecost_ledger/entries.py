@@ -44,7 +44,7 @@ class Leg(msgspec.Struct, kw_only=True):
     last_at_unix_ms: int  # of the last record applied
     time_to_first_ms: int | None = None  # to the first token or byte; None: none came
     duration_ms: int | None = None  # by the meter's steady clock; None: it did not say
-    margins: dict[str, int] = {}  # of an estimate: by how much each unit may be off
+    margins: dict[str, int] = {}  # by how much each unit may be off, by its last record
     price_id: str | None = None
     pricing_source: str | None = None
     rated_nano_usd: int | None = None  # of `usage`; None: no price known
@@ -88,8 +88,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     `uncertainty_nano_usd` is of the leg's whole amount as it was known with this part, not of the
     part's own: it is not to be summed over the parts of a leg. 0 where the amount is exact
-    (`reported`, `observed`), None where nobody can say: no price, or an estimate of which only
-    the start was recorded.
+    (`reported`, `observed`), None where nobody can say: no price, or no margins, such as of what
+    was lost with its host.
     """
 
     leg_key: int

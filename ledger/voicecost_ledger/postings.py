@@ -151,10 +151,15 @@ class Postings:
         return None
 
     def close_open_legs(self, tx: Session, meter: Meter, call: Call, now: int) -> None:
-        """A meter is over: what it left open is lost, and stands at its last record."""
+        """A meter is over: what it left open is lost, and stands at its last record.
+
+        How far that may be behind the record itself tells, where all of its records came.
+        """
         for leg in tx.open_legs_of(meter.meter_id):
             leg.outcome = Outcome.LOST
             leg.recorded_basis = leg.basis = Basis.ESTIMATED
+            if meter.state is MeterState.LOST:
+                leg.margins = {}  # who knows what was recorded after it
             leg.stopped_at_unix_ms = leg.last_at_unix_ms
             self._set_uncertainty(leg, self.price_of(tx, leg))
             if leg.part_count:
@@ -285,10 +290,10 @@ class Postings:
     def _margins(
         self, tx: Session, meter: Meter, record: LegStart | LegInterim | LegStop
     ) -> dict[str, int]:
-        if isinstance(record, LegStart) or not record.margins:
+        if not record.margins:
             return {}
         problem = quantities.out_of_range(record.margins)
-        if record.basis is not Basis.ESTIMATED:
+        if record.basis is not Basis.ESTIMATED and isinstance(record, LegStop):
             problem = f"margins of what is {record.basis.value}, which is exact"
         elif unknown := record.margins.keys() - UNITS:
             problem = f"a margin of the unknown unit {min(unknown)!r}: upgrade the sidecar"
@@ -410,7 +415,7 @@ class Postings:
             leg.uncertainty_nano_usd = None
         elif leg.basis is not Basis.ESTIMATED:
             leg.uncertainty_nano_usd = 0
-        elif not leg.margins:
+        elif not leg.margins or price.converts(leg.usage):
             leg.uncertainty_nano_usd = None
         else:
             leg.uncertainty_nano_usd = quantities.uncertainty_nano_usd(

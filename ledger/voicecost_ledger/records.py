@@ -193,10 +193,15 @@ class LegStart(msgspec.Struct, frozen=True, array_like=True, tag="start"):
     usage: Usage
     basis: Basis = Basis.ESTIMATED
     speech_id: Text | None = None  # LiveKit's SpeechHandle id, where there is one
+    margins: Usage = {}  # by how much each unit may be off if no other record comes
 
 
 class LegInterim(msgspec.Struct, frozen=True, array_like=True, tag="interim"):
-    """The leg's totals so far; a later one replaces it."""
+    """The leg's totals so far; a later one replaces it.
+
+    `margins` are of an estimate, as in `LegStop`, and of what is counted too: there they tell what
+    may have been used since, if this was the last thing that its process could say.
+    """
 
     meter_id: Id
     seq: int
@@ -204,7 +209,7 @@ class LegInterim(msgspec.Struct, frozen=True, array_like=True, tag="interim"):
     leg: int
     usage: Usage
     basis: Basis
-    margins: Usage = {}  # of an estimate: by how much each unit may be off, 19 times of 20
+    margins: Usage = {}  # by how much each unit may be off if no other record comes
 
 
 class LegStop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):

@@ -174,10 +174,21 @@ class TestMeter:
         return record
 
     def start(
-        self, attributes: LegAttributes = TTS, speech_id: str | None = None, **usage: int
+        self,
+        attributes: LegAttributes = TTS,
+        speech_id: str | None = None,
+        margins: dict[str, int] | None = None,
+        **usage: int,
     ) -> int:
         self.legs += 1
-        self.write(LegStart, leg=self.legs, attributes=attributes, usage=usage, speech_id=speech_id)
+        self.write(
+            LegStart,
+            leg=self.legs,
+            attributes=attributes,
+            usage=usage,
+            speech_id=speech_id,
+            margins=margins or {},
+        )
         return self.legs
 
     def interim(

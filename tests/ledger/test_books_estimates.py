@@ -20,6 +20,7 @@ from voicecost_ledger.records import (
     Modality,
     Outcome,
 )
+from voicecost_ledger.rooms import RoomListing
 from voicecost_ledger.stores import CostQuery, LatencyQuery
 
 FROM, UNTIL = NOON - 86_400_000, NOON + 86_400_000
@@ -78,20 +79,21 @@ def test_a_lost_leg_keeps_its_last_margins_and_without_them_nobody_knows() -> No
     desk = Desk()
     meter = desk.meter()
     known, unknown, observed = meter.start(LLM), meter.start(LLM, input_tokens=5), meter.start(TTS)
+    begun = meter.start(LLM, margins={"input_tokens": 1, "output_tokens": 0}, input_tokens=8)
     meter.interim(known, Basis.ESTIMATED, {"output_tokens": 4}, output_tokens=10)
-    meter.interim(observed, characters=10)
+    meter.interim(observed, margins={"characters": 3}, characters=10)
     meter.send()
-    assert desk.call().legs[2].uncertainty_nano_usd == 0
+    assert desk.call().legs[2].uncertainty_nano_usd == 0  # it goes on, and was counted so far
     meter.adopt()
     call = desk.call()
-    assert [leg.outcome for leg in call.legs] == [Outcome.LOST] * 3
+    assert [leg.outcome for leg in call.legs] == [Outcome.LOST] * 4
     assert {leg.leg: leg.uncertainty_nano_usd for leg in call.legs} == {
         known: 4_000,
         unknown: None,
-        observed: None,
+        observed: 3_000,
+        begun: 1_000,
     }
-    assert call.summary.unknown_uncertainty_leg_count == 2
-    assert {entry.uncertainty_nano_usd for entry in call.entries} == {4_000, None}
+    assert call.summary.unknown_uncertainty_leg_count == 1
     desk.check()
 
 
@@ -118,6 +120,36 @@ def test_an_amount_that_the_price_has_to_convert_is_estimated_until_it_is_counte
     meter.send()
     assert desk.call().legs[0].usage["utf8_bytes"] == 60
     desk.check()
+
+
+def test_nobody_knows_how_long_a_meter_went_on_that_was_given_up() -> None:
+    """Its host is gone, and with it what it may have recorded after what came."""
+    desk = Desk()
+    meter = desk.meter(room_sid="RM_1", room_name="x", job_id="AJ_1")
+    leg = meter.start(TTS)
+    meter.interim(leg, margins={"characters": 3}, characters=10)
+    meter.send()
+    desk.now += 1_000
+    desk.receive(RoomListing(livekit_project="LK", requested_at_unix_ms=desk.now, rooms=[]))
+    desk.wait(desk.policy.meter_grace_ms + 10_000)
+    (lost,) = desk.call().legs
+    assert (lost.outcome, lost.uncertainty_nano_usd) == (Outcome.LOST, None)
+    meter.interim(leg, margins={"characters": 2}, characters=15)
+    meter.adopt()  # its spool turns up after all
+    (lost,) = desk.call().legs
+    assert (lost.outcome, lost.uncertainty_nano_usd) == (Outcome.LOST, 2_000)
+    desk.check()
+
+
+def test_an_estimate_may_be_exact() -> None:
+    """A retry of the same prompt reported it, and nothing was answered."""
+    desk = Desk()
+    meter = desk.meter()
+    leg = meter.start(LLM)
+    estimate(meter, leg, {"input_tokens": 0, "output_tokens": 0}, input_tokens=18, output_tokens=0)
+    meter.send()
+    assert desk.call().legs[0].uncertainty_nano_usd == 0
+    assert desk.call().summary.unknown_uncertainty_leg_count == 0
 
 
 def test_an_unpriced_estimate_is_of_unknown_amount_and_of_unknown_uncertainty() -> None:

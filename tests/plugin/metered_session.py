@@ -111,8 +111,9 @@ class RecordingMeter:
         *,
         basis: Basis = Basis.ESTIMATED,
         speech_id: str | None = None,
+        margins: Mapping[str, int] = {},
     ) -> Leg:
-        return Leg(self, self, attributes, usage, basis=basis, speech_id=speech_id)
+        return Leg(self, self, attributes, usage, basis=basis, speech_id=speech_id, margins=margins)
 
     def next_leg(self) -> int:
         return len(self.legs) + 1

@@ -105,7 +105,8 @@ async def test_a_silent_attempt_is_billed_its_prompt(meter: RecordingMeter) -> N
     silent, served = meter.of(Modality.LLM)
     assert (silent.outcome, silent.basis) == (Outcome.FAILED, Basis.ESTIMATED)
     assert served.outcome is Outcome.SERVED
-    # Settled again by the retry's report: the same prompt costs the same.
+    # Settled again by the retry's report: the same prompt costs the same, and that is known.
+    assert silent.margins["input_tokens"] == silent.margins["output_tokens"] == 0
     assert meter.total(Modality.LLM, "input_tokens") == providers.bill.total("input_tokens")
 
 

@@ -179,6 +179,7 @@ async def test_a_refused_avatar_costs_nothing(stage: Stage) -> None:
         await stage.start(avatar)
     (leg,) = stage.legs
     assert (leg.usage, leg.outcome) == ({"connected_ms": 0}, Outcome.FAILED)
+    assert leg.basis is Basis.OBSERVED
     await avatar.aclose()
     assert leg.stop_count == 1
 

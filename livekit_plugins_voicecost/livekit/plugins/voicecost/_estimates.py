@@ -138,12 +138,17 @@ class Estimates:
         self._estimated: deque[tuple[weakref.ref[Leg], Counts]] = deque(maxlen=_ESTIMATED_MAX)
         self._solve()
 
+    @property
+    def knows_prompts(self) -> bool:
+        """Whether any request of this model has reported how it counts."""
+        return bool(self._own.reports or self._process.reports)
+
     def usage(self, counts: Counts) -> dict[str, int]:
         """The best usage for what was seen of a request, all units of an LLM leg."""
         return self._usage(counts)[0]
 
     def margins(self, counts: Counts) -> dict[str, int]:
-        """By how much each unit of `usage` may be off, 19 times of 20; exact ones are left out."""
+        """By how much each unit of `usage` may be off, 19 times of 20; 0 where it is known."""
         return self._usage(counts)[1]
 
     def _usage(self, counts: Counts) -> tuple[dict[str, int], dict[str, int]]:
@@ -171,7 +176,7 @@ class Estimates:
             margins["cache_write_tokens"] = prompt.input_margin + prompt.cached_margin
         if hidden:
             usage["reasoning_tokens"] = hidden
-        return usage, {unit: margin for unit, margin in margins.items() if margin}
+        return usage, margins
 
     def output_margin(self, counts: Counts) -> int:
         """By how much the output that was seen so far may be off."""

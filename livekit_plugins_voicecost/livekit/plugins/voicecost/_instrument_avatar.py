@@ -68,9 +68,14 @@ class _Avatar:
     def failed(self, error: BaseException) -> None:
         """`start` failed: nobody bills, unless the provider did what it could not say."""
         self._unwatch()
-        usage = {"connected_ms": 0} if was_refused(error) else self._usage()
-        cancelled = isinstance(error, asyncio.CancelledError)
-        self._tally.stop(Outcome.INTERRUPTED if cancelled else Outcome.FAILED, usage)
+        outcome = Outcome.FAILED
+        if isinstance(error, asyncio.CancelledError):
+            outcome = Outcome.INTERRUPTED
+        if was_refused(error):
+            self._tally.stop(outcome, {"connected_ms": 0}, Basis.OBSERVED)
+        else:
+            usage = self._tally.margins = self._usage()  # all of it, or nothing
+            self._tally.stop(outcome, usage)
 
     def closed(self) -> None:
         """`aclose` is done: the provider has let the worker go."""
@@ -125,7 +130,8 @@ class _Avatar:
         with _faults.contained("avatar"):
             tally = self._tally
             if tally.outcome is None and (tally.leg is None or tally.leg.outcome is None):
-                tally.owe(self._usage(), self._basis)
+                usage = tally.margins = self._usage()  # of an estimate, as long as it is one
+                tally.owe(usage, self._basis)
                 self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _stop(self) -> None:

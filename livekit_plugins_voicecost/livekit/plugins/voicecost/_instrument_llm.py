@@ -218,7 +218,8 @@ class LLMAttempt(Attempt):
             tally.stop(outcome, usage, Basis.ESTIMATED)
             if tally.leg is not None and len(answers) == 1 and not goes_on:
                 estimates.settle_later(tally.leg, answers[0].counts)
-        tally.livekit_counts(self._livekit_counts(tally.usage))
+        if tally.usage:  # else it is another's, who asked for it
+            tally.livekit_counts(self._livekit_counts(tally.usage))
         if error is None:
             answered(self.stream, self._billed)
         for answer in answers:

@@ -27,6 +27,9 @@ from ._livekit import reports, require
 from ._reports import believed
 from ._text_weight import weight as weight_of
 
+_ANSWER_TOKENS_MAX: Final = 16
+"""Of one question: a name, a level or a number."""
+
 
 class DecisionAttempt(Attempt):
     """One attempt of a `DecisionModel`. Its "stream" is the model itself."""
@@ -42,10 +45,9 @@ class DecisionAttempt(Attempt):
         text, decisions = args[0], args[1]
         self._counts = _count_questions(text, decisions)
         attributes = describe(self.stream, self.stream, Modality.DECISION, streaming=False)
-        tally = self.tally(attributes)
-        usage = self._estimated(estimates_for(self.owner.meter(), attributes).usage(self._counts))
-        self._tally = tally
-        if not tally.spend(usage, Basis.ESTIMATED):
+        self._answers_most = _ANSWER_TOKENS_MAX * len(decisions)
+        self._tally = tally = self.tally(attributes)
+        if not tally.spend(self._estimate(tally), Basis.ESTIMATED):
             self._refused_by_us = True
             self.end_for_budget()
 
@@ -72,8 +74,7 @@ class DecisionAttempt(Attempt):
             return
         if not self._refused_by_us:
             outcome = self.outcome_of(outcome, tally)
-        estimates = estimates_for(self.owner.meter(), tally.attributes)
-        estimated = self._estimated(estimates.usage(self._counts))
+        estimated = self._estimate(tally)
         if self._refused_by_us or was_refused(error):
             tally.stop(outcome, dict.fromkeys(estimated, 0), Basis.OBSERVED)
             return
@@ -89,15 +90,22 @@ class DecisionAttempt(Attempt):
             tally.stop(outcome, estimated, Basis.ESTIMATED)
             return
         tally.stop(outcome, {"requests": 1} | reported, Basis.REPORTED)
+        estimates = estimates_for(self.owner.meter(), tally.attributes)
         estimates.learn(self._counts, reported | {"cached_input_tokens": 0, "output_tokens": 0})
 
-    @staticmethod
-    def _estimated(usage: Mapping[str, int]) -> dict[str, int]:
-        return {
-            "requests": 1,
-            "input_tokens": usage["input_tokens"],
-            "output_tokens": usage["output_tokens"],
+    def _estimate(self, tally: Tally) -> dict[str, int]:
+        """What it uses as long as nobody says so; the tally is told by how much that may be off."""
+        estimates = estimates_for(self.owner.meter(), tally.attributes)
+        input_tokens = estimates.usage(self._counts)["input_tokens"]
+        margin = estimates.margins(self._counts)["input_tokens"]
+        if not estimates.knows_prompts:  # how a host shows questions to its model nobody knows
+            margin = input_tokens
+        tally.margins = {
+            "requests": 0,
+            "input_tokens": margin,
+            "output_tokens": self._answers_most,
         }
+        return {"requests": 1, "input_tokens": input_tokens, "output_tokens": 0}
 
 
 def _count_questions(text: str, decisions: Mapping[str, Any]) -> Counts:

@@ -203,6 +203,8 @@ class SpeechAttempt(Attempt, _wire.TextObserver):
             given: What the plugin was given to send: it may add and drop blanks, and add markup.
             asked: Characters of what LiveKit asked for: not all of it may have come to be given.
         """
+        if not tally.usage:  # another's, who was asked to speak
+            return
         characters = tally.usage["characters"] - sent.blanks + given.blanks
         characters -= sent.markup - given.markup
         if outcome is not Outcome.SERVED:

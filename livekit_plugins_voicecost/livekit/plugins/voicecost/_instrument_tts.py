@@ -172,6 +172,7 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
             self._compare(tally)
         elif self._text.characters:  # until now it had been given nothing
             tally = self._tally
+            tally.margins = self._text_margins(self._ended)
             tally.stop(self.outcome_of(self._ended, tally), self._usage(), self._basis)
             self._compare(tally)
 

@@ -9,7 +9,7 @@ prompt when another one is reported or the session closes.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from livekit.agents.metrics import LLMMetrics, RealtimeModelMetrics, STTMetrics
 
@@ -19,6 +19,9 @@ from ._instrument_attempts import Tally
 from ._realtime_prompt import Prompt, Size
 from ._realtime_session import NO_TOKENS, Response, SessionLegs, settle
 from ._reports import believed
+
+_SAID_MOST: Final = 500
+"""Tokens of an answer that nobody reports, at the most: 25 s of speech, or the longest so far."""
 
 
 class _Reported(Response):
@@ -53,6 +56,7 @@ class LiveKitEvents:
         self._open: dict[str, _Reported] = {}
         self._last: _Reported | None = None
         self._last_request_id = ""
+        self._said_most = _SAID_MOST
         self._others: dict[tuple[Modality, str], Tally] = {}  # legs of other models
 
     def response_created(self, response_id: str, speech: Any) -> None:
@@ -60,7 +64,8 @@ class LiveKitEvents:
         if self._legs.duplex:
             return
         response = self._open[response_id] = _Reported(response_id)
-        self._legs.begin(response, speech, self.estimate(), self._prompt.margins())
+        margins = self._prompt.margins() | {"output_tokens": self._said_most}
+        self._legs.begin(response, speech, self.estimate(), margins)
 
     def reply_asked(self, future: asyncio.Future[Any], speech: Any) -> None:
         """See `WireProtocol`."""
@@ -94,6 +99,7 @@ class LiveKitEvents:
     def _response_reported(self, metrics: RealtimeModelMetrics, units: dict[str, int]) -> None:
         response = self._response_of(metrics.request_id)
         self._last, self._last_request_id = response, metrics.request_id
+        self._said_most = max(self._said_most, units["output_tokens"])
         outcome = Outcome.INTERRUPTED if metrics.cancelled else Outcome.SERVED
         self._legs.settle(response, outcome, response.add(units), Basis.REPORTED)
         if units["input_tokens"] > 0:

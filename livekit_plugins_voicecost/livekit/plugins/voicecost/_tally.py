@@ -165,11 +165,13 @@ class Tally:
     def _open_with(self, meter: LegMeter) -> None:
         speech_id: str | None = getattr(self.speech, "id", None)
         self.leg = meter.open_leg(
-            self.attributes, self.usage, basis=self.basis, speech_id=speech_id
+            self.attributes,
+            self.usage,
+            basis=self.basis,
+            speech_id=speech_id,
+            margins=self.margins,
         )
         self.leg.heard_by_livekit = self.heard_by_livekit
-        if self._margins is not None:
-            self.leg.margins = self._margins
         if self._livekit_counts is not None:
             self.leg.livekit_counts = self._livekit_counts
         if self._served_model or self._served_tier:

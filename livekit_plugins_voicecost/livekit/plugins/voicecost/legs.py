@@ -31,6 +31,24 @@ from . import _faults
 
 _INTERIM_S: Final = dict.fromkeys(Modality, 0.25) | {Modality.LLM: 0.05}
 """How long totals may wait to be recorded: what a SIGKILL can cost. Text for a TTS never waits."""
+_UNRECORDED: Final[Mapping[Modality, Mapping[str, int]]] = {
+    Modality.LLM: {"output_tokens": 16},
+    Modality.TTS: {"audio_ms": 2_500, "output_tokens": 50, "output_audio_tokens": 50},
+    Modality.STT: {"audio_ms": 500, "connected_ms": 1_250},
+    Modality.REALTIME: {
+        "output_tokens": 50,
+        "output_audio_tokens": 50,
+        "connected_ms": 1_250,
+        "input_audio_ms": 1_250,
+        "output_audio_ms": 2_500,
+    },
+    Modality.AVATAR: {"connected_ms": 1_250},
+    Modality.TURN_DETECTION: {"requests": 1},
+    Modality.INTERRUPTION_DETECTION: {"requests": 2},
+}
+"""The same in quantities: what is used in that time, with the chunks that are estimated together,
+sound that comes ten times as fast as it is spoken, and the second between two looks at an idle
+connection. The ledger asks for it only where no other record comes."""
 
 
 _LOOK_AGAIN_S: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -60,6 +78,7 @@ class LegMeter(Protocol):
         *,
         basis: Basis = Basis.ESTIMATED,
         speech_id: str | None = None,
+        margins: Mapping[str, int] = _NOTHING,
     ) -> Leg:
         """Open a leg and record its start; the caller never changes `usage` afterwards."""
         ...
@@ -106,6 +125,7 @@ class Leg:
         usage: Its totals at the start, by unit; belongs to the leg from now on.
         basis: How `usage` is known.
         speech_id: LiveKit's SpeechHandle it belongs to, if any.
+        margins: By how much each unit of `usage` may be off, where that is estimated.
 
     Attributes:
         modality: `llm`, `stt`, `tts` ...: the word of the enum.
@@ -117,8 +137,9 @@ class Leg:
         livekit_counts: What LiveKit counts of it by unit, if it counts the leg at all, where that
             is not `usage` and its request shows why: without a blank that a plugin adds, without
             thoughts. For the control total.
-        margins: By how much each unit of an estimate may be off, 19 times of 20. Set by whoever
-            estimates; recorded with the next record while the basis is `estimated`.
+        margins: By how much each unit of an estimate may be off, 19 times of 20, and 0 where one
+            is known; empty where nobody can say. Set by whoever estimates; recorded with the next
+            record while the basis is `estimated`.
     """
 
     __slots__ = (
@@ -156,6 +177,7 @@ class Leg:
         *,
         basis: Basis = Basis.ESTIMATED,
         speech_id: str | None = None,
+        margins: Mapping[str, int] = _NOTHING,
     ) -> None:
         self._meter = meter
         self._records = records
@@ -173,7 +195,7 @@ class Leg:
         self.usage = usage
         self.basis = basis
         self.heard_by_livekit = False
-        self.margins: Mapping[str, int] = _NOTHING
+        self.margins = margins
         self.livekit_counts: Mapping[str, int] = _NOTHING
         self.speech_id = speech_id
         self.outcome: Outcome | None = None
@@ -186,6 +208,7 @@ class Leg:
             usage=usage,
             basis=basis,
             speech_id=speech_id,
+            margins=self._margins_if_last(),
         )
         if self._price is not None:
             self.amount_nano_usd = self._price.rate(usage)
@@ -365,7 +388,7 @@ class Leg:
                 leg=self.number,
                 usage=self.usage,
                 basis=self.basis,
-                margins=self._margins(),
+                margins=self._margins_if_last(),
             )
         except Exception as error:
             _faults.count("leg_interim", error)
@@ -375,6 +398,16 @@ class Leg:
 
     def _margins(self) -> dict[str, int]:
         return dict(self.margins) if self.basis is Basis.ESTIMATED else {}
+
+    def _margins_if_last(self) -> dict[str, int]:
+        """The same if its process can record nothing more of it."""
+        margins = self._margins()
+        if self.basis is Basis.ESTIMATED and not margins:
+            return margins
+        for unit, more in _UNRECORDED.get(self.attributes.modality, _NOTHING).items():
+            if unit in self.usage:
+                margins[unit] = margins.get(unit, 0) + more
+        return margins or dict.fromkeys(self.usage, 0)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

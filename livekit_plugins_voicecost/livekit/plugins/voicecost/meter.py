@@ -9,6 +9,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import livekit.agents
@@ -59,6 +60,7 @@ LEGS_STOP_MAX_S: Final = 2.0
 """How long a closed session's last requests (a probe, a tool's) may still run to their own end."""
 ROOM_MESSAGE_MAX_S: Final = 0.5
 CENT_NANO_USD: Final = 10_000_000
+_NO_MARGINS: Final[Mapping[str, int]] = MappingProxyType({})
 _ACLOSE: Final = "_aclose_impl"  # every way a session ends goes through it, failures included
 _STARTED: Final = "_started"
 _STARTED_AT: Final = "_started_at"  # LiveKit's wall clock, seconds
@@ -298,12 +300,13 @@ class Meter:
         *,
         basis: Basis = Basis.ESTIMATED,
         speech_id: str | None = None,
+        margins: Mapping[str, int] = _NO_MARGINS,
     ) -> Leg:
         """Start a leg: its first record is written before this returns."""
         self._open()
         self._turns.leg_opened(attributes.modality, speech_id)
         self._by_modality.setdefault(attributes.modality.value, 0)
-        return Leg(self, self, attributes, usage, basis=basis, speech_id=speech_id)
+        return Leg(self, self, attributes, usage, basis=basis, speech_id=speech_id, margins=margins)
 
     def next_leg(self) -> int:
         """The next leg's number within the meter."""
