@@ -42,13 +42,15 @@ async def test_every_leg_of_a_killed_call_knows_how_far_it_may_be_off() -> None:
 
 
 async def test_a_leg_that_is_killed_with_its_first_record_has_margins_too() -> None:
-    async with simulated_providers(first_token_delay_ms=60_000) as providers:
-        async with metered_call(providers) as call:
-            call.session.generate_reply(user_input="Hello?")
-            await call.meter.until(lambda: call.meter.of(Modality.LLM))
-            make, fields = call.meter.records[-1]
-            legs = {leg.modality: leg for leg in killed(call.meter).legs}
-            await call.close()
+    async with (
+        simulated_providers(first_token_delay_ms=60_000) as providers,
+        metered_call(providers) as call,
+    ):
+        call.session.generate_reply(user_input="Hello?")
+        await call.meter.until(lambda: call.meter.of(Modality.LLM))
+        make, fields = call.meter.records[-1]
+        legs = {leg.modality: leg for leg in killed(call.meter).legs}
+        await call.close()
     assert (make, fields["attributes"].modality) == (LegStart, Modality.LLM)
     assert 0 < fields["margins"]["input_tokens"] < fields["usage"]["input_tokens"]
     assert legs[Modality.LLM].outcome is Outcome.LOST
@@ -56,10 +58,12 @@ async def test_a_leg_that_is_killed_with_its_first_record_has_margins_too() -> N
 
 
 async def test_what_was_counted_to_its_end_has_no_margins() -> None:
-    async with simulated_providers(Reply(text="It is noon.")) as providers:
-        async with metered_call(providers) as call:
-            await call.session.generate_reply(user_input="What time is it?")
-            await call.close()
+    async with (
+        simulated_providers(Reply(text="It is noon.")) as providers,
+        metered_call(providers) as call,
+    ):
+        await call.session.generate_reply(user_input="What time is it?")
+        await call.close()
     stops = [fields for make, fields in call.meter.records if make is LegStop]
     assert len(stops) == 3
     assert all(fields["margins"] == {} for fields in stops)

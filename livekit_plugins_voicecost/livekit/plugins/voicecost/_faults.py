@@ -1,7 +1,8 @@
 """Our own faults, contained: the call goes on, the fault is counted, and said once per kind.
 
 The message names the kind and the exception's type, never its text: texts quote what was being
-processed, and agent logs are uploaded with recordings. In our own tests, with
+processed, and agent logs are uploaded with recordings. The count is also the Prometheus metric
+`voicecost_meter_faults_total`, which LiveKit's worker serves with its own. In our own tests, with
 `VOICECOST_RAISE_FAULTS=1`, a fault raises instead.
 """
 
@@ -11,10 +12,13 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Final
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
 
 from .log import logger
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter as PrometheusCounter
 
 _counts: Counter[str] = Counter()
 # Faults after which every request is still metered.
@@ -25,6 +29,7 @@ _NOT_OF_METERING: Final = frozenset(
     }
 )  # fmt: skip
 _lock = threading.Lock()
+_metric: PrometheusCounter | None = None
 
 
 def count(kind: str, error: BaseException | None = None) -> None:
@@ -40,6 +45,8 @@ def count(kind: str, error: BaseException | None = None) -> None:
     with _lock:
         _counts[kind] += 1
         first = _counts[kind] == 1
+        with suppress(Exception):  # a disk that is full, a registry that has one of that name
+            _expose(kind)
     if first:
         logger.error(
             "a fault in voicecost's metering was contained; the call goes on, but its cost may be "
@@ -49,6 +56,18 @@ def count(kind: str, error: BaseException | None = None) -> None:
     raising = os.environ.get("VOICECOST_RAISE_FAULTS") == "1"
     if error is not None and raising and "PYTEST_CURRENT_TEST" in os.environ:
         raise error
+
+
+def _expose(kind: str) -> None:
+    """Count it for Prometheus too; made with the first fault, for in a job it opens a file."""
+    global _metric
+    if _metric is None:
+        from prometheus_client import Counter as PrometheusCounter  # LiveKit's worker has it loaded
+
+        _metric = PrometheusCounter(
+            "voicecost_meter_faults", "Faults in voicecost's metering, all contained.", ["kind"]
+        )
+    _metric.labels(kind=kind).inc()
 
 
 @contextmanager
