@@ -139,6 +139,7 @@ async def test_google_is_paid_for_what_it_will_not_say(meter: RecordingMeter) ->
     [
         pytest.param("google", {"search_queries": ("a", "b")}, 1, id="Gemini 2.5 by the answer"),
         pytest.param("responses", {"search_count": 3}, 3, id="OpenAI by the call"),
+        pytest.param("anthropic", {"search_count": 2}, 2, id="Anthropic by the search"),
     ],
 )
 async def test_searches_of_the_providers_own_are_counted(

@@ -52,6 +52,7 @@ class AnthropicSimulator(ModelSimulator):
         shows_thoughts: In full, or only that there are some, as later models do by default.
         says_why: Whether it ends a scripted death with an error event, as when it is overloaded.
         reports_thoughts: Whether the usage says how many tokens were thinking.
+        search_count: How often the model searches with the provider's own tool for every answer.
         service_tier: What the response says served it.
     """
 
@@ -59,6 +60,7 @@ class AnthropicSimulator(ModelSimulator):
     shows_thoughts: Literal["full", "omitted"] = "full"
     says_why = False
     reports_thoughts = True
+    search_count = 0
     service_tier = "standard"
 
     def __init__(self, **options: Any) -> None:
@@ -201,6 +203,8 @@ class AnthropicSimulator(ModelSimulator):
         if self.reports_thoughts:
             thoughts = row.units.get("reasoning_tokens", 0)
             usage["output_tokens_details"] = {"thinking_tokens": thoughts}
+        if self.search_count:
+            usage["server_tool_use"] = {"web_search_requests": self.search_count}
         return usage
 
     def _cached(self, model: str, prompt: _Prompt) -> tuple[int, int]:

@@ -99,9 +99,13 @@ class ModelSimulator(Simulator):
         bill: Where to keep the bill; its own by default.
         first_token_delay_ms: From the request to the first token, of thoughts too.
         token_delay_ms: From token to token.
+
+    Attributes:
+        sound_tokens: Of every prompt so many tokens more are sound, and of every answer its first.
     """
 
     provider: str
+    sound_tokens: tuple[int, int] = (0, 0)
 
     def __init__(
         self,
@@ -140,6 +144,12 @@ class ModelSimulator(Simulator):
         )
         self._moved.set()
         return row, self.faults.take()
+
+    def read_sound(self, row: BillRow) -> None:
+        """Bill what of the prompt is sound; its text is counted already."""
+        if self.sound_tokens[0]:
+            row.units["input_tokens"] += self.sound_tokens[0]
+            row.units["input_audio_tokens"] = self.sound_tokens[0]
 
     @asynccontextmanager
     async def billing(
@@ -210,6 +220,9 @@ class ModelSimulator(Simulator):
         thoughts = generation.thought_token_count
         if thoughts:
             row.units["reasoning_tokens"] = min(thoughts, output_tokens)
+        if self.sound_tokens[1]:
+            spoken = min(self.sound_tokens[1], output_tokens - min(thoughts, output_tokens))
+            row.units["output_audio_tokens"] = spoken
         self._moved.set()
 
 

@@ -103,6 +103,7 @@ class GoogleSimulator(ModelSimulator):
         row.units["input_tokens"] = len(prompt)
         if picture_count:
             row.units["input_image_tokens"] = picture_count * PICTURE_TOKENS
+        self.read_sound(row)
         configured: dict[str, Any] = body.get("generationConfig") or {}
         generation = Generation(
             choose_reply(self.replies, messages, names),
@@ -160,9 +161,12 @@ class GoogleSimulator(ModelSimulator):
         thoughts = units.get("reasoning_tokens", 0)
         output = units["output_tokens"] + token_count
         pictures = units.get("input_image_tokens", 0)
-        details = [{"modality": "TEXT", "tokenCount": units["input_tokens"] - pictures}]
+        sound = units.get("input_audio_tokens", 0)
+        details = [{"modality": "TEXT", "tokenCount": units["input_tokens"] - pictures - sound}]
         if pictures:
             details.append({"modality": "IMAGE", "tokenCount": pictures})
+        if sound:
+            details.append({"modality": "AUDIO", "tokenCount": sound})
         usage: dict[str, Any] = {
             "promptTokenCount": units["input_tokens"],
             "totalTokenCount": units["input_tokens"] + output,
@@ -170,6 +174,10 @@ class GoogleSimulator(ModelSimulator):
         }
         if output > thoughts:
             usage["candidatesTokenCount"] = output - thoughts
+        spoken = min(self.sound_tokens[1], output - thoughts)
+        if spoken:
+            text = {"modality": "TEXT", "tokenCount": output - thoughts - spoken}
+            usage["candidatesTokensDetails"] = [text, {"modality": "AUDIO", "tokenCount": spoken}]
         if thoughts:
             usage["thoughtsTokenCount"] = thoughts
         if units["cached_input_tokens"]:

@@ -131,6 +131,7 @@ class OpenAISimulator(ModelSimulator):
             return error_response(fault.status, message, kind)
 
         count_prompt(row, model, prompt, self.cache)
+        self.read_sound(row)
         tool_names = {tool["function"]["name"] for tool in tools}
         generation = Generation(
             choose_reply(self.replies, messages, tool_names),
@@ -310,7 +311,10 @@ def writes_cache(model: str) -> bool:
 
 
 def _usage(units: dict[str, int]) -> dict[str, Any]:
-    prompt_details = {"cached_tokens": units["cached_input_tokens"], "audio_tokens": 0}
+    prompt_details = {
+        "cached_tokens": units["cached_input_tokens"],
+        "audio_tokens": units.get("input_audio_tokens", 0),
+    }
     if "cache_write_tokens" in units:
         prompt_details["cache_write_tokens"] = units["cache_write_tokens"]
     return {
@@ -320,7 +324,7 @@ def _usage(units: dict[str, int]) -> dict[str, Any]:
         "prompt_tokens_details": prompt_details,
         "completion_tokens_details": {
             "reasoning_tokens": units.get("reasoning_tokens", 0),
-            "audio_tokens": 0,
+            "audio_tokens": units.get("output_audio_tokens", 0),
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
         },
