@@ -3,7 +3,8 @@
     python -m benchmarks._overhead_agent ADDRESSES CALLS SECONDS plain|metered|traced
 
 The same calls each time: every one asks, hears the answer, and interrupts every third; its
-microphone is open all along. `plain` never loads voicecost.
+microphone is open all along. `plain` never loads voicecost. `traced` has calls of as many turns as
+a call of ten minutes or more, which nobody waits to hear the end of.
 """
 
 # livekit-agents says little of its generics.
@@ -31,10 +32,23 @@ from benchmarks.accuracy.audio import Loudspeaker, Microphone
 from benchmarks.accuracy.texts import LANGUAGES
 
 STALL_S: Final = 0.1
+LONG_CALL_TURNS: Final = 100
 OURS: Final = ("/voicecost/", "/voicecost_ledger/", "/voicecost_catalog/")
 
 
 MODE: Final = sys.argv[4] if len(sys.argv) > 4 else "plain"
+
+
+class NobodyListens(Loudspeaker):
+    """What is given to it was heard."""
+
+    def _position_s(self) -> float:
+        return self._pushed_s
+
+    def flush(self) -> None:
+        """It is over."""
+        if self._pushed_s:
+            asyncio.get_running_loop().call_soon(self._end, False)
 
 
 class Watch:
@@ -78,9 +92,13 @@ class Watch:
 
 
 async def call(
-    addresses: dict[str, str], http: aiohttp.ClientSession, number: int, until: asyncio.Event
+    addresses: dict[str, str],
+    http: aiohttp.ClientSession,
+    number: int,
+    until: asyncio.Event,
+    reached: asyncio.Semaphore,
 ) -> None:
-    """One call, until the event."""
+    """One call, until the event; tells when it has had all the turns of a long one."""
     language, chance = LANGUAGES["en"], random.Random(number)
     session: AgentSession[None] = AgentSession(
         stt=STT(base_url=addresses["deepgram_listen_url"], api_key="x", http_session=http),
@@ -97,11 +115,15 @@ async def call(
 
         VoiceCost(project="overhead", budget="1000").attach(session)
     session.input.audio = Microphone(chance)
-    mouth = session.output.audio = Loudspeaker()
+    mouth = session.output.audio = NobodyListens() if MODE == "traced" else Loudspeaker()
     await session.start(Agent(instructions=language.manual(chance, 20)))
     turn = 0
     while not until.is_set():
         turn += 1
+        if MODE == "traced" and turn > LONG_CALL_TURNS:
+            reached.release()
+            await until.wait()
+            break
         speech = session.generate_reply(user_input=chance.choice(language.questions))
         if turn % 3 == 0:
             enough_s = mouth.heard_s + 1.5
@@ -127,7 +149,8 @@ async def main(addresses: dict[str, str], count: int, seconds: float) -> None:
     """Run the calls; the first 3 s, with all the imports, do not count."""
     async with aiohttp.ClientSession() as http:
         first_over = asyncio.Event()
-        first = asyncio.create_task(call(addresses, http, 0, first_over))
+        reached = asyncio.Semaphore(0)
+        first = asyncio.create_task(call(addresses, http, 0, first_over, reached))
         await asyncio.sleep(3)  # a call before: what is loaded once is loaded
         first_over.set()
         await first
@@ -136,9 +159,12 @@ async def main(addresses: dict[str, str], count: int, seconds: float) -> None:
         before_bytes = ours_bytes() if MODE == "traced" else 0
         over = asyncio.Event()
         calls = [
-            asyncio.create_task(call(addresses, http, number, over))
+            asyncio.create_task(call(addresses, http, number, over, reached))
             for number in range(1, count + 1)
         ]
+        if MODE == "traced":
+            for _ in calls:
+                await reached.acquire()
         await asyncio.sleep(3)
         watch = Watch()
         ticking = asyncio.create_task(watch.tick())

@@ -103,6 +103,13 @@ class RecordingMeter:
     def __post_init__(self) -> None:
         self._amounts: dict[Leg, int] = {}
         self._moved = asyncio.Event()
+        self._watchers: list[Callable[[Leg], object]] = []
+
+    def watch_legs(self, watcher: Callable[[Leg], object]) -> None:
+        """Tell of every leg, in the order in which they were opened."""
+        for leg in self._amounts:
+            watcher(leg)
+        self._watchers.append(watcher)
 
     def open_leg(
         self,
@@ -113,7 +120,10 @@ class RecordingMeter:
         speech_id: str | None = None,
         margins: Mapping[str, int] = {},
     ) -> Leg:
-        return Leg(self, self, attributes, usage, basis=basis, speech_id=speech_id, margins=margins)
+        leg = Leg(self, self, attributes, usage, basis=basis, speech_id=speech_id, margins=margins)
+        for watcher in self._watchers:
+            watcher(leg)
+        return leg
 
     def next_leg(self) -> int:
         return len(self.legs) + 1

@@ -45,7 +45,7 @@ class Writer:
         self.room: Room | None = Room()
         self.looked = asyncio.Event()
         self.checkpoints = Checkpoints(
-            legs=list,
+            kinds=list,
             opened=OPENED,
             last_seq=lambda: self.seq,
             room=self._look,

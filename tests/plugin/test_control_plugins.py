@@ -32,7 +32,8 @@ def soon_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def followed(call: Call) -> ControlTotals:
-    control = ControlTotals(lambda: list(call.meter._amounts))
+    control = ControlTotals()
+    call.meter.watch_legs(control.opened)
     session: Any = call.session
     session.on("session_usage_updated", lambda event: control.updated(event.usage))
     return control

@@ -35,7 +35,7 @@ class Account:
 
     def __init__(self) -> None:
         self.legs: list[Leg] = []
-        self.control = ControlTotals(lambda: self.legs)
+        self.control = ControlTotals()
         self._meter = RecordingMeter()
         self._collector = ModelUsageCollector()
 
@@ -49,6 +49,7 @@ class Account:
         **usage: int,
     ) -> Leg:
         leg = Leg(self._meter, self._meter, attributes, usage)
+        self.control.opened(leg)
         leg.heard_by_livekit = heard
         leg.livekit_counts = livekit_counts or {}
         leg.stop(outcome, usage, Basis.OBSERVED)

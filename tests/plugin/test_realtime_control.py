@@ -20,7 +20,8 @@ def faults_raise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def followed(call: RealtimeCall) -> ControlTotals:
-    control = ControlTotals(lambda: list(call.meter._amounts))
+    control = ControlTotals()
+    call.meter.watch_legs(control.opened)
     call.session.on("session_usage_updated", lambda event: control.updated(event.usage))
     return control
 

@@ -17,10 +17,10 @@ import msgspec
 from livekit import rtc
 
 from voicecost_ledger.checkpoints import Checkpoint, CheckpointTotal
-from voicecost_ledger.records import LegAttributes, MeterOpen
+from voicecost_ledger.records import MeterOpen
 
 from . import _faults
-from .legs import Leg
+from ._register import Kind
 
 FIRST_S: Final = 1.0
 INTERVAL_S: Final = 10.0
@@ -34,7 +34,7 @@ class Checkpoints:
     uplink's thread: loading the cipher takes 30 ms, once.
 
     Args:
-        legs: The meter's legs so far, with what each is charged; None: no price.
+        kinds: What the meter's legs have used so far, by their attributes.
         opened: The meter's first record.
         last_seq: The number of the meter's last record.
         room: The room its job is connected to; None: not now.
@@ -44,13 +44,13 @@ class Checkpoints:
     def __init__(
         self,
         *,
-        legs: Callable[[], Iterable[tuple[Leg, int | None]]],
+        kinds: Callable[[], Iterable[Kind]],
         opened: MeterOpen,
         last_seq: Callable[[], int],
         room: Callable[[], rtc.Room | None],
         in_thread: Callable[[Callable[[], None]], None],
     ) -> None:
-        self._legs = legs
+        self._kinds = kinds
         # What does not decide whose call it is only takes up room.
         self._opened = msgspec.structs.replace(opened, tags={}, versions={})
         self._last_seq = last_seq
@@ -85,7 +85,7 @@ class Checkpoints:
                 return
             self._written_seq = seq
             checkpoint = Checkpoint(
-                self._opened, seq, time.time_ns() // 1_000_000, totals_of(self._legs())
+                self._opened, seq, time.time_ns() // 1_000_000, totals_of(self._kinds())
             )
             self._in_thread(lambda: self._seal_and_send(checkpoint))
 
@@ -134,20 +134,14 @@ def possible(opened: MeterOpen, *, sidecar: bool) -> bool:
     return bool(sidecar and opened.room_name and opened.job_id and keys)
 
 
-def totals_of(legs: Iterable[tuple[Leg, int | None]]) -> list[CheckpointTotal]:
+def totals_of(kinds: Iterable[Kind]) -> list[CheckpointTotal]:
     """One total for each kind of leg, the dearest first; what has no price comes before all."""
-    usages: dict[LegAttributes, dict[str, int]] = {}
-    amounts: dict[LegAttributes, int] = {}
-    unpriced: set[LegAttributes] = set()
-    for leg, amount_nano_usd in legs:
-        usage = usages.setdefault(leg.attributes, {})
-        for unit, count in leg.usage.items():
-            usage[unit] = usage.get(unit, 0) + count
-        if amount_nano_usd is None:
-            unpriced.add(leg.attributes)
-        amounts[leg.attributes] = amounts.get(leg.attributes, 0) + (amount_nano_usd or 0)
-    dearest_first = sorted(usages, key=lambda each: (each in unpriced, amounts[each]), reverse=True)
-    return [CheckpointTotal(each, usages[each]) for each in dearest_first]
+    dearest_first = sorted(
+        kinds,
+        key=lambda kind: (kind.unpriced_leg_count > 0, kind.amount_nano_usd),
+        reverse=True,
+    )
+    return [CheckpointTotal(kind.attributes, kind.usage) for kind in dearest_first]
 
 
 async def _set_attribute(participant: rtc.LocalParticipant, name: str, value: str) -> None:

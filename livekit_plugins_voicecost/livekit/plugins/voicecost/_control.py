@@ -15,8 +15,7 @@ Nothing is ever booked from here.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -93,19 +92,37 @@ class Difference(msgspec.Struct, frozen=True):
     causes: dict[str, int]
 
 
+class _Sum:
+    """Legs of a model that are over: nothing more is expected of LiveKit on any of them."""
+
+    def __init__(self, modality: Modality) -> None:
+        self.modality = modality
+        self.usage: dict[str, int] = {}
+        self.expected: dict[str, int] = {}
+        self.by_outcome: dict[tuple[Outcome | None, str], int] = {}
+        self.causes: dict[tuple[ControlCause, str], int] = {}
+
+    def add(self, other: _Sum, times: int) -> None:
+        """Take the sum of another in, or out again with `times` -1."""
+        pairs: list[tuple[dict[Any, int], dict[Any, int]]] = [
+            (self.usage, other.usage),
+            (self.expected, other.expected),
+            (self.by_outcome, other.by_outcome),
+            (self.causes, other.causes),
+        ]
+        for into, of in pairs:
+            for key, count in of.items():
+                into[key] = into.get(key, 0) + count * times
+
+
 class ControlTotals:
-    """Follows `session_usage_updated` of one run of a session, from its start to its close.
+    """Follows `session_usage_updated` of one run of a session, from its start to its close."""
 
-    Args:
-        legs: The meter's legs so far, in the order in which they were opened.
-    """
-
-    def __init__(self, legs: Callable[[], Iterable[Leg]]) -> None:
-        self._legs = legs
+    def __init__(self) -> None:
         self._last: dict[_Model, dict[str, int]] = {}
         self._by_model: dict[_Model, list[Leg]] = {}
         self._uncounted: dict[_Model, list[Leg]] = {}  # those that more may be claimed of
-        self._leg_count = 0
+        self._sums: dict[_Model, _Sum] = {}
         self._counted: dict[Leg, dict[str, int]] = {}
         self._again: set[Leg] = set()  # LiveKit has counted it more than once
         self._unclaimed: dict[_Model, list[dict[str, int]]] = {}
@@ -114,6 +131,55 @@ class ControlTotals:
         self._before: dict[_Model, dict[str, int]] = {}
         self.heard = False
         """Whether LiveKit's account could be read at all."""
+
+    def opened(self, leg: Leg) -> None:
+        """Follow a leg of the meter's; in the order in which they are opened."""
+        self._follow(_model_of(leg), leg)
+
+    def sum_up(self, leg: Leg) -> Callable[[], None] | None:
+        """Follow a leg no longer on its own: a long call has thousands.
+
+        Returns:
+            What follows it again, before it is corrected; None where LiveKit is still to count it.
+        """
+        model = _model_of(leg)
+        units = _KINDS[model.kind][1] if model.kind in _KINDS else {}
+        counted = self._counted.get(leg)
+        said = counted or {}
+        whole = bool(said) and all(_expected(leg, unit) <= said.get(unit, 0) for unit in units)
+        if model.kind in _BY_REQUEST and not whole and not _is_uncounted(leg):
+            return None
+        one = _Sum(leg.attributes.modality)
+        for unit in units:
+            one.usage[unit] = leg.usage.get(unit, 0)
+            one.expected[unit] = _expected(leg, unit)
+            one.by_outcome[leg.outcome, unit] = leg.usage.get(unit, 0)
+            if model.kind in _BY_REQUEST:
+                causes: dict[ControlCause, int] = {}
+                self._explain(leg, unit, causes)
+                one.causes |= {(cause, unit): count for cause, count in causes.items()}
+        total = self._sums.setdefault(model, _Sum(one.modality))
+        total.add(one, 1)
+        self._by_model[model].remove(leg)
+        if leg in self._uncounted[model]:
+            self._uncounted[model].remove(leg)
+        self._counted.pop(leg, None)
+        again = leg in self._again
+        self._again.discard(leg)
+
+        def undo() -> None:
+            total.add(one, -1)
+            self._follow(model, leg)
+            if counted is not None:
+                self._counted[leg] = counted
+            if again:
+                self._again.add(leg)
+
+        return undo
+
+    def _follow(self, model: _Model, leg: Leg) -> None:
+        self._by_model.setdefault(model, []).append(leg)
+        self._uncounted.setdefault(model, []).append(leg)
 
     def attached(self, usage: Any, *, saw_all: bool) -> None:
         """Take what LiveKit had counted when the session was attached, after its start.
@@ -138,7 +204,7 @@ class ControlTotals:
         for model, added in self._added(usage):
             if model.kind in _BY_TIME:
                 self._ours_then[model] = self._ours(model)
-            elif self._late and not self._legs_of(model):
+            elif self._late and not self._legs_of(model) and model not in self._sums:
                 before = self._before.setdefault(model, {})  # it was asked for before we looked
                 for unit, count in added.items():
                     before[unit] = before.get(unit, 0) + count
@@ -149,7 +215,6 @@ class ControlTotals:
     def differences(self) -> list[Difference]:
         """Every quantity of which either account has any, with the causes of the difference."""
         found: list[Difference] = []
-        self._sort_legs()
         for model in dict.fromkeys([*self._last, *self._by_model]):
             if model.kind not in _KINDS:
                 continue  # LiveKit has no account of such services
@@ -243,7 +308,6 @@ class ControlTotals:
 
     def _claimable(self, model: _Model) -> list[Leg]:
         """The legs of a model that LiveKit has not counted whole yet."""
-        self._sort_legs()
         units = _KINDS[model.kind][1]
         left = [
             leg
@@ -265,7 +329,11 @@ class ControlTotals:
         return None
 
     def _causes_by_request(self, model: _Model, unit: str) -> dict[ControlCause, int]:
+        summed = self._sums.get(model)
         causes: dict[ControlCause, int] = {}
+        for (cause, of_unit), count in summed.causes.items() if summed else ():
+            if of_unit == unit:
+                _add(causes, cause, count)
         for leg in self._legs_of(model):
             self._explain(leg, unit, causes)
         for missing in self._unclaimed.get(model, ()):
@@ -309,10 +377,14 @@ class ControlTotals:
         _add(causes, ControlCause.STT_TAIL, tail)
         rest = metered - livekit - tail
 
-        def of(*outcomes: Outcome) -> int:
-            return sum(leg.usage.get(unit, 0) for leg in legs if leg.outcome in outcomes)
+        summed = self._sums.get(model) or _Sum(self._modality(model))
 
-        known = sum(leg.usage.get(unit, 0) - _expected(leg, unit) for leg in legs)
+        def of(*outcomes: Outcome) -> int:
+            before = sum(summed.by_outcome.get((outcome, unit), 0) for outcome in outcomes)
+            return before + sum(leg.usage.get(unit, 0) for leg in legs if leg.outcome in outcomes)
+
+        known = summed.usage.get(unit, 0) - summed.expected.get(unit, 0)
+        known += sum(leg.usage.get(unit, 0) - _expected(leg, unit) for leg in legs)
         room = _IN_FLIGHT_MS if unit == "audio_ms" else 0
         if abs(rest) <= room:
             _add(causes, ControlCause.STT_TAIL, rest)
@@ -330,25 +402,20 @@ class ControlTotals:
         return causes
 
     def _ours(self, model: _Model) -> dict[str, int]:
-        total: dict[str, int] = {}
+        summed = self._sums.get(model)
+        total: dict[str, int] = dict(summed.usage) if summed else {}
         for leg in self._legs_of(model):
             for unit in _KINDS[model.kind][1]:
                 total[unit] = total.get(unit, 0) + leg.usage.get(unit, 0)
         return total
 
     def _legs_of(self, model: _Model) -> list[Leg]:
-        self._sort_legs()
+        """Those that are followed on their own."""
         return self._by_model.get(model, [])
 
-    def _sort_legs(self) -> None:
-        """Note the model of those legs that are new: a long call has thousands."""
-        for leg in itertools.islice(self._legs(), self._leg_count, None):
-            self._leg_count += 1
-            model = _model_of(leg)
-            self._by_model.setdefault(model, []).append(leg)
-            self._uncounted.setdefault(model, []).append(leg)
-
     def _modality(self, model: _Model) -> Modality:
+        if model in self._sums:
+            return self._sums[model].modality
         for leg in self._legs_of(model):
             return leg.attributes.modality
         return _KINDS[model.kind][0][0]

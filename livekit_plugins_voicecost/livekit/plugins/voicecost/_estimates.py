@@ -46,10 +46,10 @@ from ._thoughts import Thoughts
 if TYPE_CHECKING:
     from .legs import Leg, LegMeter
 
-_REPORTS_MAX: Final = 32
+_REPORTS_MAX: Final = 12
 _NEAR_MAX: Final = 8
 """Reports that one estimate looks at: of a long call the nearest few tell it all."""
-_ESTIMATED_MAX: Final = 24
+_ESTIMATED_MAX: Final = 12
 """Stopped legs that new reports can still better: each is a tenth of a millisecond, on the loop."""
 _ANSWERS_MAX: Final = 256
 _TOOLS_RATIO: Final = 4

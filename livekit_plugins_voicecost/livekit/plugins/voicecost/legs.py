@@ -140,6 +140,7 @@ class Leg:
         margins: By how much each unit of an estimate may be off, 19 times of 20, and 0 where one
             is known; empty where nobody can say. Set by whoever estimates; recorded with the next
             record while the basis is `estimated`.
+        summed: Its meter's: what it gave to the sums, once it is held there only.
     """
 
     __slots__ = (
@@ -165,6 +166,7 @@ class Leg:
         "number",
         "outcome",
         "speech_id",
+        "summed",
         "usage",
     )
 
@@ -198,6 +200,7 @@ class Leg:
         self.margins = margins
         self.livekit_counts: Mapping[str, int] = _NOTHING
         self.speech_id = speech_id
+        self.summed: Any = None
         self.outcome: Outcome | None = None
         self.number = records.next_leg()
         self.amount_nano_usd: int | None = None
@@ -335,7 +338,9 @@ class Leg:
             self.usage = usage
         if basis is not None:
             self.basis = basis
-        self._rate()
+        if self._price is not None:
+            self.amount_nano_usd = self._price.rate(self.usage)
+        self._meter.charge_changed(self, self.amount_nano_usd)  # also where only the usage did
         self._records.write(
             LegStop,
             leg=self.number,

@@ -34,6 +34,7 @@ from ._control import ControlTotals
 from ._coverage import Turns
 from ._credit import BudgetCallback, Credit
 from ._faults import contained
+from ._register import Register
 from ._room_messages import RoomMessages, State, cost_message
 from ._usage import ToldBasis, ToldModality, ToldOutcome, told_usage
 from .legs import Leg
@@ -110,12 +111,12 @@ class Meter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: MeterLink | None = None
         self._flushed: Callable[[float, str], asyncio.Future[bool]] | None = None
-        self._charges: dict[Leg, int | None] = {}
         self._total_nano_usd = 0
         self._by_modality = {each.value: 0 for each in (Modality.STT, Modality.LLM, Modality.TTS)}
         self._unpriced_leg_count = 0
         self._turns = Turns()
-        self._control = ControlTotals(lambda: self._charges)
+        self._control = ControlTotals()
+        self._legs = Register(self._control.sum_up)
         self._gap_count = 0
         self._faults_before = _faults.metering_count()
         self._session_over = False
@@ -306,7 +307,18 @@ class Meter:
         self._open()
         self._turns.leg_opened(attributes.modality, speech_id)
         self._by_modality.setdefault(attributes.modality.value, 0)
-        return Leg(self, self, attributes, usage, basis=basis, speech_id=speech_id, margins=margins)
+        leg = Leg(
+            self,
+            self,
+            self._legs.known(attributes),
+            usage,
+            basis=basis,
+            speech_id=speech_id,
+            margins=margins,
+        )
+        with contained("control_total"):
+            self._control.opened(leg)
+        return leg
 
     def next_leg(self) -> int:
         """The next leg's number within the meter."""
@@ -328,9 +340,7 @@ class Meter:
 
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         """Take over a leg's rated amount; None when no price is known for it."""
-        charges = self._charges
-        before = charges.get(leg, 0)
-        charges[leg] = amount_nano_usd
+        before = self._legs.charge(leg, amount_nano_usd)
         if amount_nano_usd is None or before is None:
             self._unpriced_leg_count += (amount_nano_usd is None) - (before is None)
             change = (amount_nano_usd or 0) - (before or 0)
@@ -462,7 +472,7 @@ class Meter:
                 opened, sidecar=self._settings.url is not None
             ):
                 self._checkpoints = _checkpoint.Checkpoints(
-                    legs=lambda: list(self._charges.items()),
+                    kinds=self._legs.kinds,
                     opened=opened,
                     last_seq=lambda: link.last_seq,
                     room=lambda: _job.room_of(self._place.job),
@@ -494,9 +504,7 @@ class Meter:
         with contained("meter"):
             if event.is_final:
                 listening = (Modality.STT.value, Modality.REALTIME.value)
-                heard = any(
-                    leg.outcome is None and leg.modality in listening for leg in self._charges
-                )
+                heard = any(leg.outcome is None and leg.modality in listening for leg in self._legs)
                 for reason, modality in self._turns.transcript_gaps(heard=heard):
                     self.gap(reason, modality)
 
@@ -536,7 +544,7 @@ class Meter:
             self._loop.call_soon(self._close_when_quiet)
 
     def _close_when_quiet(self) -> None:
-        if all(leg.outcome is not None for leg in self._charges):
+        if all(leg.outcome is not None for leg in self._legs):
             self.close(self._close_reason)
 
     def close(self, reason: str) -> None:
@@ -551,7 +559,7 @@ class Meter:
                 self._legs_timer.cancel()
             if self._checkpoints is not None:
                 self._checkpoints.close()
-            for leg in tuple(self._charges):
+            for leg in self._legs:
                 with contained("leg_stop"):  # one that fails must not cost the others their end
                     leg.stop(Outcome.INTERRUPTED)  # a no-op for those that have their outcome
             try:
@@ -685,18 +693,13 @@ class Meter:
         )
 
     def _log_end(self) -> None:
-        counts = dict.fromkeys(self._by_modality, 0)
-        waste_nano_usd = wasted_count = 0
-        for leg, amount in self._charges.items():
-            counts[leg.modality] += 1
-            if leg.outcome is not Outcome.SERVED:
-                wasted_count += 1
-                waste_nano_usd += amount or 0
+        counts = self._legs.counts()
+        wasted_count, waste_nano_usd = self._legs.waste()
         message = "voicecost: meter %s closed, coverage %s; legs: %s; wasted: %d; unpriced: %d"
         arguments: list[object] = [
             self.meter_id,
             self.coverage.value,
-            ", ".join(f"{name} {count}" for name, count in counts.items()),
+            ", ".join(f"{name} {counts[name]}" for name in self._by_modality),
             wasted_count,
             self._unpriced_leg_count,
         ]
