@@ -37,6 +37,7 @@ test_endings_failures.py
 - test_an_stt_that_fails_over_and_is_probed_until_the_end:
   FallbackAdapter, STT: switch, probe open at close
 - test_an_stt_probe_ends_with_what_it_understands: FallbackAdapter, STT: probe that succeeds
+- test_an_stt_that_fails_over_and_comes_back: FallbackAdapter, STT: switch, probe, return
 
 test_endings_sessions.py
 - test_say_from_another_sessions_task: `session.say` from another session

@@ -18,6 +18,7 @@ from livekit.plugins.openai import LLM as OpenAILLM
 from livekit.plugins.openai.responses import LLM as ResponsesLLM
 
 from livekit.plugins.voicecost import _instrument
+from tests.plugin.livekit_versions import LIVEKIT_1_5
 from tests.plugin.metered_session import RecordingMeter, SeenLeg
 from tests.simulators import Bill, Reply
 from tests.simulators.anthropic_messages import AnthropicSimulator
@@ -96,7 +97,7 @@ class Provider:
         return self.name
 
 
-PROVIDERS = (
+_ALL = (
     Provider("openai", OpenAISimulator, _openai),
     Provider("responses", OpenAIResponsesSimulator, _responses),
     Provider("responses over a socket", OpenAIResponsesSimulator, _responses_socket),
@@ -106,6 +107,9 @@ PROVIDERS = (
     Provider("ollama", OllamaSimulator, _ollama),
     Provider("inference", InferenceSimulator, _inference),
 )
+# LiveKit 1.5 does not name itself to its gateway, and cannot read OpenAI's errors over a socket.
+_NOT_YET = {"inference", "responses over a socket"} if LIVEKIT_1_5 else set[str]()
+PROVIDERS = tuple(each for each in _ALL if each.name not in _NOT_YET)
 BY_NAME = {provider.name: provider for provider in PROVIDERS}
 
 
@@ -155,10 +159,8 @@ async def served(
     timing: dict[str, Any] = {"first_token_delay_ms": 10, "token_delay_ms": 0}
     _instrument.instrument()
     try:
-        async with (
-            provider.simulator_class(replies=replies, **(timing | options)) as simulator,
-            http_context.open(),
-        ):
+        async with provider.simulator_class(replies=replies, **(timing | options)) as simulator:
+            http_context._new_session_ctx()
             llm = provider.make_llm(simulator)
             try:
                 yield Served(simulator, llm, meter)
@@ -167,6 +169,7 @@ async def served(
                 client = getattr(llm, "_client", None)
                 if isinstance(llm, AnthropicLLM) and client is not None:
                     await client.close()  # its plugin leaves it open
+                await http_context._close_http_ctx()
     finally:
         _instrument.uninstrument()
 

@@ -189,6 +189,15 @@ class RecordingMeter:
         return done()
 
 
+async def close_plugin(plugin: Any) -> None:
+    """Close a plugin's connections: a pool keeps even an interrupted one until then."""
+    try:
+        await plugin.aclose()
+    except asyncio.CancelledError:  # LiveKit 1.5: of a stream that was interrupted
+        plugin._streams.clear()
+        await plugin.aclose()
+
+
 class Microphone(io.AudioInput):
     """Silence in frames of 20 ms, faster than it is spoken, until it is closed."""
 
@@ -248,11 +257,7 @@ class Providers:
     async def close_plugins(self) -> None:
         """Close the plugins' connections: a pool keeps even an interrupted one until then."""
         while self.made:
-            plugin: Any = self.made.pop()
-            try:
-                await plugin.aclose()
-            except asyncio.CancelledError:  # LiveKit 1.5: of a stream that was interrupted
-                await plugin._pool.aclose()
+            await close_plugin(self.made.pop())
 
     def llm(self, **options: Any) -> LLM:
         settings: dict[str, Any] = {"model": "gpt-4o-mini"} | options

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from livekit.plugins.voicecost import _instrument
 from voicecost_ledger.records import Coverage
+
+MISSED: Final = "metered by LiveKit's metric events, which miss interrupted requests"
 
 
 def move(patched: pytest.MonkeyPatch, moved_class: type[Any]) -> None:

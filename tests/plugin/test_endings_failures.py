@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 from livekit.agents import llm, stt, tts
 
-from tests.plugin.endings import Caller, held_against_the_bill
+from tests.plugin.endings import Caller, held_against_the_bill, of_outcome
 from tests.plugin.livekit_versions import not_on_1_5
 from tests.plugin.metered_session import Call, Providers, metered_call, simulated_providers
-from tests.simulators import LONG_ANSWER, Fault, Reply
+from tests.simulators import LONG_ANSWER, Fault, Reply, deepgram_listen
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 ASKED = "Please explain everything to me."
@@ -187,10 +187,11 @@ def two_voices(providers: Providers) -> tts.FallbackAdapter:
 async def test_a_voice_that_fails_over_and_comes_back(providers: Providers) -> None:
     # One for the connection that LiveKit makes beforehand, one for the request.
     providers.deepgram.speak.faults.add(Fault(status=503), Fault(status=503))
-    adapter = two_voices(providers)
+    adapter, recovered = two_voices(providers), asyncio.Event()
+    adapter.on("tts_availability_changed", lambda event: event.available and recovered.set())
     async with metered_call(providers, tts=adapter) as call:
         await call.session.say("Good morning to you.")
-        await call.meter.stopped(Modality.TTS, 3)
+        await recovered.wait()
         await call.session.say("And another good morning.")
         await adapter.aclose()
         await call.close()
@@ -263,3 +264,40 @@ async def test_an_stt_probe_ends_with_what_it_understands(providers: Providers) 
         await adapter.aclose()
     told = held_against_the_bill(call)
     assert told in ("stt refused probe served", "stt refused served probe")
+
+
+async def test_an_stt_that_fails_over_and_comes_back(
+    providers: Providers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the other one ends, the first is asked again: what it hears from then on is served."""
+    monkeypatch.setattr(deepgram_listen, "IDLE_MS_MAX", 1_000)
+    caller, recovered = Caller(), asyncio.Event()
+    providers.deepgram.listen.faults.add(Fault(status=503))
+    providers.deepgram.listen.transcripts.extend(["Hello?", "Hello?"])
+    adapter = stt.FallbackAdapter(
+        [providers.stt(), providers.stt(model="nova-2")], max_retry_per_stt=0, retry_interval=0
+    )
+    adapter.on("stt_availability_changed", lambda event: event.available and recovered.set())
+    async with metered_call(providers, hears=caller, stt=adapter) as call:
+        legs = call.meter.legs
+        await call.meter.until(lambda: len(legs) == 3)
+        caller.says()
+        await recovered.wait()
+        caller.mute()  # until Deepgram hangs up: nothing is on its way then
+        await call.meter.until(lambda: of_outcome(legs.values(), Outcome.FAILED)[1:])
+        # LiveKit 1.5 takes longer to close its end.
+        monkeypatch.setattr(deepgram_listen, "IDLE_MS_MAX", 10_000)
+        caller.mute(False)
+        await call.meter.until(
+            lambda: [
+                leg for leg in legs.values() if not leg.outcome and leg.usage["audio_ms"] > 500
+            ]
+        )
+        await call.session.aclose()
+        await adapter.aclose()
+        await call.close()
+    told = held_against_the_bill(call).split()
+    assert sorted(told) == ["failed", "probe", "probe", "refused", "served", "stt"]
+    by_outcome = {leg.outcome: leg.attributes.model for leg in legs.values()}
+    assert by_outcome[Outcome.SERVED] == "nova-3"
+    assert call.meter.total(Modality.STT, "audio_ms") == call.billed("stt", "audio_ms")

@@ -9,6 +9,7 @@ from livekit.agents import APIError, APIStatusError
 from livekit.agents.llm import FunctionCall, FunctionCallOutput
 
 from livekit.plugins.voicecost import _attribution, _estimates
+from tests.plugin.livekit_versions import LIVEKIT_1_5
 from tests.plugin.llm_providers import (
     ONE_MORE,
     PROVIDERS,
@@ -165,6 +166,8 @@ async def test_arguments_of_a_tool_call_half_written(
 async def test_a_refusal_costs_nothing_and_its_retry_is_a_leg(
     provider: Provider, meter: RecordingMeter, status: int
 ) -> None:
+    if LIVEKIT_1_5 and provider.name == "anthropic":
+        pytest.skip("LiveKit 1.5 leaves it to Anthropic's client to try again")
     async with served(provider, meter, Reply(text="Here I am.")) as service:
         service.simulator.faults.add(Fault(status=status))
         if service.uses_sockets:  # the plugin takes a refusal for the last word

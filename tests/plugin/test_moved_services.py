@@ -1,6 +1,6 @@
-"""A LiveKit whose other services moved: its metric events are booked instead, once, and it is said.
+"""A LiveKit whose younger services moved: their metric events are booked instead.
 
-The streams of LLM, TTS and STT are in `test_moved_streams.py`.
+What LiveKit 1.5 has is in `test_moved_streams.py` and `test_moved_requests.py`.
 """
 
 from __future__ import annotations
@@ -15,30 +15,27 @@ from livekit import rtc
 from livekit.agents import AgentSession, inference
 from livekit.agents.inference.eot.base import _BaseStreamingTurnDetectorStream
 from livekit.agents.inference.interruption import InterruptionStreamBase
-from livekit.agents.llm import DuplexSession, RealtimeSession
+from livekit.agents.llm import DuplexSession
 from livekit.agents.llm.decisions import DecisionModel
-from livekit.agents.stt import STT
 from livekit.agents.vad import VADStream
 from livekit.agents.voice.avatar import AvatarSession
 from livekit.plugins.silero import VAD as Silero
 
 from examples.demo.livekit_server import LiveKitServer
 from livekit.plugins.voicecost import _attribution, _faults
-from tests.plugin.metered_session import RecordingMeter, metered_call, simulated_providers
-from tests.plugin.moved import instrumented, move, rename
-from tests.plugin.realtime_call import realtime_call, simulated_openai
+from tests.plugin.metered_session import RecordingMeter
+from tests.plugin.moved import MISSED, instrumented, move, rename
+from tests.plugin.realtime_call import realtime_call
 from tests.plugin.test_realtime_duplex import simulated_live
 from tests.plugin.test_services_avatar import Stage
 from tests.plugin.test_services_decisions import ONE_TRY, QUESTIONS
 from tests.plugin.test_services_detection import World, connected, predict, talk_over
-from tests.plugin.test_stt_recordings import recording, transcriptions, whisper
 from tests.plugin.voicecost_rooms import agents_room, livekit_server
 from tests.simulators import Reply, ToolCall
 from tests.simulators.inference_services import InferenceServicesSimulator
 from voicecost_ledger.records import Basis, Coverage, Modality, Outcome
 
 BY_EVENTS = Coverage.METRICS_ONLY
-MISSED = "metered by LiveKit's metric events, which miss interrupted requests"
 
 
 @pytest.fixture
@@ -53,74 +50,6 @@ def no_faults() -> Iterator[None]:
     before = _faults.counts()
     yield
     assert _faults.counts() == before
-
-
-# Recordings
-
-
-@pytest.mark.parametrize("how", ["its name is gone", "it is not called"])
-async def test_recordings(
-    how: str, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    if how == "its name is gone":
-        monkeypatch.delattr(STT, "_recognize_impl")
-    else:
-        rename(monkeypatch, STT, "recognize")
-    gone = {"gone": "STT._recognize_impl", "says": f"STT of recordings: {MISSED}"}
-    async with transcriptions() as openai:
-        caplog.clear()
-        with instrumented(caplog, coverage=BY_EVENTS, **gone):
-            await whisper(openai).recognize(recording(), conn_options=ONE_TRY)
-            await openai.bill.settled()
-    (row,), (leg,) = openai.bill.rows, meter.of(Modality.STT)
-    assert leg.usage == {"audio_ms": row.units["audio_ms"]}
-    assert (leg.outcome, leg.basis) == (Outcome.SERVED, Basis.REPORTED)
-    assert (leg.attributes.model, leg.attributes.streaming) == ("whisper-1", False)
-
-
-async def test_streams_are_seen_as_ever_where_recordings_have_moved(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Their events are of the same class, and of the same plugins."""
-    monkeypatch.delattr(STT, "_recognize_impl")
-    async with (
-        simulated_providers(Reply(text="Hello there.")) as providers,
-        metered_call(providers, hears=True) as call,
-    ):
-        await call.session.generate_reply(user_input="Hello?")
-        await call.close()
-    (leg,) = call.meter.of(Modality.STT)
-    assert leg.basis is Basis.OBSERVED
-    assert leg.usage["audio_ms"] == call.billed("stt", "audio_ms")
-
-
-# Realtime
-
-
-async def test_a_realtime_model(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    """Its responses and its ears; each is booked once, though the session's are repeated."""
-    move(monkeypatch, RealtimeSession)
-    async with simulated_openai(replies=[Reply(text="Good morning!")] * 2) as openai:
-        caplog.clear()
-        with instrumented(
-            caplog,
-            gone="RealtimeSession._realtime_model",
-            coverage=BY_EVENTS,
-            says=f"realtime models: {MISSED}",
-        ):
-            async with realtime_call(openai.model()) as call:
-                call.caller.says(600)
-                await call.meter.until(lambda: call.responses and call.transcriptions)
-                await call.session.generate_reply(user_input="Hello?")
-                await call.close()
-    for leg, row in zip(call.responses, openai.rows(), strict=True):
-        assert {unit: leg.usage[unit] for unit in row} == row
-    assert {(leg.outcome, leg.basis) for leg in call.responses} == {
-        (Outcome.SERVED, Basis.REPORTED)
-    }
-    assert {leg.attributes.model for leg in call.responses} == {"gpt-realtime"}
-    (row,), (leg,) = openai.rows("stt"), call.transcriptions
-    assert row.items() <= leg.usage.items()
 
 
 async def test_a_duplex_model(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

@@ -41,6 +41,22 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Providers]:
         yield world
 
 
+def job_info(
+    job_id: str, *, url: str = "wss://shop.livekit.cloud", token: str = "", fake: bool = False
+) -> RunningJobInfo:
+    """What a worker is told of a job."""
+    return RunningJobInfo(
+        accept_arguments=JobAcceptArguments(name="", identity="agent", metadata=""),
+        job=agent.Job(
+            id=job_id, agent_name="waiter", room=models.Room(name=ROOM, sid=f"RM_{job_id}")
+        ),
+        url=url,
+        token=token,
+        worker_id="AW_1",
+        fake_job=fake,
+    )
+
+
 def job_context(
     room: rtc.Room | None = None,
     *,
@@ -52,16 +68,7 @@ def job_context(
     """A job as LiveKit's job process makes it; without a room it is the console's."""
     context = JobContext(
         proc=JobProcess(executor_type=JobExecutorType.THREAD, user_arguments=None, http_proxy=None),
-        info=RunningJobInfo(
-            accept_arguments=JobAcceptArguments(name="", identity="agent", metadata=""),
-            job=agent.Job(
-                id=job_id, agent_name="waiter", room=models.Room(name=ROOM, sid=f"RM_{job_id}")
-            ),
-            url=url,
-            token=token,
-            worker_id="AW_1",
-            fake_job=room is None,
-        ),
+        info=job_info(job_id, url=url, token=token, fake=room is None),
         room=room or create_mock_room(),
         on_connect=lambda: None,
         on_shutdown=on_shutdown,

@@ -23,6 +23,7 @@ from livekit.plugins.openai import LLM
 
 from livekit.plugins.voicecost import _attribution, _instrument, _prices, _runtime, _unattributed
 from livekit.plugins.voicecost._embedded import database_path
+from tests.plugin.metered_session import close_plugin
 from tests.simulators import DeepgramSimulator, OpenAISimulator, Reply
 from voicecost_ledger.stores import CallDetail, CallQuery
 from voicecost_ledger.stores.sqlite import SqliteStore
@@ -91,6 +92,11 @@ class Providers:
         self.models.append(model)
         return model
 
+    async def close_plugins(self) -> None:
+        """Close the plugins' connections: a pool keeps even an interrupted one until then."""
+        while self.models:
+            await close_plugin(self.models.pop())
+
     async def asked(self) -> None:
         """Return when the LLM has been asked something."""
         while not self.openai.bill.rows:  # noqa: ASYNC110  (the simulator tells nobody)
@@ -113,11 +119,7 @@ async def providers(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Providers
         try:
             running = Providers(openai, deepgram, http)
             yield running
-            for model in running.models:
-                try:
-                    await model.aclose()
-                except asyncio.CancelledError:  # LiveKit 1.5: of a stream that was interrupted
-                    await model._pool.aclose()
+            await running.close_plugins()
         finally:
             await asyncio.to_thread(forget_process)
 

@@ -19,6 +19,7 @@ from livekit.plugins.openai import TTS as OpenAITTS
 from livekit.plugins.resemble import TTS as ResembleTTS
 
 from livekit.plugins.voicecost import _instrument, _speech_tokens
+from tests.plugin.metered_session import close_plugin
 from tests.simulators import Bill, DeepgramSimulator
 from tests.simulators.azure_speech import AzureSpeechSimulator
 from tests.simulators.cartesia_speak import CartesiaSpeakSimulator
@@ -122,5 +123,5 @@ async def simulated_voice(
         else:
             raise ValueError(f"no simulated voice {name!r}")
         faults: Faults = simulator.speak.faults if name == "deepgram" else simulator.faults
-        stack.push_async_callback(tts.aclose)
+        stack.push_async_callback(close_plugin, tts)
         yield Voice(name, tts, bill, faults, simulator)

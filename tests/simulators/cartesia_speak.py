@@ -96,7 +96,8 @@ class CartesiaSpeakSimulator(Simulator):
         )
 
     def _refusal(self, request: web.Request) -> web.Response | None:
-        if not (request.headers.get("X-API-Key") or request.headers.get("Authorization")):
+        headers, query = request.headers, request.query
+        if not (headers.get("X-API-Key") or headers.get("Authorization") or query.get("api_key")):
             return web.json_response({"title": "Unauthorized"}, status=401)
         status = self.faults.refusal()
         if status is None:
