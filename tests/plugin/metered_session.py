@@ -149,6 +149,9 @@ class RecordingMeter:
     def gap(self, reason: str, modality: Modality | None = None) -> None:
         self.gaps.append((reason, modality))
 
+    def overheard(self, attributes: LegAttributes, counts: Mapping[str, int]) -> None:
+        """For a control total, which it keeps none of."""
+
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         self._amounts[leg] = amount_nano_usd or 0
         self._moved.set()

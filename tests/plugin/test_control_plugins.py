@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from livekit import rtc
+from livekit.agents import Agent
 from livekit.agents.voice import io
 
 from livekit.plugins.voicecost._control import ControlTotals
@@ -34,6 +35,7 @@ def soon_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
 def followed(call: Call) -> ControlTotals:
     control = ControlTotals()
     call.meter.watch_legs(control.opened)
+    setattr(call.meter, "overheard", control.overheard)  # noqa: B010 (a method of the class)
     session: Any = call.session
     session.on("session_usage_updated", lambda event: control.updated(event.usage))
     return control
@@ -130,3 +132,47 @@ async def test_recognisers(recogniser: Recogniser) -> None:
         await call.meter.until(lambda: call.meter.total(Modality.STT, "audio_ms") > 12_000)
         await call.close()
     explained(control, Modality.STT)
+
+
+async def test_two_sessions_through_the_same_plugins() -> None:
+    """Each of LiveKit's accounts has the requests of both."""
+    async with simulated_providers(Reply(text="Good morning to you.")) as providers:
+        llm, tts, stt = providers.llm(), providers.tts(), providers.stt()
+        shared: dict[str, Any] = {"llm": llm, "tts": tts, "stt": stt}
+        async with (
+            metered_call(providers, hears=True, **shared) as one,
+            metered_call(providers, hears=_Speaker(), **shared) as other,
+        ):
+            controls = [followed(call) for call in (one, other)]
+            for question in ("Hello?", "Who is this, please?"):
+                await one.session.generate_reply(user_input=question)
+                await other.session.generate_reply(user_input=f"And me? {question}")
+            await one.meter.until(lambda: one.meter.total(Modality.STT, "audio_ms") > 12_000)
+            await other.session.aclose()
+            await one.close()
+    for control in controls:
+        assert "outside_session" in explained(control, Modality.LLM)["input_tokens"]
+        assert "outside_session" in explained(control, Modality.TTS)["characters"]
+        explained(control, Modality.STT)
+
+
+async def test_a_hand_over_in_mid_call() -> None:
+    """The first agent's recogniser is closed when nobody listens to it any more."""
+    async with (
+        simulated_providers(Reply(text="Good morning to you.")) as providers,
+        metered_call(
+            providers,
+            agent=Agent(instructions="You greet.", stt=providers.stt()),
+            hears=True,
+        ) as call,
+    ):
+        control = followed(call)
+        await call.session.generate_reply(user_input="Hello?")
+        await call.meter.until(lambda: call.meter.total(Modality.STT, "audio_ms") > 12_000)
+        call.session.update_agent(Agent(instructions="You help.", stt=providers.stt()))
+        await call.meter.until(lambda: len(call.meter.of(Modality.STT)) > 1)
+        await call.meter.until(lambda: call.meter.total(Modality.STT, "audio_ms") > 26_000)
+        await call.session.generate_reply(user_input="And now?")
+        await call.close()
+    for modality in (Modality.LLM, Modality.TTS, Modality.STT):
+        explained(control, modality)

@@ -223,6 +223,16 @@ def test_what_the_provider_has_told_has_no_margin() -> None:
     assert margins["input_tokens"] == margins["cached_input_tokens"] == 0  # known, which is not {}
 
 
+def test_what_may_come_unseen_widens_the_margin_until_answers_are_seen() -> None:
+    caller = Caller(Host(PROVIDERS[0]), random.Random(1))
+    text = _texts("en")[0]
+    counts = Counts(Prompt((Item(TextKey(text).value, weight(text)),), 0, len(text), weight(text)))
+    counts.waited_ms = 2_000
+    assert caller.estimates.margins(counts)["output_tokens"] == 120
+    caller.estimates.answer_seen()
+    assert caller.estimates.margins(counts)["output_tokens"] == 0
+
+
 def test_a_cache_that_forgets_is_believed_as_often_as_it_remembered() -> None:
     cache = PromptCache()
     assert cache.expected(1500) == 1408

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from voicecost_ledger.records import ControlCause, Modality, Outcome
+from voicecost_ledger.records import ControlCause, LegAttributes, Modality, Outcome
 
 from . import _faults
 from .legs import Leg
@@ -127,6 +127,8 @@ class ControlTotals:
         self._again: set[Leg] = set()  # LiveKit has counted it more than once
         self._unclaimed: dict[_Model, list[dict[str, int]]] = {}
         self._ours_then: dict[_Model, dict[str, int]] = {}
+        self._overheard: dict[_Model, list[Mapping[str, int]]] = {}
+        self._elsewhere: dict[_Model, dict[str, int]] = {}
         self._late = False
         self._before: dict[_Model, dict[str, int]] = {}
         self.heard = False
@@ -199,15 +201,21 @@ class ControlTotals:
             else:
                 self._unclaimed[model] = [added]
 
+    def overheard(self, attributes: LegAttributes, counts: Mapping[str, int]) -> None:
+        """Take what LiveKit counts of another session's leg, through a component that both use."""
+        model = _model_of(attributes)
+        if model.kind in _BY_TIME:
+            _sum(self._elsewhere.setdefault(model, {}), counts)
+        else:
+            self._overheard.setdefault(model, []).append(counts)
+
     def updated(self, usage: Any) -> None:
         """Take LiveKit's `AgentSessionUsage`, cumulative since the session's start."""
         for model, added in self._added(usage):
             if model.kind in _BY_TIME:
                 self._ours_then[model] = self._ours(model)
             elif self._late and not self._legs_of(model) and model not in self._sums:
-                before = self._before.setdefault(model, {})  # it was asked for before we looked
-                for unit, count in added.items():
-                    before[unit] = before.get(unit, 0) + count
+                _sum(self._before.setdefault(model, {}), added)  # asked for before we looked
             else:
                 self._unclaimed.setdefault(model, []).append(added)
                 self._claim_all(model)
@@ -275,9 +283,18 @@ class ControlTotals:
                 break
         leg = self._said_again(model, added) if best is None else best[1]
         if leg is None:
-            return False
+            return self._was_overheard(model, added)
         self._count(leg, added)
         return True
+
+    def _was_overheard(self, model: _Model, added: Mapping[str, int]) -> bool:
+        requests = self._overheard.get(model, [])
+        for counts in requests:
+            if all(counts.get(unit) == count for unit, count in added.items()):
+                requests.remove(counts)
+                _sum(self._elsewhere.setdefault(model, {}), added)
+                return True
+        return False
 
     def _share_out(self, model: _Model, added: Mapping[str, int]) -> dict[str, int]:
         """Find the legs that LiveKit had counted together by then; returns what is of none."""
@@ -290,9 +307,7 @@ class ControlTotals:
         return {unit: count for unit, count in left.items() if count}
 
     def _count(self, leg: Leg, added: Mapping[str, int]) -> None:
-        counted = self._counted.setdefault(leg, {})
-        for unit, count in added.items():
-            counted[unit] = counted.get(unit, 0) + count
+        _sum(self._counted.setdefault(leg, {}), added)
 
     def _surplus(self, leg: Leg, added: Mapping[str, int]) -> int | None:
         """How much more than an addition a leg has used; None where it cannot be of this leg."""
@@ -339,6 +354,7 @@ class ControlTotals:
         for missing in self._unclaimed.get(model, ()):
             _add(causes, ControlCause.UNEXPLAINED, -missing.get(unit, 0))
         _add(causes, ControlCause.ATTACHED_LATE, -self._before.get(model, {}).get(unit, 0))
+        _add(causes, ControlCause.OUTSIDE_SESSION, -self._elsewhere.get(model, {}).get(unit, 0))
         return causes
 
     def _explain(self, leg: Leg, unit: str, causes: dict[ControlCause, int]) -> None:
@@ -372,7 +388,9 @@ class ControlTotals:
         legs = self._legs_of(model)
         before = self._before.get(model, {}).get(unit, 0)
         _add(causes, ControlCause.ATTACHED_LATE, -before)
-        livekit -= before
+        elsewhere = self._elsewhere.get(model, {}).get(unit, 0)
+        _add(causes, ControlCause.OUTSIDE_SESSION, -elsewhere)
+        livekit -= before + elsewhere
         tail = metered - self._ours_then.get(model, {}).get(unit, 0)
         _add(causes, ControlCause.STT_TAIL, tail)
         rest = metered - livekit - tail
@@ -438,8 +456,7 @@ _KIND_OF: Final = {
 }
 
 
-def _model_of(leg: Leg) -> _Model:
-    attributes = leg.attributes
+def _model_of(attributes: LegAttributes) -> _Model:
     kind = _KIND_OF.get(attributes.modality, "")
     return _Model(kind, attributes.provider, attributes.model)
 
@@ -453,6 +470,11 @@ def _expected(leg: Leg, unit: str) -> int:
     """What LiveKit counts of a leg, if it counts it at all."""
     counts = leg.livekit_counts
     return counts[unit] if unit in counts else leg.usage.get(unit, 0)
+
+
+def _sum(total: dict[str, int], added: Mapping[str, int]) -> None:
+    for unit, count in added.items():
+        total[unit] = total.get(unit, 0) + count
 
 
 def _add(causes: dict[ControlCause, int], cause: ControlCause, count: int) -> None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, cast
 
-from livekit.agents import APIError, APIStatusError, llm, stt, tts
+from livekit.agents import AgentSession, APIError, APIStatusError, llm, stt, tts
 
 from voicecost_ledger.records import LegAttributes, Modality, Outcome
 
@@ -117,7 +117,7 @@ class Attempt(HttpObserver):
     def tally(self, attributes: LegAttributes) -> Tally:
         """A new leg of this attempt."""
         tally = Tally(self.owner, attributes, self.speech)
-        tally.heard_by_livekit = _has_listeners(self.stream)
+        tally.heard_by_livekit = has_listeners(self.stream)
         if not self._delegates:
             self._tallies.append(tally)
             # As long as it does: a router's every request would be a leg that used nothing.
@@ -125,6 +125,15 @@ class Attempt(HttpObserver):
         if self._delegates:
             tally.withdraw()
         return tally
+
+    def overheard(self, attributes: LegAttributes, counts: Mapping[str, int]) -> None:
+        """Tell other sessions that use the same component: LiveKit counts this for them too."""
+        own = self.owner.meter()
+        for listener in _listeners(self.stream):  # mostly methods of the sessions' activities
+            session: Any = getattr(getattr(listener, "__self__", None), "_session", None)
+            meter = _attribution.meter_of(session) if isinstance(session, _SESSION) else None
+            if meter is not None and meter is not own:
+                meter.overheard(attributes, counts)
 
     def delegates(self) -> None:
         """This run makes a request of another stream, which is observed itself.
@@ -191,6 +200,7 @@ class Attempt(HttpObserver):
         return outcome
 
 
+_SESSION: Final[Any] = AgentSession  # it is generic
 _COMPONENTS: Final[dict[str, type[Any]]] = {"_llm": llm.LLM, "_tts": tts.TTS, "_stt": stt.STT}
 
 
@@ -214,13 +224,17 @@ def _parts(held: Any) -> Iterable[Any]:
     return cast("list[Any]", held) if isinstance(held, list | tuple) else (held,)
 
 
-def _has_listeners(stream: Any) -> bool:
+def has_listeners(stream: Any) -> bool:
     """Whether anybody takes the metrics of the stream's component: for a control total only."""
+    return bool(_listeners(stream))
+
+
+def _listeners(stream: Any) -> Collection[Any]:
     for name in ("_llm", "_tts", "_stt"):
         component = getattr(stream, name, None)
         if component is not None:
-            return bool(getattr(component, "_events", {}).get("metrics_collected"))
-    return bool(getattr(stream, "_events", {}).get("metrics_collected"))
+            return getattr(component, "_events", {}).get("metrics_collected") or ()
+    return getattr(stream, "_events", {}).get("metrics_collected") or ()
 
 
 def _discard_unless_scheduled(tally: Tally, speech: Any) -> None:

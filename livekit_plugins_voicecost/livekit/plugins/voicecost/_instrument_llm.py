@@ -95,6 +95,7 @@ class LLMAttempt(Attempt):
         counts.asked_to_think = self._counts.asked_to_think
         answer = Answer(self, counts)
         self._wire.append(answer)
+        self._estimates.answer_seen()
         return answer
 
     def text_sending(self, connection: Any, payload: str) -> None:
@@ -219,7 +220,9 @@ class LLMAttempt(Attempt):
             if tally.leg is not None and len(answers) == 1 and not goes_on:
                 estimates.settle_later(tally.leg, answers[0].counts)
         if tally.usage:  # else it is another's, who asked for it
-            tally.livekit_counts(self._livekit_counts(tally.usage))
+            counts = self._livekit_counts(tally.usage)
+            tally.livekit_counts(counts)
+            self.overheard(tally.attributes, tally.usage | counts)
         if error is None:
             answered(self.stream, self._billed)
         for answer in answers:

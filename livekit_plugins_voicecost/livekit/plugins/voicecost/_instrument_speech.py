@@ -212,6 +212,7 @@ class SpeechAttempt(Attempt, _wire.TextObserver):
         told = self.tokens()
         tokens = {unit: told.get(unit, 0) for unit in ("input_tokens", "output_tokens")}
         tally.livekit_counts({"characters": characters} | tokens)
+        self.overheard(tally.attributes, {"characters": characters} | tokens)
 
     def goes_on(self, outcome: Outcome, error: BaseException | None) -> bool:
         """Whether a provider that is billed by its sound makes more of it than we have received."""

@@ -25,7 +25,7 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults, _pulse
 from ._attributes import describe, option
-from ._instrument_attempts import Attempt, Tally, was_refused
+from ._instrument_attempts import Attempt, Tally, has_listeners, was_refused
 from ._reports import believed
 from ._transcript_tokens import TokenRates, TranscribedItems, is_billed_by_token, rates_of
 from ._wire_audio import BytesLike, audio_protocol, bytes_per_sample
@@ -209,7 +209,7 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         self._samples_taken: dict[int, int] = {}  # of one channel, by sample rate
         self._tokens: dict[str, int] = {}
         self._items = TranscribedItems() if protocol and protocol.reports_tokens else None
-        self._reported_ms = 0
+        self._reported_ms = self._heard_ms = 0
         self._recorded = True
         self._tally = None
         tally = self.tally(
@@ -255,7 +255,7 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         """Say what LiveKit counts of it: what the plugin has reported, however much was sent."""
         if abs(usage["audio_ms"] - self._taken_ms()) <= _UNSEEN_MS_MAX:  # all that it was given
             tokens = {} if self._tokens_on_wire else self._tokens
-            tally.livekit_counts({"audio_ms": self._reported_ms, **tokens})
+            tally.livekit_counts({"audio_ms": self._heard_ms, **tokens})
 
     def _cancelled_while_sending(self) -> bool:
         """Whether gRPC, which throws away what is on its way when a call is cancelled, has any."""
@@ -321,9 +321,13 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         usage = event.recognition_usage
         if usage is None:
             return
-        self._reported_ms += max(0, round(usage.audio_duration * 1000))
+        reported_ms = max(0, round(usage.audio_duration * 1000))
+        self._reported_ms += reported_ms
+        if has_listeners(self.stream):  # not where the session, or an agent of it, is closing
+            self._heard_ms += reported_ms
         if self._tally is not None:
             self._compare(self._tally, self._tally.usage)
+            self.overheard(self._tally.attributes, {"audio_ms": reported_ms})
         if not self._tokens_on_wire:
             told = {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
             self._add_tokens(believed(told) or {})

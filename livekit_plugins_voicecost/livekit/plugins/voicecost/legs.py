@@ -91,6 +91,13 @@ class LegMeter(Protocol):
         """The leg's rated amount moved; None: it has no price."""
         ...
 
+    def overheard(self, attributes: LegAttributes, counts: Mapping[str, int]) -> None:
+        """LiveKit counts this of another meter's leg for this one's session too.
+
+        Both use its component. Of a request it counts all that, or nothing.
+        """
+        ...
+
     def far_from_limits(self) -> bool:
         """Whether a cent more, or a few chunks, would change nothing."""
         ...

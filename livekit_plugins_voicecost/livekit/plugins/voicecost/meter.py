@@ -338,6 +338,10 @@ class Meter:
         self._gap_count += 1
         self.write(Gap, reason=reason, modality=modality)
 
+    def overheard(self, attributes: LegAttributes, counts: Mapping[str, int]) -> None:
+        """What LiveKit counts of another session's leg for this one too: for the control total."""
+        self._control.overheard(attributes, counts)
+
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         """Take over a leg's rated amount; None when no price is known for it."""
         before = self._legs.charge(leg, amount_nano_usd)
