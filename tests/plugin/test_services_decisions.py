@@ -135,6 +135,24 @@ async def test_a_model_that_reports_nothing_is_counted_and_estimated(world: Worl
     assert_within_margins(leg, world.gateway.bill.rows[0])
 
 
+@pytest.mark.parametrize("told", [(-5, 3), (90, -3), (0, 0)])
+async def test_tokens_that_cannot_be_are_estimated(
+    told: tuple[int, int], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide = inference.DecisionModel._evaluate_impl
+
+    async def lying(*args: Any, **kwargs: Any) -> DecisionResponse:
+        response = await decide(*args, **kwargs)
+        tokens = {"input_tokens": told[0], "output_tokens": told[1]}
+        return response.model_copy(update=tokens)
+
+    monkeypatch.setattr(inference.DecisionModel, "_evaluate_impl", lying)
+    await world.ask()
+    (leg,) = world.legs
+    assert leg.outcome is Outcome.SERVED
+    assert_within_margins(leg, world.gateway.bill.rows[0])
+
+
 async def test_the_model_that_served_is_kept(world: World) -> None:
     world.gateway.served_model = "typesafe/jev-2026-10"
     await world.ask()
