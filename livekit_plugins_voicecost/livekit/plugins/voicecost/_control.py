@@ -136,7 +136,7 @@ class ControlTotals:
 
     def opened(self, leg: Leg) -> None:
         """Follow a leg of the meter's; in the order in which they are opened."""
-        self._follow(_model_of(leg), leg)
+        self._follow(_model_of(leg.attributes), leg)
 
     def sum_up(self, leg: Leg) -> Callable[[], None] | None:
         """Follow a leg no longer on its own: a long call has thousands.
@@ -144,7 +144,7 @@ class ControlTotals:
         Returns:
             What follows it again, before it is corrected; None where LiveKit is still to count it.
         """
-        model = _model_of(leg)
+        model = _model_of(leg.attributes)
         units = _KINDS[model.kind][1] if model.kind in _KINDS else {}
         counted = self._counted.get(leg)
         said = counted or {}
