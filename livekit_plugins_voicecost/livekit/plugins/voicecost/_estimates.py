@@ -129,6 +129,12 @@ class Calibration:
         return self._answers.get(key)
 
 
+class _Estimated(NamedTuple):
+    leg: weakref.ref[Leg]
+    counts: Counts
+    prompt_only: bool
+
+
 class Estimates:
     """Estimates for one model in one meter; settles its legs again when they get better.
 
@@ -140,7 +146,7 @@ class Estimates:
         self._own = Calibration(process)
         self._process = process
         # Weakly: a leg holds its meter, which must not live for its estimates' sake.
-        self._estimated: deque[tuple[weakref.ref[Leg], Counts]] = deque(maxlen=_ESTIMATED_MAX)
+        self._estimated: deque[_Estimated] = deque(maxlen=_ESTIMATED_MAX)
         self._solve()
 
     def answer_seen(self) -> None:
@@ -248,16 +254,19 @@ class Estimates:
         self._solve()
         self.settle()
 
-    def settle_later(self, leg: Leg, counts: Counts) -> None:
-        """Remember a stopped leg that was only estimated."""
-        self._estimated.append((weakref.ref(leg), counts))
+    def settle_later(self, leg: Leg, counts: Counts, *, prompt_only: bool = False) -> None:
+        """Remember a stopped leg that was only estimated; or only its prompt was."""
+        self._estimated.append(_Estimated(weakref.ref(leg), counts, prompt_only))
 
     def settle(self) -> None:
         """Correct the stopped legs whose estimate has changed."""
-        for reference, counts in self._estimated:
+        for reference, counts, prompt_only in self._estimated:
             leg = reference()
             if leg is not None:
                 usage, margins = self._usage(counts)
+                if prompt_only:
+                    usage = {**leg.usage, "input_tokens": usage["input_tokens"]}
+                    margins = {**leg.margins, "input_tokens": margins["input_tokens"]}
                 if usage != leg.usage or margins != leg.margins:
                     leg.margins = margins
                     leg.correct(usage, Basis.ESTIMATED)
@@ -360,7 +369,7 @@ class Estimates:
                     shared = max(shared, report.input_tokens if whole else beginning or 0)
                 kept = report.input_tokens if beginning is None else beginning
                 warm = max(warm, min(report.warm_tokens, self._own.cache.cut(kept)))
-        for _, other in self._estimated:
+        for _, other, _ in self._estimated:
             if other.order < counts.order:
                 beginning = self._beginning(prompt, input_tokens, other.prompt)
                 if beginning is None:

@@ -74,6 +74,7 @@ class DecisionAttempt(Attempt):
             return
         if not self._refused_by_us:
             outcome = self.outcome_of(outcome, tally)
+        estimates = estimates_for(self.owner.meter(), tally.attributes)
         estimated = self._estimate(tally)
         if self._refused_by_us or was_refused(error):
             tally.stop(outcome, dict.fromkeys(estimated, 0), Basis.OBSERVED)
@@ -88,9 +89,10 @@ class DecisionAttempt(Attempt):
         })  # fmt: skip
         if reported is None or not reported["input_tokens"]:  # never said, or a zero that is none
             tally.stop(outcome, estimated, Basis.ESTIMATED)
+            if tally.leg is not None:
+                estimates.settle_later(tally.leg, self._counts, prompt_only=True)
             return
         tally.stop(outcome, {"requests": 1} | reported, Basis.REPORTED)
-        estimates = estimates_for(self.owner.meter(), tally.attributes)
         estimates.learn(self._counts, reported | {"cached_input_tokens": 0, "output_tokens": 0})
 
     def _estimate(self, tally: Tally) -> dict[str, int]:
