@@ -116,12 +116,18 @@ async def test_a_socket_that_dies_is_a_leg_and_its_successor_another(
     (died, served), rows = legs_of(meter), simulator.bill.rows
 
     assert (died.outcome, served.outcome) == (Outcome.FAILED, Outcome.SERVED)
-    # What was on its way when the socket died was sent, and not received.
     received_ms = rows[0].units["audio_ms"]
-    assert 700 <= received_ms <= died.usage["audio_ms"] <= received_ms + 1_000
+    assert received_ms >= 700
+    if recogniser.name.startswith("google") and not died.usage["audio_ms"]:
+        # gRPC kept its reason to itself, and so soon after the start it may have been a refusal.
+        assert died.basis is Basis.ESTIMATED
+        assert received_ms <= died.margins["audio_ms"] <= received_ms + 1_000
+        assert (rows[0].connected_ms or 0) <= died.margins["connected_ms"] + 400
+    else:  # what was on its way when the socket died was sent, and not received
+        assert received_ms <= died.usage["audio_ms"] <= received_ms + 1_000
+        assert connected_alike(died, rows[0])
     assert heard_alike(served, rows[1])
     assert served.usage["audio_ms"] > 800
-    assert connected_alike(died, rows[0])
     assert connected_alike(served, rows[1])
 
 
