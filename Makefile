@@ -88,13 +88,15 @@ bench-%: setup
 	$(PY) -m benchmarks.bench_$* $(ARGS)
 
 .PHONY: soak
-soak: setup ## play the simulation's histories, then calls against their bills: make soak SEEDS=10000 CALLS=500
+soak: setup ## play the simulation's histories, then calls against their bills, then many at once: make soak SEEDS=10000 CALLS=500
 	@VOICECOST_SIMULATION_SEEDS=$(SEEDS) $(PY) -m pytest tests/simulation --quiet $(ARGS)
 	$(PY) -m benchmarks.bench_accuracy --calls $(CALLS)
+	$(PY) -m benchmarks.bench_overhead --seconds 300 --rounds 1 --strict
 
 .PHONY: contract
 contract: setup ## hold the plugin against the oldest and the newest LiveKit it supports
-	@$(PY) scripts/contract.py $(ARGS)
+	@$(PY) scripts/tools.py
+	$(PY) scripts/contract.py $(ARGS)
 
 .PHONY: clean
 clean: ## remove the environments, the built tools and everything that was generated

@@ -147,7 +147,7 @@ class Timed:
 
     async def run(self) -> None:
         """What the stream runs instead of a request."""
-        attempt: Any = _wire.observer.get()
+        attempt: Any = _wire.observer()
         clock = time.perf_counter_ns
         if self.answers:
             attempt = attempt.answer_observed()

@@ -4,8 +4,8 @@
 
 The same calls with and without VoiceCost, in turn, each in a process of its own; the simulated
 providers and the sidecar are other processes. Loop time is the CPU time of the event loop's thread.
-Memory is what voicecost's own lines hold, by tracemalloc, in a run of its own: of calls that have
-had a hundred turns, as many as in ten minutes and more.
+Memory is what calls hold that have had a hundred turns, as many as in ten minutes and more, by
+tracemalloc in runs of their own: the difference of both ways.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ LOOP_MAX_PERCENT, STALL_MAX_MS, THREADS_MAX, CALL_MAX_KB = 0.3, 100, 1, 100
 
 
 async def run(
-    folder: Path, env: dict[str, str], calls: int, seconds: float, mode: str
+    folder: Path, env: dict[str, str], calls: int, seconds: float, *mode: str
 ) -> dict[str, Any]:
     """One process full of calls."""
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks._overhead_agent",
-        str(folder / "addresses.json"), str(calls), str(seconds), mode,
+        str(folder / "addresses.json"), str(calls), str(seconds), *mode,
         stdout=asyncio.subprocess.PIPE, env=env, cwd=ROOT,
     )  # fmt: skip
     output, _ = await child.communicate()
@@ -70,13 +70,19 @@ async def measure(
         (port,) = free_ports(1)
         async with Sidecar(processes, folder, port, env={}, host_aliases=aliases) as sidecar:
             env = {**os.environ, **sidecar.env}
-            runs: dict[str, list[dict[str, Any]]] = {"plain": [], "metered": [], "traced": []}
+            runs: dict[str, list[dict[str, Any]]] = {
+                "plain": [],
+                "metered": [],
+                "plain, long": [],
+                "metered, long": [],
+            }
             for _ in range(rounds):
                 for mode in ("plain", "metered"):
                     runs[mode].append(await run(folder, env, calls, seconds, mode))
             async with aiohttp.ClientSession() as http:
                 await http.post(json.loads(addresses)["script_url"], json=QUICK)
-            runs["traced"].append(await run(folder, env, min(calls, 4), 1, "traced"))
+            for mode in ("plain", "metered"):
+                runs[f"{mode}, long"].append(await run(folder, env, 4, 1, mode, "long"))
     return runs
 
 
@@ -100,8 +106,13 @@ async def main() -> int:
         [each["loop_percent"] for each in runs[mode]] for mode in ("plain", "metered")
     )
     pairs = [with_us - without for without, with_us in zip(plain, metered, strict=True)]
+    held_kb = {mode: runs[f"{mode}, long"][0]["call_bytes"] / 1024 for mode in ("plain", "metered")}
+    print(
+        f"\nmemory per live call of 100 turns: {held_kb['metered']:.0f} KB, "
+        f"without voicecost {held_kb['plain']:.0f} KB"
+    )
     threads = max((each["threads"] for each in runs["metered"]), key=len)
-    print(f"\nthreads of ours: {', '.join(threads) or 'none'}")
+    print(f"threads of ours: {', '.join(threads) or 'none'}")
     bars = [
         _report.Bar("loop time per live call", statistics.median(pairs), LOOP_MAX_PERCENT, "%"),
         _report.Bar(
@@ -111,7 +122,7 @@ async def main() -> int:
         _report.Bar("threads of ours", len(threads), THREADS_MAX, ""),
         _report.Bar(
             "memory per live call, after 100 turns",
-            runs["traced"][0]["call_bytes"] / 1024, CALL_MAX_KB, "KB",
+            held_kb["metered"] - held_kb["plain"], CALL_MAX_KB, "KB",
         ),
     ]  # fmt: skip
     return _report.conclude(bars, strict=arguments.strict)

@@ -141,7 +141,7 @@ class ReadingStream(LLMStream):
     """Reads a client whose whole answer has arrived, and tidies up however that ends."""
 
     async def _run(self) -> None:
-        seen_by = _wire.observer.get()
+        seen_by = _wire.observer()
         assert seen_by is not None
         answer = seen_by.answer_observed()
         assert answer is not None

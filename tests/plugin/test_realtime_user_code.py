@@ -309,6 +309,7 @@ class _ElevenRealtime(UnitPrices):
         return open_price_book().price_for(eleven, at_unix_ms)
 
 
+@not_on_1_5("does not tell when a realtime model is connected")
 async def test_a_model_that_bills_tokens_and_time_is_billed_for_both_once() -> None:
     model = OwnModel()
     async with observed(), realtime_call(model, prices=_ElevenRealtime()) as call:

@@ -16,11 +16,22 @@ AUDIO_WITHOUT_TTS: Final = "audio_without_tts"
 TRANSCRIPT_WITHOUT_STT: Final = "transcript_without_stt"
 
 
+_SPEECHES_MAX: Final = 64
+"""Speeches that may still become a message: a call goes on for hours."""
+
+
 class _Seen(msgspec.Struct):
     """Legs of one modality: those of a known speech, and how many others await their turn."""
 
-    speech_ids: set[str]
+    speech_ids: dict[str, None]  # the latest last
     unclaimed: int = 0
+
+    def add(self, speech_id: str) -> None:
+        """Note a leg of this speech."""
+        self.speech_ids.pop(speech_id, None)
+        self.speech_ids[speech_id] = None
+        if len(self.speech_ids) > _SPEECHES_MAX:
+            del self.speech_ids[next(iter(self.speech_ids))]
 
     def claim(self, speech_id: str | None) -> bool:
         """Whether a leg explains the turn of this speech."""
@@ -41,7 +52,7 @@ class Turns:
 
     def __init__(self) -> None:
         kinds = (Modality.LLM, Modality.REALTIME, Modality.TTS)
-        self._seen = {each: _Seen(set()) for each in kinds}
+        self._seen = {each: _Seen({}) for each in kinds}
         self._connected = False  # to a realtime model: a duplex one's turns are no legs
         self._recordings = 0  # of STT legs that no transcript has come from yet
 
@@ -56,7 +67,7 @@ class Turns:
             seen.unclaimed += 1
             self._connected |= modality is Modality.REALTIME
         else:
-            seen.speech_ids.add(speech_id)
+            seen.add(speech_id)
 
     def transcript_gaps(self, *, heard: bool) -> Iterable[tuple[str, Modality]]:
         """The (reason, modality) of a final transcript.

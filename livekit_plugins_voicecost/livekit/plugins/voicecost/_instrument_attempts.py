@@ -9,7 +9,6 @@ gone. Nothing here lets an exception of ours out; cancellation passes through un
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
@@ -59,7 +58,7 @@ class Attempt(HttpObserver):
         self._task = asyncio.current_task()
         self._task_cancelled = False
         observe_loaded()
-        around = _wire.observer.get()
+        around = _wire.observer()
         if isinstance(around, Attempt) and around.wraps(self.modality):
             around.delegates()
 
@@ -300,27 +299,23 @@ def observed(
             _faults.count("begin_attempt", error)
             await run(*args, **kwargs)
             return
-        token = _wire.observer.set(attempt)
-        try:
+        with _wire.observing(attempt):
             try:
-                attempt.begin(*args, *kwargs.values())
-            except Exception as error:
-                _faults.count("begin_attempt", error)
-            await run(*args, **kwargs)
-        except BaseException as error:
-            if not attempt.ended_by_us():
-                _finish(attempt, _outcome(attempt, error), error)
-                raise
-            _finish(attempt, Outcome.CUT, error)
-            _end_cut(attempt)
-        else:
-            _finish(attempt, Outcome.CUT if attempt.cut else Outcome.SERVED, None)
-            if attempt.ended_by_us():  # and the plugin swallowed it
+                try:
+                    attempt.begin(*args, *kwargs.values())
+                except Exception as error:
+                    _faults.count("begin_attempt", error)
+                await run(*args, **kwargs)
+            except BaseException as error:
+                if not attempt.ended_by_us():
+                    _finish(attempt, _outcome(attempt, error), error)
+                    raise
+                _finish(attempt, Outcome.CUT, error)
                 _end_cut(attempt)
-        finally:
-            # Of another context when the loop is gone, and the coroutine is thrown away.
-            with contextlib.suppress(ValueError):
-                _wire.observer.reset(token)
+            else:
+                _finish(attempt, Outcome.CUT if attempt.cut else Outcome.SERVED, None)
+                if attempt.ended_by_us():  # and the plugin swallowed it
+                    _end_cut(attempt)
 
     return observed_run
 

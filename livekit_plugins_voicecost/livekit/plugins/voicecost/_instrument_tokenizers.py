@@ -36,11 +36,8 @@ def observe_tokenizers() -> Callable[[], None]:
     @functools.wraps(init)
     def observed_init(self: Any, *args: Any, **kwargs: Any) -> None:
         # What it takes from the tokenizer inside it waits there; what is taken from it is sent.
-        token = _wire.observer.set(None)
-        try:
+        with _wire.observing(None):
             init(self, *args, **kwargs)
-        finally:
-            _wire.observer.reset(token)
 
     pacer.__init__ = observed_init
 
@@ -57,7 +54,7 @@ def _observe_tokens(stream_class: Any) -> Callable[[], None]:
 
     @functools.wraps(next_token)
     async def observed_next(self: Any) -> Any:
-        seen_by = _wire.observer.get()
+        seen_by = _wire.observer()
         if not isinstance(seen_by, TokenObserver):
             return await next_token(self)
         try:

@@ -1,7 +1,7 @@
 """What really goes over the wire, seen with the context of the attempt that sends it.
 
 Tasks made inside an attempt inherit its context, so whoever sends or reads there belongs to it.
-Here is the observer's variable and aiohttp's client WebSocket; `_wire_openai` has the chunks of
+Here is who observes it and aiohttp's client WebSocket; `_wire_openai` has the chunks of
 OpenAI-compatible answers, `_wire_text` and `_wire_audio` say where a plugin's messages carry what
 is billed.
 
@@ -15,7 +15,8 @@ import asyncio
 import functools
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
@@ -54,11 +55,44 @@ class TextObserver:
         """
 
 
-observer: ContextVar[WireObserver | None] = ContextVar("voicecost_attempt", default=None)
+class _Watch:
+    """Who observes a context; nobody, once the run is over that it was for.
+
+    A timer, or a connection that is kept, holds the context it was begun in for minutes. It must
+    not hold the run for as long, with its stream and all that came over it.
+    """
+
+    __slots__ = ("by",)
+
+    def __init__(self, by: WireObserver | None) -> None:
+        self.by = by
+
+
+_watch: ContextVar[_Watch | None] = ContextVar("voicecost_attempt", default=None)
 
 _CONTEXT_ID: Final = re.compile(r'"context_?[iI]d"\s*:\s*"([^"\\]+)"')
 _claimed: weakref.WeakValueDictionary[str, WireObserver] = weakref.WeakValueDictionary()
 _observed_websockets = 0
+
+
+def observer() -> WireObserver | None:
+    """Whoever observes what is sent and read here."""
+    watch = _watch.get()
+    return None if watch is None else watch.by
+
+
+@contextmanager
+def observing(by: WireObserver | None) -> Generator[None]:
+    """Show what is sent and read inside, and by tasks begun there, to this observer, or nobody."""
+    watch = _Watch(by)
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        watch.by = None
+        # Of another context when the loop is gone, and the coroutine is thrown away.
+        with suppress(ValueError):
+            _watch.reset(token)
 
 
 def claim(context_id: str, seen_by: WireObserver) -> None:
@@ -94,7 +128,7 @@ def observe_websockets() -> Callable[[], None]:
         except Exception as error:
             _faults.count("wire_text", error)
             claimant = None
-        seen_by = claimant or observer.get()
+        seen_by = claimant or observer()
         if seen_by is not None:
             try:
                 seen_by.text_sending(self, data)
@@ -112,7 +146,7 @@ def observe_websockets() -> Callable[[], None]:
 
     @functools.wraps(send_bytes)
     async def observed_send_bytes(self: Any, data: bytes, *args: Any, **kwargs: Any) -> None:
-        seen_by = observer.get()
+        seen_by = observer()
         if seen_by is not None:
             try:
                 seen_by.bytes_sending(self, data)
@@ -150,7 +184,7 @@ def observe_requests() -> Callable[[], None]:
     async def observed_request(
         self: Any, method: str, str_or_url: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        seen_by = observer.get()
+        seen_by = observer()
         if isinstance(seen_by, TextObserver):
             body = kwargs.get("data")
             try:

@@ -89,7 +89,7 @@ def _nothing() -> None:
 
 
 def _seen_by() -> ConnectionObserver | None:
-    seen_by = observer.get()
+    seen_by = observer()
     return seen_by if isinstance(seen_by, ConnectionObserver) else None
 
 
@@ -171,7 +171,7 @@ def _observe_websockets(module: Any) -> Callable[[], None]:
 
     @functools.wraps(send)
     async def observed_send(self: Any, message: Any, *args: Any, **kwargs: Any) -> Any:
-        seen_by = observer.get()
+        seen_by = observer()
         if seen_by is not None:
             with _faults.contained("wire_bytes"):
                 if isinstance(message, str):

@@ -41,7 +41,7 @@ def observe_google_clients() -> Undo:
 def _observed_stream(generate: Callable[..., Any]) -> Callable[..., Any]:
     async def generate_observed(self: Any, *args: Any, **kwargs: Any) -> Any:
         chunks = await generate(self, *args, **kwargs)
-        seen_by = observer.get()
+        seen_by = observer()
         try:
             answer = seen_by.answer_observed() if seen_by is not None else None
             if answer is not None:
@@ -56,7 +56,7 @@ def _observed_stream(generate: Callable[..., Any]) -> Callable[..., Any]:
 def _observed_content(generate: Callable[..., Any]) -> Callable[..., Any]:
     async def generate_observed(self: Any, *args: Any, **kwargs: Any) -> Any:
         content = await generate(self, *args, **kwargs)
-        seen_by = observer.get()
+        seen_by = observer()
         try:
             answer = seen_by.answer_observed() if seen_by is not None else None
             if answer is not None:

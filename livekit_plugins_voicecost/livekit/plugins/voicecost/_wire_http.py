@@ -30,7 +30,7 @@ class HttpObserver:
 
 def usage_told() -> None:
     """The application tells what it used: inside an attempt it means that attempt's requests."""
-    seen_by = observer.get()
+    seen_by = observer()
     if isinstance(seen_by, HttpObserver):
         seen_by.usage_told()
 
@@ -94,7 +94,7 @@ def _observe(client: Any, name: str) -> Callable[[], None]:
 
 
 def _tell() -> None:
-    seen_by = observer.get()
+    seen_by = observer()
     if isinstance(seen_by, HttpObserver):
         try:
             seen_by.http_sending()

@@ -93,7 +93,7 @@ async def observed_answer(
     read_whole: Reader,
 ) -> Any:
     """A client's answer, shown to the attempt that asks for it; see `observe_requests`."""
-    seen_by = observer.get()
+    seen_by = observer()
     answer = await answering
     if seen_by is None:
         return answer
