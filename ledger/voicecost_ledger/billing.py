@@ -6,12 +6,12 @@ that held when it began, a call its fee. Budgets count cost, never what is bille
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Final
 
 import msgspec
 
-from voicecost_ledger.money import round_half_even
+from voicecost_ledger.money import EXACT, round_half_even
 
 PPM: Final = 1_000_000
 MARKUP_MAX_PERCENT: Final = 10_000
@@ -66,8 +66,8 @@ def parse_percent(text: str) -> int:
         ValueError: It is no number, negative, above 10,000 or finer than a ten-thousandth.
     """
     try:
-        ppm = Decimal(text.strip()) * _PPM_PER_PERCENT
-    except InvalidOperation:
+        ppm = EXACT.multiply(Decimal(text.strip()), _PPM_PER_PERCENT)
+    except ArithmeticError:
         ppm = Decimal("NaN")
     if not ppm.is_finite() or not 0 <= ppm <= MARKUP_MAX_PERCENT * _PPM_PER_PERCENT or ppm % 1:
         raise ValueError(

@@ -6,11 +6,13 @@ int64 nano-USD reaches $9.2 billion, far above any ledger's total.
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from typing import Final
 
 NANO_USD_PER_USD: Final = 1_000_000_000
 MAX_NANO_USD: Final = 2**63 - 1
+EXACT: Final = Context(traps=[Inexact, InvalidOperation, Overflow])
+"""Arithmetic on what somebody wrote: it raises `ArithmeticError` where it would round."""
 
 
 def round_half_even(numerator: int, *, per: int) -> int:
@@ -58,18 +60,19 @@ def parse_usd(amount: str | Decimal | int, *, name: str = "amount") -> int:
             f'int, for example "0.25" (a float cannot hold most cents exactly)'
         )
     try:
-        nano = Decimal(amount).scaleb(9)
-        whole = int(nano) if nano.is_finite() else -1
+        nano = Decimal(amount).scaleb(9, EXACT)
     except InvalidOperation:
         raise ValueError(
             f'{name}={amount!r} is not an amount of US dollars: expected for example "0.25"'
         ) from None
-    if whole < 0 or whole > MAX_NANO_USD or nano != whole:
+    except ArithmeticError:  # too large, or finer than can be told
+        nano = Decimal(-1)
+    if not nano.is_finite() or not 0 <= nano <= MAX_NANO_USD or nano % 1:
         raise ValueError(
             f"{name}={amount!r} cannot be stored: expected 0 to 9223372036 US dollars "
             "with at most 9 decimal places"
         )
-    return whole
+    return int(nano)
 
 
 def format_usd(amount_nano_usd: int | None, *, places: int = 4) -> str:

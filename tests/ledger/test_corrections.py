@@ -405,7 +405,13 @@ def test_a_percentage_is_taken_exactly(text: str, ppm: int) -> None:
     assert parse_percent(text) == ppm
 
 
-@pytest.mark.parametrize("text", ["", "-1", "ten", "NaN", "0.00001", "10001", "12.5%", "Infinity"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "-1", "ten", "NaN", "0.00001", "10001", "12.5%", "Infinity"),
+        *("1e999999999", "1e-999999999", "12.50000000000000000000000000000000001"),
+    ],
+)
 def test_what_is_no_percentage_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no markup: expected a percentage"):
         parse_percent(text)
