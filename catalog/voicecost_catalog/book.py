@@ -465,9 +465,14 @@ def check_plans(plans: Mapping[str, str], rows: Rows) -> dict[str, str]:
     checked: dict[str, str] = {}
     for provider, plan in plans.items():
         of = known.get(provider)
-        names = (*of.plans, *of.plan_names) if of else ()
-        if of is None or plan not in names:
-            allowed = ", ".join(names) or "no such provider"
-            raise ValueError(f"plan {plan!r} of {provider!r} has no prices: expected {allowed}")
+        if of is None:
+            expected = ", ".join(known)
+            raise ValueError(
+                f"plan {plan!r} of {provider!r}: no such provider: expected one of {expected}"
+            )
+        names = (*of.plans, *of.plan_names)
+        if plan not in names:
+            expected = ", ".join(names)
+            raise ValueError(f"plan {plan!r} of {provider!r} has no prices: expected {expected}")
         checked[provider] = of.plan_names.get(plan, plan)
     return checked

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from decimal import Context, Decimal, InvalidOperation
+from typing import Final
 
 import msgspec
+
+_MAGNITUDE_MAX: Final = 12
 
 
 class CurrencyTotals(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +39,8 @@ class DisplayCurrency(msgspec.Struct, frozen=True, kw_only=True):
             rate = Decimal(per_usd)
         except InvalidOperation:
             rate = Decimal(0)
-        if not rate.is_finite() or rate <= 0:
+        # Far beyond any currency's: what is shown stays short.
+        if not rate.is_finite() or not rate or rate < 0 or abs(rate.adjusted()) > _MAGNITUDE_MAX:
             raise ValueError(f"per_usd {per_usd!r}: expected a positive number such as 0.92")
         return cls(code=code, per_usd=per_usd)
 

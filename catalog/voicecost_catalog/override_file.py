@@ -48,6 +48,7 @@ _NUMBER_TAGS: Final = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int")
 _TEXT_TAG: Final = "tag:yaml.org,2002:str"
 _NULL_TAG: Final = "tag:yaml.org,2002:null"
 _PERCENT_DIGITS_MAX: Final = 6
+_HOST: Final = re.compile(r"[^\s/]+")
 _Place = tuple[Any, str, str]  # the node that a key stands in, the key, and the field of the node
 
 
@@ -104,6 +105,8 @@ def parse_prices(text: str, file: Path, environ: Mapping[str, str] | None = None
         raise
     except ValueError:
         raise no_day_in(text, file) from None
+    except RecursionError:
+        raise CatalogError(file, 0, "yaml", "a value refers to itself") from None
     except MarkedYAMLError as error:
         marked: Any = error  # ruamel.yaml is half typed
         mark = marked.problem_mark or marked.context_mark
@@ -122,6 +125,9 @@ def _sections(text: str, file: Path, environ: Mapping[str, str]) -> dict[str, An
                 allowed = f" ({', '.join(_KEYS)})" if key.value == SECTION else " and their values"
                 line = key.start_mark.line + 1
                 raise CatalogError(file, line, key.value, f"expected keys{allowed}")
+            if key.value in found:
+                line = key.start_mark.line + 1
+                raise CatalogError(file, line, key.value, "given twice: keep one")
             _keep_digits(value, key.value, file, environ)
             found[key.value] = yaml.constructor.construct_document(value)
     return found
@@ -223,7 +229,15 @@ class _Reader:
             entry = self._reader.convert(node, _ProviderEntry, where)
             if "match" not in fields and isinstance(fields.get("model"), str):
                 node["match"] = [fields["model"].lower()]
-            name = entry.provider.lower()
+            name = entry.provider.strip().lower()
+            if not name:
+                self._reader.fail(node, "provider", where, "is empty: expected a provider's name")
+            for host in entry.hosts:
+                if not _HOST.fullmatch(host):
+                    problem = (
+                        f"{host!r} is no host: expected as in stt.internal:8080, no scheme or path"
+                    )
+                    self._reader.fail(node, "hosts", where, problem)
             listed = own.get(name)
             held = found.get(name) or ProviderRows(
                 provider=name,
@@ -247,6 +261,9 @@ class _Reader:
                     self._reader.fail(
                         node, "kind", where, "a price by contract rates legs: leave it"
                     )
+                if not row.match:
+                    problem = "a price by contract rates legs: name its models, `*` for any"
+                    self._reader.fail(node, "match", where, problem)
                 self._reader.check(row, held, index, node, earlier=held.prices)
                 held = msgspec.structs.replace(
                     held,

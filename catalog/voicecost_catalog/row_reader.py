@@ -20,7 +20,7 @@ import msgspec
 from voicecost_catalog.phones import DIRECTIONS
 from voicecost_catalog.rates import Confidence, Derived, Kind, Rate, Rule
 from voicecost_catalog.rows import ProviderRows, Row, row_price, tier_name
-from voicecost_ledger.records import Modality
+from voicecost_ledger.records import UNITS, Modality
 
 # How a price list words its units.
 _PER: Final[dict[str, dict[str, int]]] = {
@@ -34,10 +34,13 @@ _PER: Final[dict[str, dict[str, int]]] = {
 _RATED: Final = (Kind.BASE, Kind.SUPERSEDED, Kind.SELF_HOSTED)
 _WORDS: Final = {"modality": Modality, "rule": Rule, "kind": Kind, "confidence": Confidence}
 _DAYS: Final = ("valid_from", "valid_until", "source_date", "checked_on")
+_EXPECTED: Final = {"array": "a list", "int": "a whole number", "bool": "true or false"}
+_MATCHED: Final = ("match", "except_models", "languages", "except_languages", "voices")
 _USD_MAX: Final = 1_000_000  # for one unit as it is written
 _COUNT_MAX: Final = 1_000_000_000
 _DIGITS_MAX: Final = 30  # behind the point
-_MS_MAX: Final = 86_400_000
+_MS_MAX: Final = 86_400_000  # a day
+_WHOLE: Final = {"minimum_ms": (0, _MS_MAX), "step_ms": (1, _MS_MAX), "double_width_weight": (1, 9)}
 _StructT = TypeVar("_StructT", bound=msgspec.Struct)
 Ratio = tuple[int, int]
 """Nano-USD for so many."""
@@ -139,7 +142,10 @@ class RowReader:
         if "derived" in entry:
             key = f"{where}.derived"
             derived = self.mapping(entry.get("derived"), key, parent=node, key="derived")
-        in_credits = any("credits" in self.mapping(rate, where) for rate in rates.values())
+        for name, tree in (("rates", rates), ("derived", derived)):
+            for unit, stated in tree.items():
+                self.mapping(stated, f"{where}.{name}.{unit}", parent=tree, key=unit)
+        in_credits = any("credits" in rate for rate in rates.values())
         if in_credits and ("plan" in entry or not credit_usd):
             problem = (
                 "credits need credit_usd, which says what one costs on which plan, and no plan"
@@ -184,20 +190,20 @@ class RowReader:
         for prefix in row.prefixes:
             if not re.fullmatch(r"\+[0-9]{1,15}", prefix):
                 self.fail(node, "prefixes", where, f'{prefix!r} begins no number: expected "+1800"')
-        texts = (*row.match, *row.except_models, *row.languages, *row.except_languages, *row.voices)
-        for text in texts:
-            if text != text.lower():
-                self.fail(node, "match", where, f"{text!r} can never match: write it in lower case")
+        for key in _MATCHED:
+            for text in getattr(row, key):
+                if text != text.lower():
+                    problem = f"{text!r} can never match: write it in lower case"
+                    self.fail(node, key, where, problem)
         if row.service_tier and row.service_tier != tier_name(row.service_tier):
             problem = (
                 f"{row.service_tier!r} names no tier of its own: expected one such as priority, in "
                 "lower case; without it the standard tiers are meant"
             )
             self.fail(node, "service_tier", where, problem)
-        for key in ("minimum_ms", "step_ms"):
-            if getattr(row, key) > _MS_MAX:
-                problem = f"{getattr(row, key)}: expected at most a day, {_MS_MAX}"
-                self.fail(node, key, where, problem)
+        for key, (least, most) in _WHOLE.items():
+            if not least <= getattr(row, key) <= most:
+                self.fail(node, key, where, f"{getattr(row, key)}: expected {least} to {most}")
         try:
             row_price(row, of, channel_count=1, pricing_source="")
         except ValueError as error:
@@ -241,6 +247,8 @@ class RowReader:
                 problem = f"{str(plain[key])!r} is no day: expected as in 2026-05-27"
             elif key in plain and problem.startswith(("Expected `str`", "Expected `str |")):
                 problem = f"{plain[key]} is not text: put it in quotes (a number would lose digits)"
+            elif key in plain and (word := re.match(r"Expected `(\w+)`", problem)):
+                problem = f"{plain[key]!r}: expected {_EXPECTED.get(word[1], word[1])}"
             raise self._error(node, key, where, problem) from error
 
     def _rate(self, node: Any, unit: str, where: str, credit: Ratio | None) -> Rate:
@@ -324,6 +332,11 @@ class RowReader:
         if entry.source_url and not _is_page(entry.source_url):
             problem = f"{entry.source_url!r}: expected the page itself, https://..."
             self.fail(node, "source_url", where, problem)
+        if entry.of not in UNITS:
+            allowed = ", ".join(sorted(UNITS))
+            self.fail(
+                node, "of", where, f"{entry.of!r}: expected a unit that legs count: {allowed}"
+            )
         per = self._per(node, entry.per, entry.of, where)
         count, parts = self._amount(node, entry.count, where, "count", "count")
         try:

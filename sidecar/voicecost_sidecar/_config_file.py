@@ -57,7 +57,11 @@ def read_config_file(file: Path, environ: Mapping[str, str]) -> FileValues:
         mark = marked.problem_mark or marked.context_mark
         line = None if mark is None else mark.line + 1
         raise ConfigError(f"is not YAML: {marked.problem}", file=str(file), line=line) from None
-    values = _File(file, environ).values(None if composed is None else _node(composed))
+    try:
+        root = None if composed is None else _node(composed)
+    except RecursionError:
+        raise ConfigError("a value refers to itself", file=str(file)) from None
+    values = _File(file, environ).values(root)
     prices = _prices(text, file, environ)
     values.host_aliases = prices.host_aliases
     values.overrides, values.display_currency = prices.overrides, prices.display_currency
