@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 from rich.console import Group, RenderableType
@@ -16,6 +17,8 @@ from voicecost_ledger.money import format_usd
 from voicecost_ledger.records import Basis, Modality, Outcome
 from voicecost_ledger.stores import EntryHistory, Store
 from voicecost_sidecar.tables import harmless, moment_text, plain_grid, plain_table
+
+_NUMBER_MAX: Final = 2**63 - 1  # a ledger can count no further, nor be asked
 
 
 class PriceFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +95,7 @@ def read_explanation(store: Store, number: int) -> EntryExplanation:
         ValueError: Its price was altered, or is of a newer version.
         StoreUnavailable: The ledger cannot be read.
     """
-    found = store.entry(number)
+    found = store.entry(number) if number <= _NUMBER_MAX else None
     if found is None:
         raise LookupError(
             f"no entry {number} in this ledger: `voicecost call ID --json` lists a call's"
@@ -107,7 +110,7 @@ def entry_of_leg(store: Store, call_id: str, leg: int, meter_id: str | None) -> 
         LookupError: Nothing is posted of such a leg.
         StoreUnavailable: The ledger cannot be read.
     """
-    number = store.last_entry(call_id, leg, meter_id)
+    number = store.last_entry(call_id, leg, meter_id) if abs(leg) <= _NUMBER_MAX else None
     if number is None:
         of_meter = f" of meter {meter_id}" if meter_id else ""
         raise LookupError(

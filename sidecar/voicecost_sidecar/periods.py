@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -11,6 +11,7 @@ import msgspec
 from voicecost_ledger.entries import QUARTER_HOUR_MS
 
 PERIODS: Final = ("today", "yesterday", "week", "month", "last_month")
+OUTSIDE_CALENDAR: Final = "is no day of a calendar: expected a year from 2 to 9998"
 
 
 class PeriodError(ValueError):
@@ -99,7 +100,18 @@ def _instant(text: str, zone: ZoneInfo, *, name: str, end_of_day: bool = False) 
         ) from None
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=zone)
-    if end_of_day and len(text) == len("2026-11-22"):
-        instant = _days_later(instant, 1)
-    # Compared and shown as one instant: two times of one zone would compare by wall clock.
-    return instant.astimezone(UTC)
+    try:
+        if end_of_day and _is_day(text):
+            instant = _days_later(instant, 1)
+        # Compared and shown as one instant: two times of one zone would compare by wall clock.
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise PeriodError(f"{name}={text!r} {OUTSIDE_CALENDAR}") from None
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

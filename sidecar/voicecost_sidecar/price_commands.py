@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import MAXYEAR, MINYEAR, date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from voicecost_sidecar._terminal import (
     read_settings,
     show_answer,
 )
+from voicecost_sidecar.periods import OUTSIDE_CALENDAR
 from voicecost_sidecar.price_books import price_book
 from voicecost_sidecar.prices import (
     changes_table,
@@ -118,9 +119,12 @@ def diff(
     days: list[date] = []
     for text in (before, after):
         try:
-            days.append(date.fromisoformat(text))
+            day = date.fromisoformat(text)
         except ValueError:
             fail(f"{text!r} is no day: expected for example 2026-11-01")
+        if day.year in (MINYEAR, MAXYEAR):  # prices ask for the days around it
+            fail(f"{text!r} {OUTSIDE_CALENDAR}")
+        days.append(day)
     try:
         found = read_changes(price_book(read_settings(config)), *days, provider=provider)
     except ValueError as error:

@@ -127,7 +127,7 @@ def read_changes(
         [
             price
             for price in book.every_price(midnight_unix_ms(day))
-            if provider in (None, price.provider)
+            if provider is None or price.provider == provider.lower()
         ]
         for day in (before, after)
     ]

@@ -82,9 +82,10 @@ def test_every_entry_is_explained_from_the_ledgers_own_price(told: RunningSideca
 
 
 def test_an_entry_that_is_not_there_is_said(told: RunningSidecar) -> None:
-    answer = told.http.get("/v1/entries/99/explanation")
-    assert answer.status_code == 404
-    assert "no entry 99" in answer.json()["detail"]
+    for number in (99, 10**20):
+        answer = told.http.get(f"/v1/entries/{number}/explanation")
+        assert answer.status_code == 404
+        assert f"no entry {number}" in answer.json()["detail"]
 
 
 def test_an_explanation_is_read_at_the_command_line_by_entry_and_by_leg(
@@ -100,6 +101,8 @@ def test_an_explanation_is_read_at_the_command_line_by_entry_and_by_leg(
     assert json.loads(by_leg.stdout) == told.get("/v1/entries/2/explanation")
     for arguments, says in (
         (("99",), "no entry 99"),
+        ((str(10**20),), f"no entry {10**20}"),
+        ((call_id, str(10**20)), f"nothing is posted of leg {10**20}"),
         ((call_id, "7"), "nothing is posted of leg 7"),
         ((call_id,), "is no entry's number"),
     ):

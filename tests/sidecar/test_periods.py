@@ -60,3 +60,19 @@ def test_an_offset_in_a_time_counts() -> None:
 def test_to_without_from_is_refused() -> None:
     with pytest.raises(PeriodError, match="without from"):
         period(now_unix_ms=NOW, time_zone="UTC", to="2026-11-22")
+
+
+@pytest.mark.parametrize("day", ["2026-11-21", "20261121", "2026-W47-6"])
+def test_a_day_is_whole_however_it_is_written(day: str) -> None:
+    span = period(now_unix_ms=NOW, time_zone="UTC", from_=day, to=day)
+    assert span.from_unix_ms == at("2026-11-21T00:00+00:00")
+    assert span.until_unix_ms == at("2026-11-22T00:00+00:00")
+
+
+@pytest.mark.parametrize(
+    ("zone", "from_", "to"),
+    [("UTC", "2026-11-01", "9999-12-31"), ("Asia/Tokyo", "0001-01-01", "2026-11-01")],
+)
+def test_a_day_at_the_end_of_the_calendar_is_refused(zone: str, from_: str, to: str) -> None:
+    with pytest.raises(PeriodError, match="no day of a calendar: expected a year from 2 to 9998"):
+        period(now_unix_ms=NOW, time_zone=zone, from_=from_, to=to)

@@ -59,7 +59,7 @@ def test_what_changed_between_two_days_is_told(tmp_path: Path) -> None:
         "$0.05 a thousand, then $0.04"
         in voicecost(tmp_path, "prices", "diff", *days, "--provider", "elevenlabs").stdout
     )
-    same = voicecost(tmp_path, "prices", "diff", *days, "--provider", "deepgram")
+    same = voicecost(tmp_path, "prices", "diff", *days, "--provider", "Deepgram")
     assert same.stdout.startswith("No price known here changed")
 
 
@@ -68,6 +68,8 @@ def test_what_changed_between_two_days_is_told(tmp_path: Path) -> None:
     [
         (("2026-11-22", "2026-08-01"), "2026-08-01 is not after 2026-11-22"),
         (("yesterday", "2026-08-01"), "'yesterday' is no day"),
+        (("2026-08-01", "9999-12-31"), "'9999-12-31' is no day of a calendar"),
+        (("0001-01-01", "2026-08-01"), "'0001-01-01' is no day of a calendar"),
         (("2026-08-01", "2026-11-22", "--provider", "deepgrm"), "no price of 'deepgrm'"),
     ],
 )
