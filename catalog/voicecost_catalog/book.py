@@ -278,18 +278,21 @@ class CatalogPriceBook:
     ) -> Dated:
         """The price with what options of the leg cost on top, where they are billed apart."""
         price, start, until = dated
-        if price is None or not leg.addons or price.rule is Rule.TOKENS:
+        if price is None or not leg.addons:
             return dated
-        unit = BILLED_UNITS[price.rule][0][0]
+        unit = "" if price.rule is Rule.TOKENS else BILLED_UNITS[price.rule][0][0]
         addons: dict[str, Rate] = {}
         pricing_source = price.pricing_source
         for name in leg.addons:
             found, begins, ends = self._addon_price(leg, name, payer, at_unix_ms)
             start, until = max(start, begins), min(until, ends)
-            if found is not None and unit in found.rates:
-                addons[name] = msgspec.structs.replace(found.rates[unit], kind=Kind.ADDON)
-                if found.pricing_source.startswith("config@"):
-                    pricing_source = found.pricing_source
+            if found is None:
+                continue
+            if unit not in found.rates:  # not free, and no one unit has both
+                return Dated(None, start, until)
+            addons[name] = msgspec.structs.replace(found.rates[unit], kind=Kind.ADDON)
+            if found.pricing_source.startswith("config@"):
+                pricing_source = found.pricing_source
         if addons:
             price = msgspec.structs.replace(
                 price, addons=addons, pricing_source=pricing_source, price_id=""

@@ -162,7 +162,7 @@ def _one_unit(bill: _Bill) -> None:
         bill.say("channels", detail, unit, quantity)
     bill.charge(unit, quantity, price.rates[unit])
     for addon, rate in price.addons.items():
-        bill.charge(unit, quantity, rate, note=f", for {addon}")
+        bill.charge(unit, quantity, rate, note=f" (for {addon})")
 
 
 def _tokens(bill: _Bill) -> None:

@@ -73,7 +73,7 @@ def test_the_parts_are_rounded_once_together(
     rated = [step.detail for step in explained.steps if step.rule == "rate"]
     assert len(rated) == 1 + len(addons)
     assert all(
-        detail.endswith(f", for {addon}") for detail, addon in zip(rated[1:], addons, strict=True)
+        detail.endswith(f" (for {addon})") for detail, addon in zip(rated[1:], addons, strict=True)
     )
 
 
@@ -101,6 +101,29 @@ def test_a_contract_may_have_a_price_of_its_own_for_an_option(tmp_path: Path) ->
     assert price is not None
     assert price.rate(MINUTE) == 2_400_000 + 1_000_000 + 1_000_000
     assert price.pricing_source.startswith("config@")
+
+
+BY_TOKENS = """\
+    - provider: deepgram
+      model: by-tokens
+      modality: stt
+      rule: tokens
+      rates: {input_audio_tokens: {usd: 1, per: million}, output_tokens: {usd: 2, per: million}}
+"""
+
+
+@pytest.mark.parametrize("model", ["nova-3", "by-tokens"])
+def test_an_option_billed_by_what_its_model_is_not_makes_the_price_unknown(
+    tmp_path: Path, model: str
+) -> None:
+    file = tmp_path / "voicecost.yaml"
+    by_time = CONTRACT.replace("rule: audio", "rule: session").replace("audio_ms", "connected_ms")
+    file.write_text(by_time.replace('"nova-*"', '"*"') + BY_TOKENS)
+    book = open_price_book(overrides=read_prices(file).overrides)
+    with_terms = LegAttributes(Modality.STT, "Deepgram", model, addons=("keyterms",))
+    without = LegAttributes(Modality.STT, "Deepgram", model)
+    assert book.price_for(with_terms, NOW_UNIX_MS) is None
+    assert book.price_for(without, NOW_UNIX_MS) is not None
 
 
 def test_add_ons_are_listed_with_the_model_they_come_on_top_of() -> None:

@@ -179,3 +179,16 @@ def test_an_explanation_says_on_which_days_the_price_holds() -> None:
         with console.capture() as shown:
             console.print(explanation_table(found, "UTC"))
         assert f"{valid}\n" in "".join(f"{line.rstrip()}\n" for line in shown.get().splitlines())
+
+
+def test_an_option_that_is_billed_on_top_is_named_in_the_table() -> None:
+    on = ("keyterms", "redaction")
+    ledger = Ledger(LegAttributes(Modality.STT, "Deepgram", "nova-3", addons=on))
+    stop: dict[str, Any] = {"leg": 1, "outcome": Outcome.SERVED, "basis": Basis.REPORTED}
+    ledger.tell(LegStop, usage={"audio_ms": 60_000}, **stop)
+    (found,) = ledger.explanations()
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as shown:
+        console.print(explanation_table(found, "UTC"))
+    for option in on:
+        assert f"60000 audio_ms (for {option})" in shown.get()
