@@ -11,7 +11,7 @@ import msgspec
 
 from voicecost_catalog.genai import GENAI_MODALITIES, GenaiPrices
 from voicecost_catalog.hosts import aliased_provider, check_host_aliases, request_host
-from voicecost_catalog.names import full_name, same_model
+from voicecost_catalog.names import full_name, same_model, vendor_and_models, vendor_id
 from voicecost_catalog.overrides import CONTRACT, Overrides
 from voicecost_catalog.rates import BILLED_UNITS, Kind, ModelPrice, Rate, Rule, restore_price
 from voicecost_catalog.rows import (
@@ -33,7 +33,6 @@ _AT_UNIX_MS_MAX: Final = 250_000_000_000_000  # the year 9892, where Python's ca
 _INFERENCE: Final = "livekit"  # its cloud; the models of LiveKit Inference are vendor/model
 _OWN_SERVER: Final = "livekit-server"  # whatever is not in LiveKit's cloud
 _OF_A_ROOM: Final = (Modality.PARTICIPANT, Modality.EGRESS)
-_VENDORS: Final = {"xai": "x-ai"}  # what it calls them, where we do not
 
 
 class CatalogPriceBook:
@@ -133,8 +132,8 @@ class CatalogPriceBook:
     def prices_of(self, name: str, at_unix_ms: int) -> list[ModelPrice]:
         """Every price in force of a model as people name it, for example `deepgram/nova-3`.
 
-        One model may have several: by language, streamed or not; what options cost on top comes
-        last. Loads genai-prices.
+        One model may have several: by language, voice or service tier, streamed or not; what
+        options cost on top comes last. Loads genai-prices.
 
         Args:
             name: Provider and model; what follows a colon may be a voice. LiveKit Inference's
@@ -144,20 +143,12 @@ class CatalogPriceBook:
         Returns:
             The prices, ours first; empty when none is known.
         """
-        vendor, _, model = name.strip().partition("/")
-        vendor = _VENDORS.get(vendor.lower(), vendor.lower())
+        vendor, models = vendor_and_models(name)
         found: dict[str, ModelPrice] = {}
         addons: dict[str, ModelPrice] = {}
-        for wanted in dict.fromkeys((model, model.partition(":")[0])):
-            for modality, streaming, language in product(Modality, (True, False), ("", "multi")):
-                leg = LegAttributes(
-                    modality=modality,
-                    provider=vendor,
-                    model=wanted,
-                    streaming=streaming,
-                    language=language,
-                )
-                price = self._look_up(leg, at_unix_ms).price if wanted else None
+        for model in models:
+            for leg in self._legs_of(vendor, model):
+                price = self._look_up(leg, at_unix_ms).price
                 if price is None:
                     continue
                 found.setdefault(price.price_id, price)
@@ -169,6 +160,27 @@ class CatalogPriceBook:
             if found:
                 break
         return [*found.values(), *addons.values()]
+
+    def _legs_of(self, vendor: str, model: str) -> Iterator[LegAttributes]:
+        """Legs of a model: of every kind, and as the rows of its provider tell them apart."""
+        plain = LegAttributes(modality=Modality.OTHER, provider=vendor, model=model)
+        for modality, streaming, language in product(Modality, (True, False), ("", "multi")):
+            yield msgspec.structs.replace(
+                plain, modality=modality, streaming=streaming, language=language
+            )
+        for of in (*self._overrides.rows, *self._rows.providers):
+            for row in of.prices if of.serves(plain) else ():
+                for language, voice in product(row.languages or ("",), row.voices or ("",)):
+                    leg = msgspec.structs.replace(
+                        plain,
+                        modality=row.modality,
+                        streaming=row.streaming is not False,
+                        language=language,
+                        voice=voice.replace("*", ""),
+                        service_tier=row.service_tier,
+                    )
+                    if row.covers(leg):
+                        yield leg
 
     def phone_leg(
         self,
@@ -392,7 +404,7 @@ class CatalogPriceBook:
     def _vendor_price(self, leg: LegAttributes, at_unix_ms: int) -> Dated:
         """What the vendor itself asks, where LiveKit Inference's own rate is not known."""
         vendor, slash, model = leg.model.partition("/")
-        vendor = _VENDORS.get(vendor, vendor)
+        vendor = vendor_id(vendor)
         if not slash or vendor == _INFERENCE:
             return Dated(None, *ALWAYS)
         of_vendor = msgspec.structs.replace(leg, provider=vendor, model=model, host="")

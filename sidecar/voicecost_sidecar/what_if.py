@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from typing import Final
 
 import msgspec
@@ -10,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from voicecost_catalog import CatalogPriceBook, ModelPrice
+from voicecost_catalog.names import vendor_and_models
 from voicecost_ledger.entries import Leg
 from voicecost_ledger.money import format_usd
 from voicecost_ledger.records import LegAttributes, Modality
@@ -151,8 +153,7 @@ class _Other:
         self.name = name
         self._prices = prices
         self._kind = kind
-        self._vendor, _, self._model = name.partition("/")
-        self._by_day: dict[int, ModelPrice | None] = {}
+        self._vendor, self._models = vendor_and_models(name)
 
     def check(self, at_unix_ms: int) -> None:
         found = self._prices.prices_of(self.name, at_unix_ms)
@@ -168,28 +169,21 @@ class _Other:
     def amount(self, leg: Leg) -> tuple[int | None, str]:
         """What the leg would have cost, or None and why that is not known."""
         asked = leg.attributes
-        as_other = LegAttributes(
-            modality=asked.modality,
-            provider=self._vendor,
-            model=self._model,
-            language=asked.language,
-            channel_count=asked.channel_count,
-            streaming=asked.streaming,
-        )
-        price = self._prices.price_for(as_other, leg.started_at_unix_ms)
-        if price is None:
-            price = self._by_name(leg.started_at_unix_ms)
-        if price is None:
-            return None, _NO_PRICE_NOW
-        return price.rate(leg.usage), _NOT_COUNTED
-
-    def _by_name(self, at_unix_ms: int) -> ModelPrice | None:
-        """A model that is only streamed, or never."""
-        day = at_unix_ms // 86_400_000
-        if day not in self._by_day:
-            found = self._prices.prices_of(self.name, at_unix_ms)
-            self._by_day[day] = next((price for price in found if self._fits(price)), None)
-        return self._by_day[day]
+        # A model may be streamed only, or never.
+        for model, streaming in product(self._models, (asked.streaming, not asked.streaming)):
+            as_other = LegAttributes(
+                modality=asked.modality,
+                provider=self._vendor,
+                model=model,
+                language=asked.language,
+                channel_count=asked.channel_count,
+                streaming=streaming,
+                addons=asked.addons,
+            )
+            price = self._prices.price_for(as_other, leg.started_at_unix_ms)
+            if price is not None:
+                return price.rate(leg.usage), _NOT_COUNTED
+        return None, _NO_PRICE_NOW
 
     def _fits(self, price: ModelPrice) -> bool:
         # genai-prices' are all listed as LLMs.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Final
 
 import pytest
 
 from voicecost_catalog import coverage, open_price_book
 from voicecost_catalog.names import same_model
+from voicecost_catalog.override_file import parse_prices
 from voicecost_ledger.records import LegAttributes, Modality
 
 NOW_UNIX_MS = 1_795_305_600_000  # 2026-11-22
@@ -155,3 +157,20 @@ def test_a_name_finds_what_was_charged_then() -> None:
 )
 def test_a_snapshot_is_the_model_that_was_asked_for(asked: str, served: str, same: bool) -> None:
     assert same_model(asked, served) is same
+
+
+def test_a_model_is_listed_with_each_price_that_its_legs_may_have() -> None:
+    contract = """
+prices:
+  rows:
+    - {provider: deepgram, model: nova-3, modality: stt, rule: audio, languages: [de],
+       rates: {audio_ms: {usd: 0.001, per: minute}}}
+    - {provider: openai, model: gpt-4o, modality: llm, rule: tokens, service_tier: priority,
+       rates: {input_tokens: {usd: 1, per: million}, output_tokens: {usd: 2, per: million}}}
+"""
+    book = open_price_book(overrides=parse_prices(contract, Path("voicecost.yaml"), {}).overrides)
+    for name, model in (("deepgram/nova-3", "nova-3"), ("openai/gpt-4o", "gpt-4o (priority)")):
+        listed = book.prices_of(name, NOW_UNIX_MS)
+        by_contract = [price.model for price in listed if price.plan == "contract"]
+        assert by_contract == [model]
+        assert len(listed) > 1

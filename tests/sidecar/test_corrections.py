@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from tests.sidecar.running import RunningSidecar, a_call, batch
+from tests.sidecar.running import NOVA, RunningSidecar, a_call, batch
 from tests.sidecar.test_cli import voicecost
 from voicecost_ledger.protocol import Ack
 from voicecost_ledger.records import (
@@ -229,6 +230,40 @@ def test_a_leg_that_was_not_counted_as_the_other_model_bills_is_listed(
     found = told.get("/v1/what-if", models="tts=resemble/chatterbox")
     reasons = {row["reason"] for row in found["not_compared"] if row["model"].startswith("Deep")}
     assert reasons <= {"was not counted in what it bills by"}
+
+
+def test_an_option_that_is_on_stays_on_with_another_model(sidecar: RunningSidecar) -> None:
+    with_terms = msgspec.structs.replace(NOVA, addons=("keyterms",))
+    records = [
+        msgspec.structs.replace(record, attributes=with_terms)
+        if isinstance(record, LegStart)
+        else record
+        for record in a_call()
+    ]
+    with sidecar.agent() as agent:
+        agent.send(batch(records))
+        agent.hear_a(Ack)
+    found = sidecar.get("/v1/what-if", models="stt=deepgram/nova-3")
+    assert (found["total"]["was_nano_usd"], found["total"]["difference_nano_usd"]) == (
+        "6100000",
+        "0",
+    )
+
+
+def test_a_model_that_costs_by_its_voice_is_not_compared(told: RunningSidecar) -> None:
+    found = told.get("/v1/what-if", models="tts=google/unknown")
+    reasons = {row["model"]: row["reason"] for row in found["not_compared"]}
+    assert reasons["Deepgram/aura-2-andromeda-en"] == "no price then"
+
+
+@pytest.mark.parametrize(
+    "models", ["llm=xai/grok-4.3", "tts=Deepgram/aura-2:andromeda", "tts=deepgram/aura-2"]
+)
+def test_another_model_is_found_by_any_of_its_names(told: RunningSidecar, models: str) -> None:
+    found = told.get("/v1/what-if", models=models)
+    kind = models.partition("=")[0]
+    (compared,) = [row for row in found["modalities"] if row["key"] == kind]
+    assert (compared["leg_count"], compared["would_be_nano_usd"] != "0") == (1, True)
 
 
 # ---- adjust ----------------------------------------------------------------------------------
