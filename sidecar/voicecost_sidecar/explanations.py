@@ -50,7 +50,8 @@ class EntryExplanation(msgspec.Struct, frozen=True, kw_only=True):
 
     `rated_nano_usd` is the amount of the whole leg as known with this part: what was posted before
     it plus the part's own amount. The `steps` lead to it from `usage`, which is the whole leg's
-    too; they are empty where no price was known or an operator ordered the amount. `agrees` is
+    too; they are empty where no price was known or an operator ordered the amount, and say so where
+    nobody counted what the price bills by. `agrees` is
     False where they lead elsewhere: then the ledger is damaged, or this version of voicecost
     counts otherwise than the one that posted.
     """
@@ -127,6 +128,8 @@ def _explanation(found: EntryHistory) -> EntryExplanation:
     document = None if found.price_document is None else found.price_document.encode()
     order = None if document is None else _order(document)
     price = None if document is None or order is not None else restore_price(document)
+    if price is not None and amount is None and price.rate(found.usage) is not None:
+        price = None  # the leg got it later
     usage, steps, agrees = found.usage, list[Step](), True
     if price is not None:
         usage, steps, agrees = _steps(found, price, rated)

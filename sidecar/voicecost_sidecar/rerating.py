@@ -94,7 +94,7 @@ def rerate_table(found: RerateReport) -> RenderableType:
     if not found.rows:
         return Text(f"Today's prices change nothing in the {found.leg_count} legs of that span.")
     table = plain_table("provider", "model", "kind")
-    for name in ("legs", "unpriced before", "was", "is now", "difference", "no price today"):
+    for name in ("legs", "unpriced before", "was", "is now", "difference", "unpriced today"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found.rows:
         unknown = row.kept_leg_count + row.still_unpriced_leg_count

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from voicecost_catalog import open_price_book
+from voicecost_catalog import CatalogPriceBook, open_price_book
 from voicecost_ledger.billing import Billing, BillingTerms
 from voicecost_ledger.books import Books
 from voicecost_ledger.events import Adjust, Rerate
@@ -61,9 +61,9 @@ LEGS: Final = {
 class Ledger:
     """One meter with one leg, over the real catalogue."""
 
-    def __init__(self, attributes: LegAttributes) -> None:
+    def __init__(self, attributes: LegAttributes, prices: CatalogPriceBook = BOOK) -> None:
         self.store = SqliteStore.open(":memory:")
-        self.books = Books(BOOK, POLICY)
+        self.books = Books(prices, POLICY)
         self.seq = 0
         self.now = NOON
         self.tell(MeterOpen)
@@ -192,3 +192,30 @@ def test_an_option_that_is_billed_on_top_is_named_in_the_table() -> None:
         console.print(explanation_table(found, "UTC"))
     for option in on:
         assert f"60000 audio_ms (for {option})" in shown.get()
+
+
+def test_a_quantity_that_nobody_counted_is_told_from_a_price_that_nobody_knows() -> None:
+    ledger = Ledger(leg(Modality.TTS, "openai", "tts-1"))
+    stop: dict[str, Any] = {"leg": 1, "outcome": Outcome.SERVED, "basis": Basis.REPORTED}
+    ledger.tell(LegStop, usage={"audio_ms": 60_000}, **stop)
+    ledger.tell(LegStop, usage={"audio_ms": 60_000, "characters": 1_000}, **stop)
+    uncounted, counted = ledger.explanations()
+    assert (uncounted.amount_nano_usd, uncounted.agrees) == (None, True)
+    assert uncounted.price is not None
+    assert uncounted.price == counted.price
+    (step,) = uncounted.steps
+    assert "not counted in what this price bills by" in step.detail
+    assert counted.agrees
+
+
+def test_what_had_no_price_yet_is_not_explained_by_a_later_one() -> None:
+    attributes = leg(Modality.LLM, "openai", "gpt-4o-mini")
+    ledger = Ledger(attributes, prices=open_price_book(genai=False))
+    stop: dict[str, Any] = {"leg": 1, "outcome": Outcome.SERVED, "basis": Basis.REPORTED}
+    ledger.tell(LegStop, usage={"input_tokens": 1_000, "output_tokens": 10}, **stop)
+    ledger.books = Books(BOOK, POLICY)
+    ledger.order(Rerate(from_unix_ms=NOON, until_unix_ms=NOON + 1, apply=True))
+    before, after = ledger.explanations()
+    assert (before.price, before.steps, before.agrees) == (None, [], True)
+    assert after.price is not None
+    assert after.agrees

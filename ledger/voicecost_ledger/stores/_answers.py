@@ -127,7 +127,8 @@ class EntryView(msgspec.Struct, frozen=True, kw_only=True):
 class EntryHistory(msgspec.Struct, frozen=True, kw_only=True):
     """One entry, what its leg was known to have used with it, and what was posted before.
 
-    `price_document` is the price as the ledger keeps it, JSON; None where none was known.
+    `price_document` is the price as the ledger keeps it, JSON; of an entry without an amount that
+    of its leg, which may have got one later; None where none is known.
     """
 
     entry: EntryView

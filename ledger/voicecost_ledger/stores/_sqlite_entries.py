@@ -117,7 +117,7 @@ def history(db: apsw.Connection, number: int) -> EntryHistory | None:
         db,
         "SELECT e.leg_key, e.part, e.call_id, l.markup_ppm, l.part_count, "
         "CAST(p.document AS TEXT) FROM entries e JOIN legs l ON l.key = e.leg_key "
-        "LEFT JOIN prices p ON p.price_id = e.price_id WHERE e.number = ?",
+        "LEFT JOIN prices p ON p.price_id = coalesce(e.price_id, l.price_id) WHERE e.number = ?",
         (number,),
     )
     if not owner:
