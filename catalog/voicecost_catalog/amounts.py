@@ -10,8 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-# Audio tokens are a part of the input and output tokens, as cached ones are.
-SPEECH_UNITS: Final = frozenset({"input_audio_tokens", "output_audio_tokens"})
 # An open connection is no sign that anything billable was sent over it.
 _NO_WITNESS: Final = "connected_ms"
 
