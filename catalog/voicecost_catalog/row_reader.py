@@ -304,7 +304,7 @@ class RowReader:
         name = stated.get("source")
         source: Any = {}
         if name is not None:
-            if name not in self._sources:
+            if not isinstance(name, str) or name not in self._sources:
                 known = ", ".join(self._sources) or "none"
                 self.fail(node, "source", where, f"{name!r} is no source of this file: {known}")
             source = self.mapping(self._sources[name], f"sources.{name}")

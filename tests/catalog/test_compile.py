@@ -118,6 +118,8 @@ def test_a_new_price_is_a_new_row_below_the_old_one(tmp_path: Path) -> None:
         ("    rates:\n", "    rates: 5\n    note:\n", 13, "prices[0].rates", "got int"),
         ("        source_url: https://example.com/pricing\n", "        source: blog\n", 17,
          "prices[0].rates.characters.source", "'blog' is no source of this file: none"),
+        ("        source_url: https://example.com/pricing\n", "        source: [blog]\n", 17,
+         "prices[0].rates.characters.source", "['blog'] is no source of this file: none"),
         ('usd: "0.000033333333333"', 'credits: "1"', 13, "prices[0].rates",
          "credits need credit_usd, which says what one costs"),
         ('usd: "0.000033333333333"', "kind: base", 15, "prices[0].rates.characters.usd",
