@@ -18,10 +18,10 @@ from typing import Any, Final
 
 import msgspec
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from voicecost_catalog import rows as catalog_rows
-from voicecost_catalog.row_reader import CatalogError, RowReader, no_day_in
+from voicecost_catalog.row_reader import CatalogError, RowReader, no_day_in, no_yaml
 from voicecost_catalog.rows import ProviderRows, Rows
 
 COMPILED_PATH: Final = Path(catalog_rows.COMPILED_PATH)
@@ -89,10 +89,8 @@ def read_provider(path: Path, *, today: date | None = None) -> ProviderRows:
         tree: object = YAML().load(text)  # pyright: ignore[reportUnknownMemberType]  # ruamel.yaml is not fully typed
     except ValueError:
         raise no_day_in(text, path) from None
-    except MarkedYAMLError as error:
-        mark: Any = getattr(error, "problem_mark", None)
-        problem = str(getattr(error, "problem", None) or error)
-        raise CatalogError(path, mark.line + 1 if mark else 0, "yaml", problem) from error
+    except YAMLError as error:
+        raise no_yaml(error, text, path) from None
     head = RowReader(path).convert(tree, _FileEntry, "")
     file = RowReader(path, sources=head.sources, today=today)
     credit_usd = file.credit_prices(head.credit_usd)

@@ -26,7 +26,7 @@ from typing import Any, Final, cast
 
 import msgspec
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from voicecost_catalog.book import check_plans
 from voicecost_catalog.currency import DisplayCurrency
@@ -34,7 +34,7 @@ from voicecost_catalog.genai import GenaiPrices
 from voicecost_catalog.hosts import check_host_aliases
 from voicecost_catalog.overrides import CONTRACT, Overrides, Ratio
 from voicecost_catalog.rates import Kind
-from voicecost_catalog.row_reader import CatalogError, RowReader, no_day_in
+from voicecost_catalog.row_reader import CatalogError, RowReader, no_day_in, no_yaml
 from voicecost_catalog.rows import ProviderRows, load_rows
 
 SECTION: Final = "prices"
@@ -88,7 +88,7 @@ def read_sections(file: Path) -> dict[str, int]:
     yaml: Any = YAML(typ="rt", pure=True)
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"))
-    except MarkedYAMLError:
+    except YAMLError:
         return {}  # whoever reads the section says what is wrong
     return {
         str(key.value): key.start_mark.line + 1
@@ -107,11 +107,8 @@ def parse_prices(text: str, file: Path, environ: Mapping[str, str] | None = None
         raise no_day_in(text, file) from None
     except RecursionError:
         raise CatalogError(file, 0, "yaml", "a value refers to itself") from None
-    except MarkedYAMLError as error:
-        marked: Any = error  # ruamel.yaml is half typed
-        mark = marked.problem_mark or marked.context_mark
-        problem = str(marked.problem).split("\n")[0]
-        raise CatalogError(file, mark.line + 1 if mark else 0, "yaml", problem) from None
+    except YAMLError as error:
+        raise no_yaml(error, text, file) from None
     return _Reader(file).read(sections)
 
 

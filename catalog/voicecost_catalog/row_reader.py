@@ -385,6 +385,18 @@ class RowReader:
         return CatalogError(self._path, _line(node, key), field or "file", problem)
 
 
+def no_yaml(error: Any, text: str, path: Path) -> CatalogError:
+    """What is no YAML in a text, and where; `error` is the parser's, which is half typed."""
+    position = getattr(error, "position", None)
+    if position is not None:
+        problem = f"{chr(error.character)!r} is no character of a text"
+        return CatalogError(path, text.count("\n", 0, position) + 1, "yaml", problem)
+    mark = error.problem_mark or error.context_mark
+    return CatalogError(
+        path, mark.line + 1 if mark else 0, "yaml", str(error.problem).split("\n")[0]
+    )
+
+
 def no_day_in(text: str, path: Path) -> CatalogError:
     """Where a text has a day that no calendar has: the YAML parser does not say."""
     for number, line in enumerate(text.splitlines(), start=1):

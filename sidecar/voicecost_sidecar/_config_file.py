@@ -10,10 +10,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from voicecost_catalog.override_file import PriceSettings, parse_prices
-from voicecost_catalog.row_reader import CatalogError
+from voicecost_catalog.row_reader import CatalogError, no_yaml
 from voicecost_ledger.billing import Billing, BillingTerms, parse_percent
 from voicecost_ledger.database_url import DatabaseUrlError, sqlite_path
 from voicecost_ledger.money import parse_usd
@@ -52,11 +52,10 @@ def read_config_file(file: Path, environ: Mapping[str, str]) -> FileValues:
         # never passes through a float. pure: the C parser gives no such nodes.
         yaml: Any = YAML(typ="rt", pure=True)  # Any: ruamel.yaml is half typed
         composed = yaml.compose(text)
-    except MarkedYAMLError as error:
-        marked: Any = error
-        mark = marked.problem_mark or marked.context_mark
-        line = None if mark is None else mark.line + 1
-        raise ConfigError(f"is not YAML: {marked.problem}", file=str(file), line=line) from None
+    except YAMLError as error:
+        told = no_yaml(error, text, file)
+        problem = f"is not YAML: {told.problem}"
+        raise ConfigError(problem, file=str(file), line=told.line or None) from None
     try:
         root = None if composed is None else _node(composed)
     except RecursionError:

@@ -114,6 +114,7 @@ def test_a_new_price_is_a_new_row_below_the_old_one(tmp_path: Path) -> None:
          "is not after valid_from"),
         ("plan: pay as you go", "plan: 7", 4, "plan", "7 is not text: put it in quotes"),
         ("plan: pay as you go", "plan: [", 7, "yaml", "expected"),
+        ("plan: pay as you go", 'plan: "\x07"', 4, "yaml", "'\\x07' is no character of a text"),
         ("plan: pay as you go", "plan: a\nplan: b", 5, "yaml", "duplicate key"),
         ("    rates:\n", "    rates: 5\n    note:\n", 13, "prices[0].rates", "got int"),
         ("        source_url: https://example.com/pricing\n", "        source: blog\n", 17,

@@ -121,6 +121,7 @@ GOOD_ROW = """\
         ('  plans: {livekit: "${PLAN}"}', 2, "prices.plans.livekit", "PLAN is not set"),
         ("  plans: {livekit: scale, livekit: scale}", 2, "yaml", "duplicate key"),
         ("  plans: {livekit: ", 2, "yaml", ""),
+        ('  plans: {livekit: "\x07"}', 2, "yaml", "'\\x07' is no character of a text"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_file_line_and_field(

@@ -113,6 +113,8 @@ def test_a_budget_is_exactly_what_is_written(tmp_path: Path, written: str, nano_
         pytest.param("host_aliases: {'http://x/': openai}\n", 1, "host_aliases.http://x/",
                      "no scheme", id="alias"),
         pytest.param("projects: {shop: {daily_budget: 5}\n", 2, "", "is not YAML", id="no YAML"),
+        pytest.param("projects:\n  shop: {name: '\x07'}\n", 2, "", "'\\x07' is no character",
+                     id="a bell"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, line: int, key: str, says: str) -> None:
