@@ -105,7 +105,7 @@ def rerate(
             answers.append(answer)
             following = next_order(following, answer)
         found = report(order, answers)
-        show_answer(found, as_json, lambda: rerate_table(found))
+        show_answer(found, as_json, lambda: rerate_table(found, settings.time_zone))
 
 
 def what_if_command(
@@ -123,7 +123,7 @@ def what_if_command(
         wanted = parse_models(models)
         span = _span(settings, period, from_, to)
         found = what_if(store, price_book(settings), span, wanted)
-        show_answer(found, as_json, lambda: what_if_table(found))
+        show_answer(found, as_json, lambda: what_if_table(found, settings.time_zone))
 
 
 def adjust(

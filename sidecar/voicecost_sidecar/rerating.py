@@ -10,7 +10,7 @@ from rich.text import Text
 
 from voicecost_ledger.events import Rerate, Rerated, RerateRow
 from voicecost_ledger.money import format_usd
-from voicecost_sidecar.tables import harmless, plain_table
+from voicecost_sidecar.tables import harmless, plain_table, span_text
 
 
 class RerateReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,11 +88,13 @@ _COUNTS = [
 ]
 
 
-def rerate_table(found: RerateReport) -> RenderableType:
+def rerate_table(found: RerateReport, time_zone: str) -> RenderableType:
     """One line per model whose amounts differ or are not known, and what to do."""
     found = harmless(found)
+    span = Text(span_text(found.from_unix_ms, found.until_unix_ms, time_zone))
     if not found.rows:
-        return Text(f"Today's prices change nothing in the {found.leg_count} legs of that span.")
+        same = f"Today's prices change nothing in the {found.leg_count} legs of that span."
+        return Group(span, Text(same))
     table = plain_table("provider", "model", "kind")
     for name in ("legs", "unpriced before", "was", "is now", "difference", "unpriced today"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -111,8 +113,8 @@ def rerate_table(found: RerateReport) -> RenderableType:
         )
     if not found.changed_leg_count:
         same = f"Today's prices change no amount of the {found.leg_count} legs of that span."
-        return Group(table, Text(same))
+        return Group(span, table, Text(same))
     difference = format_usd(found.difference_nano_usd, places=6)
     told = f"{found.changed_leg_count} of {found.leg_count} legs, {difference}"
     done = "posted as adjustments." if found.applied else "not posted: say --apply to post them."
-    return Group(table, Text(f"{told}, {done}"))
+    return Group(span, table, Text(f"{told}, {done}"))

@@ -117,7 +117,7 @@ class _CallsTable:
 def costs_table(costs: Costs) -> RenderableType:
     """One line per group, dearest first, and the total."""
     costs = harmless(costs)
-    span = _span_text(costs)
+    span = span_text(costs.from_unix_ms, costs.until_unix_ms, costs.time_zone)
     if not costs.rows and not costs.accruing_nano_usd:
         return Text(f"No cost from {span}.")
     names = costs.group_by or ("",)
@@ -152,7 +152,7 @@ def costs_table(costs: Costs) -> RenderableType:
 def latency_table(latency: Latency) -> RenderableType:
     """One line per group: half of the answers came within P50, 95 of 100 within P95."""
     latency = harmless(latency)
-    span = _span_text(latency)
+    span = span_text(latency.from_unix_ms, latency.until_unix_ms, latency.time_zone)
     if not latency.rows:
         return Text(f"No leg has ended that started from {span}.")
     return Group(Text(span, style="dim"), LatencyTable(latency.rows, latency.group_by))
@@ -230,9 +230,10 @@ def plain_grid() -> Table:
     return _PlainTable.grid(padding=(0, 2))
 
 
-def _span_text(found: Costs | Latency) -> str:
-    since = moment_text(found.from_unix_ms, found.time_zone)
-    return f"{since} to {moment_text(found.until_unix_ms, found.time_zone)} ({found.time_zone})"
+def span_text(from_unix_ms: int, until_unix_ms: int, time_zone: str) -> str:
+    """From when to when, and in which time zone that is."""
+    since = moment_text(from_unix_ms, time_zone)
+    return f"{since} to {moment_text(until_unix_ms, time_zone)} ({time_zone})"
 
 
 def state_text(call: CallSummary) -> Text:

@@ -17,7 +17,7 @@ from voicecost_ledger.money import format_usd
 from voicecost_ledger.records import LegAttributes, Modality
 from voicecost_ledger.stores import Store
 from voicecost_sidecar.periods import Period
-from voicecost_sidecar.tables import harmless, plain_table
+from voicecost_sidecar.tables import harmless, plain_table, span_text
 
 CALLS_SHOWN_MAX: Final = 100
 _LEGS_AT_ONCE: Final = 1_000
@@ -210,11 +210,12 @@ def _furthest_first(found: Iterable[Comparison]) -> list[Comparison]:
     return sorted(found, key=lambda one: (-abs(one.difference_nano_usd), one.key))
 
 
-def what_if_table(found: WhatIf) -> RenderableType:
+def what_if_table(found: WhatIf, time_zone: str) -> RenderableType:
     """By modality, by call, and what could not be compared."""
     found = harmless(found)
+    span = Text(span_text(found.from_unix_ms, found.until_unix_ms, time_zone))
     if not found.call_count:
-        return Text("No leg that is over began in that span.")
+        return Group(span, Text("No leg that is over began in that span."))
     table = plain_table("kind", "with", show_footer=True)
     table.columns[0].footer = "total"
     names = ("legs", "was", "would be", "difference")
@@ -222,7 +223,7 @@ def what_if_table(found: WhatIf) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True, footer=cell)
     for row in found.modalities:
         table.add_row(row.key, found.models.get(row.key, "(as it was)"), *_cells(row))
-    parts: list[RenderableType] = [table, Text(), _calls(found)]
+    parts: list[RenderableType] = [span, table, Text(), _calls(found)]
     if found.not_compared:
         left_out = plain_table("kind", "model", "with", "not compared: it")
         for name in ("legs", "was"):

@@ -177,6 +177,14 @@ def test_a_model_without_a_price_is_rerated_at_the_command_line_while_the_sideca
     assert (found["part"], found["amount_nano_usd"], found["agrees"]) == (1, "5000000", True)
 
 
+def test_the_span_of_a_rerate_is_told_as_it_was_taken(told: RunningSidecar, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    asked = ("--from", "2026-11-01T10:07", "--to", "2026-11-01T10:08")
+    for command in (("rerate",), ("what-if", "--models", "stt=deepgram/nova-3")):
+        done = voicecost(tmp_path, *command, *asked, VOICECOST_DATABASE_URL=url)
+        assert done.stdout.startswith("2026-11-01 10:00 to 2026-11-01 10:15 (UTC)")
+
+
 # ---- what if ---------------------------------------------------------------------------------
 
 
