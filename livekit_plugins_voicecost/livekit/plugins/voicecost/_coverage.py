@@ -16,7 +16,7 @@ AUDIO_WITHOUT_TTS: Final = "audio_without_tts"
 TRANSCRIPT_WITHOUT_STT: Final = "transcript_without_stt"
 
 
-_SPEECHES_MAX: Final = 64
+_SPEECHES_MAX: Final = 16
 """Speeches that may still become a message: a call goes on for hours."""
 
 

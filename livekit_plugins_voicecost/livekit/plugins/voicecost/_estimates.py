@@ -46,9 +46,8 @@ from ._thoughts import Thoughts
 if TYPE_CHECKING:
     from .legs import Leg, LegMeter
 
-_REPORTS_MAX: Final = 12
-_NEAR_MAX: Final = 8
-"""Reports that one estimate looks at: of a long call the nearest few tell it all."""
+_REPORTS_MAX: Final = 8
+"""Of a long call the latest few tell it all; each holds its prompt's items."""
 _ESTIMATED_MAX: Final = 12
 """Stopped legs that new reports can still better: each is a tenth of a millisecond, on the loop."""
 _ANSWERS_MAX: Final = 256
@@ -156,7 +155,7 @@ class Estimates:
     @property
     def knows_prompts(self) -> bool:
         """Whether any request of this model has reported how it counts."""
-        return bool(self._own.reports or self._process.reports)
+        return bool(self._reports())
 
     def usage(self, counts: Counts) -> dict[str, int]:
         """The best usage for what was seen of a request, all units of an LLM leg."""
@@ -281,7 +280,7 @@ class Estimates:
 
     def _prompt(self, counts: Counts) -> PromptEstimate:
         prompt = counts.prompt
-        below, above = self._around(prompt, counts.order)
+        below, above = self._around(prompt)
         if below is None:
             guessed = None
             input_tokens = max(1, PRIMING_TOKENS + rounded(self._text_tokens(prompt, 0)))
@@ -321,22 +320,18 @@ class Estimates:
                 guessed = guessed * beyond // (guessed + beyond)
         return tokens, guessed // TOKEN
 
-    def _near(self, order: int) -> list[Report]:
-        """The reports asked shortly before and after, oldest first; other calls' without any."""
-        reports = self._own.reports or self._process.reports
-        if len(reports) <= _NEAR_MAX:
-            return list(reports)
-        near = sorted(reports, key=lambda report: abs(report.order - order))[:_NEAR_MAX]
-        return sorted(near, key=lambda report: report.order)
+    def _reports(self) -> deque[Report]:
+        """This call's latest reports; other calls' without any."""
+        return self._own.reports or self._process.reports
 
-    def _around(self, prompt: Prompt, order: int) -> tuple[Report | None, Report | None]:
+    def _around(self, prompt: Prompt) -> tuple[Report | None, Report | None]:
         """The nearest reports on lighter and on heavier prompts; of two as near the later.
 
         One is the first of the two where it is alone.
         """
         below = above = None
         below_at = above_at = 0
-        for report in self._near(order):
+        for report in self._reports():
             distance = self._distance(report.prompt, prompt)
             if report.prompt.weight <= prompt.weight:
                 if below is None or distance <= below_at:
@@ -360,7 +355,7 @@ class Estimates:
         """The longest beginning that was asked before, and the longest that others had cached."""
         shared = warm = 0
         prompt = counts.prompt
-        for report in self._near(counts.order):
+        for report in self._reports():
             earlier = report.order < counts.order
             if earlier or report.warm_tokens:
                 beginning = self._beginning(prompt, input_tokens, report.prompt)
@@ -433,7 +428,7 @@ class Estimates:
     def _learn_growth(self, counts: Counts, input_tokens: int) -> None:
         """Learn the rate of the text by which this prompt differs from the nearest reported."""
         prompt = counts.prompt
-        nearest, _ = self._around(prompt, counts.order)
+        nearest, _ = self._around(prompt)
         if nearest is None:
             # How a provider shows tools to its model is no measure of its encoder.
             text_weight = prompt.weight - prompt.tools_weight

@@ -14,8 +14,8 @@ from voicecost_ledger.records import LegAttributes, Outcome
 
 from .legs import Leg
 
-_HELD_MAX: Final = 64
-"""Legs that are held on their own before older ones are summed up: some minutes of a call."""
+_HELD_MAX: Final = 16
+"""Legs that are held on their own before older ones are summed up: a minute of a call."""
 _ATTRIBUTES_MAX: Final = 64
 
 
