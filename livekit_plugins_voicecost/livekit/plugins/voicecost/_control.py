@@ -15,6 +15,7 @@ Nothing is ever booked from here.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -62,6 +63,10 @@ _BY_TIME: Final[dict[str, tuple[tuple[Modality, ...], dict[str, str]]]] = {
 _KINDS: Final = _BY_REQUEST | _BY_TIME
 _IN_FLIGHT_MS: Final = 1_000
 """Audio between our count and LiveKit's when it reports: frames on their way through a plugin."""
+_AWAITED_MAX: Final = 16
+"""Legs of a model, and additions, of which the other is still looked for. LiveKit counts a request
+when it ends: of older ones nothing more is to come, and a plugin that counts otherwise than its
+provider must not make all of a long call be compared with all of it."""
 _BY_OUTCOME: Final = {
     Outcome.INTERRUPTED: ControlCause.INTERRUPTED,
     Outcome.CUT: ControlCause.INTERRUPTED,
@@ -126,8 +131,9 @@ class ControlTotals:
         self._counted: dict[Leg, dict[str, int]] = {}
         self._again: set[Leg] = set()  # LiveKit has counted it more than once
         self._unclaimed: dict[_Model, list[dict[str, int]]] = {}
+        self._never_claimed: dict[_Model, dict[str, int]] = {}
         self._ours_then: dict[_Model, dict[str, int]] = {}
-        self._overheard: dict[_Model, list[Mapping[str, int]]] = {}
+        self._overheard: dict[_Model, deque[Mapping[str, int]]] = {}
         self._elsewhere: dict[_Model, dict[str, int]] = {}
         self._late = False
         self._before: dict[_Model, dict[str, int]] = {}
@@ -147,9 +153,7 @@ class ControlTotals:
         model = _model_of(leg.attributes)
         units = _KINDS[model.kind][1] if model.kind in _KINDS else {}
         counted = self._counted.get(leg)
-        said = counted or {}
-        whole = bool(said) and all(_expected(leg, unit) <= said.get(unit, 0) for unit in units)
-        if model.kind in _BY_REQUEST and not whole and not _is_uncounted(leg):
+        if model.kind in _BY_REQUEST and self._awaits(model, leg):
             return None
         one = _Sum(leg.attributes.modality)
         for unit in units:
@@ -179,6 +183,14 @@ class ControlTotals:
 
         return undo
 
+    def _awaits(self, model: _Model, leg: Leg) -> bool:
+        """Whether LiveKit is to count more of it than it has, and may still."""
+        if _is_uncounted(leg) or leg not in self._claimable(model)[-_AWAITED_MAX:]:
+            return False
+        counted = self._counted.get(leg, {})
+        units = _KINDS[model.kind][1]
+        return any(_expected(leg, unit) > counted.get(unit, 0) for unit in units)
+
     def _follow(self, model: _Model, leg: Leg) -> None:
         self._by_model.setdefault(model, []).append(leg)
         self._uncounted.setdefault(model, []).append(leg)
@@ -207,7 +219,7 @@ class ControlTotals:
         if model.kind in _BY_TIME:
             _sum(self._elsewhere.setdefault(model, {}), counts)
         else:
-            self._overheard.setdefault(model, []).append(counts)
+            self._overheard.setdefault(model, deque(maxlen=_AWAITED_MAX)).append(counts)
 
     def updated(self, usage: Any) -> None:
         """Take LiveKit's `AgentSessionUsage`, cumulative since the session's start."""
@@ -269,7 +281,10 @@ class ControlTotals:
     def _claim_all(self, model: _Model) -> None:
         waiting = self._unclaimed.get(model)
         if waiting:  # some until their leg has stopped, and says what LiveKit does not count of it
-            self._unclaimed[model] = [each for each in waiting if not self._claim(model, each)]
+            waiting = [each for each in waiting if not self._claim(model, each)]
+            for given_up in waiting[:-_AWAITED_MAX]:
+                _sum(self._never_claimed.setdefault(model, {}), given_up)
+            self._unclaimed[model] = waiting[-_AWAITED_MAX:]
 
     def _claim(self, model: _Model, added: Mapping[str, int]) -> bool:
         """Find the leg that an addition is of."""
@@ -288,7 +303,7 @@ class ControlTotals:
         return True
 
     def _was_overheard(self, model: _Model, added: Mapping[str, int]) -> bool:
-        requests = self._overheard.get(model, [])
+        requests = self._overheard.get(model, deque())
         for counts in requests:
             if all(counts.get(unit) == count for unit, count in added.items()):
                 requests.remove(counts)
@@ -351,7 +366,7 @@ class ControlTotals:
                 _add(causes, cause, count)
         for leg in self._legs_of(model):
             self._explain(leg, unit, causes)
-        for missing in self._unclaimed.get(model, ()):
+        for missing in (*self._unclaimed.get(model, ()), self._never_claimed.get(model, {})):
             _add(causes, ControlCause.UNEXPLAINED, -missing.get(unit, 0))
         _add(causes, ControlCause.ATTACHED_LATE, -self._before.get(model, {}).get(unit, 0))
         _add(causes, ControlCause.OUTSIDE_SESSION, -self._elsewhere.get(model, {}).get(unit, 0))

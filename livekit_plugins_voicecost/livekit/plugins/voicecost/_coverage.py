@@ -17,19 +17,19 @@ TRANSCRIPT_WITHOUT_STT: Final = "transcript_without_stt"
 
 
 _SPEECHES_MAX: Final = 16
-"""Speeches that may still become a message: a call goes on for hours."""
+"""Speeches whose turn may still come: a call may have thousands, one after the other."""
 
 
 class _Seen(msgspec.Struct):
     """Legs of one modality: those of a known speech, and how many others await their turn."""
 
-    speech_ids: dict[str, None]  # the latest last
+    speech_ids: dict[str, None] = msgspec.field(default_factory=dict[str, None])
     unclaimed: int = 0
 
-    def add(self, speech_id: str) -> None:
-        """Note a leg of this speech."""
+    def note(self, speech_id: str) -> None:
+        """A leg of this speech was opened."""
         self.speech_ids.pop(speech_id, None)
-        self.speech_ids[speech_id] = None
+        self.speech_ids[speech_id] = None  # the latest
         if len(self.speech_ids) > _SPEECHES_MAX:
             del self.speech_ids[next(iter(self.speech_ids))]
 
@@ -52,7 +52,7 @@ class Turns:
 
     def __init__(self) -> None:
         kinds = (Modality.LLM, Modality.REALTIME, Modality.TTS)
-        self._seen = {each: _Seen({}) for each in kinds}
+        self._seen = {each: _Seen() for each in kinds}
         self._connected = False  # to a realtime model: a duplex one's turns are no legs
         self._recordings = 0  # of STT legs that no transcript has come from yet
 
@@ -67,7 +67,7 @@ class Turns:
             seen.unclaimed += 1
             self._connected |= modality is Modality.REALTIME
         else:
-            seen.add(speech_id)
+            seen.note(speech_id)
 
     def transcript_gaps(self, *, heard: bool) -> Iterable[tuple[str, Modality]]:
         """The (reason, modality) of a final transcript.
