@@ -327,49 +327,6 @@ def test_a_long_call_is_not_gone_through_with_every_turn(monkeypatch: pytest.Mon
     assert len(sorted_by_model) == len(account.legs)
 
 
-@pytest.mark.parametrize("reports", ["nothing", "zero", "otherwise", "twice"])
-def test_a_long_call_whose_plugin_counts_otherwise_is_not_compared_with_itself(
-    reports: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """300 turns of it took a tenth of a second of the event loop each time, and kept every leg."""
-    looked_at: list[Leg] = []
-    expected = _control._expected
-
-    def counted(leg: Leg, unit: str) -> int:
-        looked_at.append(leg)
-        return expected(leg, unit)
-
-    monkeypatch.setattr(_control, "_expected", counted)
-    account = Account(summing=True)
-    most = 0
-    for turn in range(400):
-        looked_at.clear()
-        none = dict.fromkeys(("input_tokens", "cached_input_tokens", "output_tokens"), 0)
-        account.leg(
-            LLM,
-            Outcome.SERVED,
-            input_tokens=900 + turn,
-            output_tokens=40,
-            livekit_counts=none if reports == "nothing" else None,
-        )
-        if reports == "otherwise":
-            account.livekit(answered(700 + turn, 41))
-        else:
-            for _ in range(2 * (reports == "twice")):
-                account.livekit(answered(900 + turn, 40))
-        most = max(most, len(looked_at))
-    prompts = sum(900 + turn for turn in range(400))
-    causes = {
-        "nothing": {"not_in_usage": prompts},
-        "zero": {"unexplained": prompts},
-        "otherwise": {"unexplained": 400 * 200},
-        "twice": {"unexplained": -prompts},
-    }
-    assert account.causes("input_tokens") == causes[reports]
-    assert len(list(account.held)) <= 100
-    assert most < 10_000
-
-
 def test_what_livekit_counted_and_we_did_not_see_is_a_counted_fault() -> None:
     account = Account()
     account.leg(LLM, Outcome.SERVED, input_tokens=900, output_tokens=40)

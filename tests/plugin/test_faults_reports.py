@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import AsyncIterator, Iterator
+from enum import StrEnum
 from typing import Any
 
 import pytest
 from livekit import rtc
 from livekit.agents import Agent, APIConnectOptions, APIStatusError, stt, tts
 from livekit.agents.llm import LLM, ChatChunk, ChatContext, ChoiceDelta, CompletionUsage, LLMStream
+from pydantic import ValidationError
 
-from livekit.plugins.voicecost import _attribution, _instrument
+from livekit.plugins.voicecost import _attribution, _instrument, _speech_tokens
 from tests.plugin.metered_session import (
     Providers,
     RecordingMeter,
     metered_call,
     simulated_providers,
 )
+from tests.plugin.test_control_total import LLM as TALKS
+from tests.plugin.test_control_total import STT as HEARS
+from tests.plugin.test_control_total import Account, answered, heard
 from tests.simulators import Reply, openai_chat
 from voicecost_ledger.records import Basis, Modality, Outcome
 
@@ -76,6 +83,43 @@ class ReportingStream(LLMStream):
                 total_tokens=input_tokens + output_tokens,
             )
             self._event_ch.send_nowait(ChatChunk(id="1", usage=usage))
+
+
+class Models(StrEnum):
+    """Names as enums, as several plugins have them."""
+
+    HOMEMADE = "homemade-1"
+
+
+class Name(str):
+    """Another kind of text, as LiveKit's own for languages is."""
+
+    __slots__ = ()
+
+
+NAMES = [
+    (Models.HOMEMADE, "homemade-1"), (Name("homemade-1"), "homemade-1"), (None, ""), ("", ""),
+    (7, ""), (b"homemade-1", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "model"), NAMES)
+async def test_a_name_reaches_the_ledger_as_plain_text(
+    named: Any, model: str, meter: RecordingMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record takes no other, and a request must not be lost for its name."""
+    for name in ("model", "provider", "label"):
+        monkeypatch.setattr(ReportingLLM, name, property(lambda _: named))
+    _instrument.instrument()
+    try:
+        with contextlib.suppress(ValidationError):  # LiveKit's own metrics may refuse it
+            await ask(ReportingLLM((11, 5)))
+    finally:
+        _instrument.uninstrument()
+    (leg,) = meter.of(Modality.LLM)
+    assert leg.usage["output_tokens"] == 5
+    for text in (leg.attributes.model, leg.attributes.provider, leg.attributes.label):
+        assert (text, type(text)) == (model, str)
 
 
 ONE_REPORT: list[Any] = [
@@ -152,11 +196,12 @@ async def test_a_host_is_believed_only_what_can_be(
 class ReportingVoice(tts.TTS[Any]):
     """Somebody's own TTS, of a protocol nobody knows."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, tokens: Any = 0) -> None:
         super().__init__(
             capabilities=tts.TTSCapabilities(streaming=True), sample_rate=24_000, num_channels=1
         )
         self.error = error
+        self.tokens = tokens
 
     def synthesize(self, text: str, *, conn_options: APIConnectOptions = ONE_TRY) -> Any:
         return ReportingSpeech(tts=self, input_text=text, conn_options=conn_options)
@@ -174,6 +219,8 @@ class ReportingSpeech(tts.ChunkedStream):
             request_id="1", sample_rate=24_000, num_channels=1, mime_type="audio/pcm"
         )
         output_emitter.push(bytes(4_800))
+        if voice.tokens != 0:
+            self._set_token_usage(input_tokens=voice.tokens, output_tokens=3)
 
 
 # LiveKit's plugins put the close codes of their WebSockets into `status_code` too.
@@ -269,9 +316,12 @@ class ReportingHearing(stt.RecognizeStream):
             )
 
 
+NO_NUMBERS = (math.nan, math.inf, -math.inf)
+
+
 @pytest.mark.parametrize(
-    "reported_s", [[], [0.0], [-3.0], [1.0, 1.0], [7_200.0]],
-    ids=["none", "zero", "negative", "doubled", "two hours"],
+    "reported_s", [[], [0.0], [-3.0], [1.0, 1.0], [7_200.0], *([each] for each in NO_NUMBERS)],
+    ids=["none", "zero", "negative", "doubled", "two hours", "nan", "inf", "-inf"],
 )  # fmt: skip
 async def test_audio_is_what_was_taken_whatever_is_reported(
     reported_s: list[float], meter: RecordingMeter
@@ -288,6 +338,71 @@ async def test_audio_is_what_was_taken_whatever_is_reported(
         _instrument.uninstrument()
     (leg,) = meter.of(Modality.STT)
     assert leg.usage["audio_ms"] == 1_000
+
+
+def test_a_duration_that_is_no_number_is_not_in_usage() -> None:
+    """LiveKit adds it up, and has no number of that model for the rest of the call."""
+    account = Account()
+    account.leg(HEARS, Outcome.SERVED, audio_ms=9_000)
+    account.leg(TALKS, Outcome.SERVED, input_tokens=900, output_tokens=40)
+    account.livekit(heard(math.nan))
+    account.livekit(heard(5))
+    account.livekit(answered(900, 40))
+    assert account.causes("audio_ms") == {"not_in_usage": 9_000}
+    assert account.causes("input_tokens") == {}
+
+
+NO_COUNTS: list[Any] = [
+    pytest.param(12.0, 12, id="whole"),  # as LiveKit takes it
+    pytest.param(12.5, 0, id="half"),
+    pytest.param(math.nan, 0, id="nan"),
+    pytest.param(math.inf, 0, id="inf"),
+    pytest.param("12", 0, id="text"),
+    pytest.param(None, 0, id="none"),
+]
+
+
+@pytest.mark.parametrize(("told", "tokens"), NO_COUNTS)
+async def test_tokens_of_audio_that_are_no_whole_number_reach_no_record(
+    told: Any, tokens: int, meter: RecordingMeter
+) -> None:
+    """The ledger takes whole numbers only, and would refuse all that is sent with such a one."""
+    _instrument.instrument()
+    report = stt.RecognitionUsage(audio_duration=1.0, input_tokens=told, output_tokens=3)
+    try:
+        stream = ReportingEar([report]).stream()
+        stream.push_frame(rtc.AudioFrame(bytes(32_000), 16_000, 1, 16_000))
+        stream.end_input()
+        with contextlib.suppress(ValidationError):  # LiveKit's own metrics may refuse it
+            async for _ in stream:
+                pass
+            await stream.aclose()
+    finally:
+        _instrument.uninstrument()
+    (leg,) = meter.of(Modality.STT)
+    assert leg.usage["audio_ms"] == 1_000
+    assert leg.usage.get("input_tokens", 0) == tokens
+    assert {type(quantity) for quantity in leg.usage.values()} == {int}
+
+
+@pytest.mark.parametrize(("told", "tokens"), NO_COUNTS)
+async def test_tokens_of_a_voice_that_are_no_whole_number_reach_no_record(
+    told: Any, tokens: int, meter: RecordingMeter
+) -> None:
+    _speech_tokens.forget()  # a voice that has reported tokens is estimated in tokens
+    _instrument.instrument()
+    try:
+        stream = ReportingVoice(tokens=told).synthesize("Hello.")
+        with contextlib.suppress(ValidationError):  # LiveKit's own metrics may refuse it
+            async for _ in stream:
+                pass
+            await stream.aclose()
+    finally:
+        _instrument.uninstrument()
+    (leg,) = meter.of(Modality.TTS)
+    assert leg.usage["characters"] == 6
+    assert leg.usage.get("input_tokens", 0) == tokens
+    assert {type(quantity) for quantity in leg.usage.values()} == {int}
 
 
 async def test_a_report_that_comes_after_the_session_is_a_correction(

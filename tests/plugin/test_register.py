@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livekit.plugins.voicecost import _register
+from livekit.plugins.voicecost import _control, _register
 from livekit.plugins.voicecost._register import Register
 from livekit.plugins.voicecost.legs import Leg
 from tests.plugin.metered_session import RecordingMeter
@@ -158,3 +158,46 @@ def test_livekits_account_is_explained_alike_by_sums(
         for account in (plain, summing)
     ]
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("reports", ["nothing", "zero", "otherwise", "twice"])
+def test_a_long_call_whose_plugin_counts_otherwise_is_not_compared_with_itself(
+    reports: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 turns of it took a tenth of a second of the event loop each time, and kept every leg."""
+    looked_at: list[Leg] = []
+    expected = _control._expected
+
+    def counted(leg: Leg, unit: str) -> int:
+        looked_at.append(leg)
+        return expected(leg, unit)
+
+    monkeypatch.setattr(_control, "_expected", counted)
+    account = Account(summing=True)
+    most = 0
+    for turn in range(400):
+        looked_at.clear()
+        none: dict[str, int] = {"input_tokens": 0, "cached_input_tokens": 0, "output_tokens": 0}
+        account.leg(
+            LLM,
+            Outcome.SERVED,
+            input_tokens=900 + turn,
+            output_tokens=40,
+            livekit_counts=none if reports == "nothing" else None,
+        )
+        if reports == "otherwise":
+            account.livekit(answered(700 + turn, 41))
+        else:
+            for _ in range(2 * (reports == "twice")):
+                account.livekit(answered(900 + turn, 40))
+        most = max(most, len(looked_at))
+    prompts = sum(900 + turn for turn in range(400))
+    causes = {
+        "nothing": {"not_in_usage": prompts},
+        "zero": {"unexplained": prompts},
+        "otherwise": {"unexplained": 400 * 200},
+        "twice": {"unexplained": -prompts},
+    }
+    assert account.causes("input_tokens") == causes[reports]
+    assert len(list(account.held)) <= 100
+    assert most < 10_000

@@ -30,9 +30,16 @@ def _read(holder: Any, name: str) -> Any:
 
 
 def option_text(stream: Any, component: Any, name: str) -> str:
-    """The same as text; empty where it is not given or no plain text."""
-    value = option(stream, component, name)
-    return str(value) if isinstance(value, str) else ""
+    """The same as text; empty where it is not given or no text."""
+    return plain(option(stream, component, name))
+
+
+def plain(value: Any) -> str:
+    """A text as a `str` itself, whichever subclass or enum it is of; empty where it is no text.
+
+    A record takes no other, and an enum's `str()` is its name.
+    """
+    return str.__str__(value) if isinstance(value, str) else ""
 
 
 CLONED_VOICE: Final = "cloned"
@@ -47,9 +54,9 @@ def voice_of(stream: Any, component: Any) -> str:
     """
     for name in ("voice", "voice_id", "voice_uuid"):
         voice = option(stream, component, name)
-        said = voice if isinstance(voice, str) else _read(voice, "name")
-        if isinstance(said, str) and said:
-            return str(said)
+        said = plain(voice) or plain(_read(voice, "name"))
+        if said:
+            return said
         if _read(_read(voice, "voice_clone"), "voice_cloning_key"):
             return CLONED_VOICE
     return ""
@@ -130,5 +137,4 @@ def _addons(stream: Any, component: Any) -> tuple[str, ...]:
 
 def name_of(component: Any, name: str) -> str:
     """What a component calls its `provider`, `model` or `label`; empty where it says nothing."""
-    value = _read(component, name)
-    return value if isinstance(value, str) else ""
+    return plain(_read(component, name))

@@ -24,6 +24,7 @@ import msgspec
 from voicecost_ledger.records import ControlCause, LegAttributes, Modality, Outcome
 
 from . import _faults
+from ._reports import milliseconds
 from .legs import Leg
 
 _BY_REQUEST: Final[dict[str, tuple[tuple[Modality, ...], dict[str, str]]]] = {
@@ -462,7 +463,7 @@ def _read(usage: Any) -> tuple[_Model | None, dict[str, int]]:
     quantities: dict[str, int] = {}
     for unit, field in _KINDS[kind][1].items():
         value = getattr(usage, field, 0)
-        quantities[unit] = round(value * 1000) if unit == "audio_ms" else int(value)
+        quantities[unit] = milliseconds(value) if unit == "audio_ms" else int(value)
     return _Model(kind, usage.provider, usage.model), quantities
 
 

@@ -14,7 +14,7 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults, _wire_clients
 from ._answers import Answer, same_tier, with_maker
-from ._attributes import describe
+from ._attributes import describe, plain
 from ._counts import Counts, llm_usage
 from ._estimates import Estimates, estimates_for
 from ._instrument_attempts import Attempt, was_refused
@@ -50,7 +50,7 @@ class LLMAttempt(Attempt):
             stream,
             stream._llm,
             Modality.LLM,
-            model=_text(getattr(stream, "_model", "")),
+            model=plain(getattr(stream, "_model", "")),
             service_tier=_asked_tier(stream),
         )
         self._counts.asked_to_think = asks_to_think(stream, attributes.model)
@@ -172,7 +172,7 @@ class LLMAttempt(Attempt):
         if asked.provider == "livekit":
             # What the maker says to LiveKit: its own name of the model, the tier that LiveKit buys.
             model, service_tier = with_maker(model), ""
-            host = _text(getattr(self.stream, "_provider", None))
+            host = plain(getattr(self.stream, "_provider", None))
             if host and not model:  # a host that was asked for has prices of its own
                 model = f"{asked.model}@{host}"
         elif same_tier(asked.service_tier, service_tier):
@@ -355,12 +355,8 @@ def _livekit_usage(usage: CompletionUsage, provider: str) -> dict[str, int]:
     }
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
 def _asked_tier(stream: Any) -> str:
     """The service tier that was asked for; with LiveKit Inference, the inference class."""
     asked = options(stream).get("service_tier")
     asked = getattr(asked, "value", asked)  # Google's is an enum
-    return _text(asked) or _text(getattr(stream, "_inference_class", None))
+    return plain(asked) or plain(getattr(stream, "_inference_class", None))

@@ -26,6 +26,7 @@ from ._instrument_attempts import Tally
 from ._instrument_services import describe_vad
 from ._realtime_events import LiveKitEvents
 from ._realtime_session import NO_TOKENS, SessionLegs, settle
+from ._reports import milliseconds
 
 AVATAR_WITHOUT_LEG: Final = "avatar_without_leg"
 
@@ -119,14 +120,14 @@ def _book(emitter: Any, metrics: Any) -> None:
         case "tts_metrics":
             _book_request(emitter, Modality.TTS, metrics, {
                 "characters": metrics.characters_count,
-                "audio_ms": round(metrics.audio_duration * 1000),
+                "audio_ms": milliseconds(metrics.audio_duration),
             }, {
                 "input_tokens": metrics.input_tokens,
                 "output_tokens": metrics.output_tokens,
             })  # fmt: skip
         case "stt_metrics":
             _book_request(emitter, Modality.STT, metrics, {
-                "audio_ms": round(metrics.audio_duration * 1000),
+                "audio_ms": milliseconds(metrics.audio_duration),
             }, {
                 "input_tokens": metrics.input_tokens,
                 "output_tokens": metrics.output_tokens,
@@ -190,7 +191,7 @@ def _book_realtime(session: Any, metrics: Any) -> None:
         label=metrics.label,
     )
     legs = SessionLegs(session, model, duplex=False)
-    connected_ms = round((getattr(metrics, "session_duration", 0.0) or 0.0) * 1000)
+    connected_ms = milliseconds(getattr(metrics, "session_duration", 0.0) or 0.0)
     if connected_ms > 0:
         _grow(session, legs.attributes, {"connected_ms": connected_ms} | NO_TOKENS)
         return

@@ -24,9 +24,9 @@ from livekit.agents.stt import SpeechEvent, SpeechEventType
 from voicecost_ledger.records import Basis, Modality, Outcome
 
 from . import _faults, _pulse
-from ._attributes import describe, option
+from ._attributes import describe, option, plain
 from ._instrument_attempts import Attempt, Tally, has_listeners, was_refused
-from ._reports import believed
+from ._reports import believed, milliseconds
 from ._transcript_tokens import TokenRates, TranscribedItems, is_billed_by_token, rates_of
 from ._wire_audio import BytesLike, audio_protocol, bytes_per_sample
 from ._wire_connections import ConnectionObserver, could_not_write, observe_loaded_libraries
@@ -321,7 +321,7 @@ class RecognizeAttempt(Attempt, ConnectionObserver):
         usage = event.recognition_usage
         if usage is None:
             return
-        reported_ms = max(0, round(usage.audio_duration * 1000))
+        reported_ms = max(0, milliseconds(usage.audio_duration))
         self._reported_ms += reported_ms
         if has_listeners(self.stream):  # not where the session, or an agent of it, is closing
             self._heard_ms += reported_ms
@@ -397,5 +397,4 @@ def _text(stream: Any, component: Any, name: str, *private_names: str) -> str:
     for holder in (stream, component):
         for private_name in private_names:
             value = value or getattr(holder, private_name, None)
-    value = getattr(value, "value", value)  # of an enum
-    return str(value) if isinstance(value, str) else ""
+    return plain(getattr(value, "value", value))  # of an enum

@@ -13,7 +13,14 @@ from typing import Any, Final, Protocol
 
 from voicecost_ledger.grants import Allowance, Answer, FailureHandling
 from voicecost_ledger.protocol import ClientMessage, Command, Grant
-from voicecost_ledger.records import Coverage, MeterClose, MeterOpen, Record
+from voicecost_ledger.records import (
+    Coverage,
+    MeterClose,
+    MeterOpen,
+    Record,
+    decode_record,
+    encode_record,
+)
 from voicecost_ledger.uplink import Uplink
 
 from . import _faults
@@ -162,7 +169,9 @@ class MeterLink:
     def write(self, make: type[Record], **fields: Any) -> None:
         """Spool one record; `meter_id`, `seq` and `at_unix_ms` are filled in.
 
-        A record after `close` is kept too: a late correction amends the call.
+        A record after `close` is kept too: a late correction amends the call. One that no ledger
+        could read is a counted fault, and gets no number: it would come again and again, and
+        nothing behind it would ever arrive.
         """
         try:
             with self._lock:
@@ -173,6 +182,7 @@ class MeterLink:
                     at_unix_ms=time.time_ns() // 1_000_000,
                     **fields,
                 )
+                decode_record(encode_record(record))  # 3 µs; raises what a ledger would
                 self._seq = seq
                 if self.opened is None and isinstance(record, MeterOpen):
                     self.opened = record

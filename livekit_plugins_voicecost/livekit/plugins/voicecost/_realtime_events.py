@@ -18,7 +18,7 @@ from voicecost_ledger.records import Basis, Modality, Outcome
 from ._instrument_attempts import Tally
 from ._realtime_prompt import Prompt, Size
 from ._realtime_session import NO_TOKENS, Response, SessionLegs, settle
-from ._reports import believed
+from ._reports import believed, milliseconds
 
 _SAID_MOST: Final = 500
 """Tokens of an answer that nobody reports, at the most: 25 s of speech, or the longest so far."""
@@ -81,7 +81,7 @@ class LiveKitEvents:
     def reported(self, metrics: Any) -> None:
         """The session emitted `metrics_collected`."""
         if isinstance(metrics, RealtimeModelMetrics):
-            duration_ms = round((getattr(metrics, "session_duration", 0.0) or 0.0) * 1000)
+            duration_ms = milliseconds(getattr(metrics, "session_duration", 0.0) or 0.0)
             if duration_ms > 0:
                 self._legs.connection_leg().report(more_ms=duration_ms)
             units = _units(metrics)
@@ -131,7 +131,7 @@ class LiveKitEvents:
         self._open.clear()
 
     def _transcription_reported(self, metrics: STTMetrics) -> None:
-        usage = {"audio_ms": round(metrics.audio_duration * 1000)}
+        usage = {"audio_ms": milliseconds(metrics.audio_duration)}
         tokens = {
             "input_tokens": getattr(metrics, "input_tokens", 0),
             "input_audio_tokens": getattr(metrics, "input_audio_tokens", 0),

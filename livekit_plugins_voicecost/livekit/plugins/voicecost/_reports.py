@@ -6,8 +6,9 @@ be is not booked: the estimate stands where there is no report to believe.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from voicecost_ledger.quantities import clipped, out_of_range
 
@@ -19,20 +20,33 @@ _DISJOINT: Final = (
 )
 
 
-def believed(report: Mapping[str, int]) -> dict[str, int] | None:
+def believed(report: Mapping[str, Any]) -> dict[str, int] | None:
     """A report's units as far as they can be true together; None where it says nothing.
 
-    Nobody has used less than nothing, or a trillion tokens: such a report is not believed at all.
-    Of a part that is more than its whole, the whole is.
+    Nobody has used less than nothing, or a trillion tokens, or half of one: such a report is not
+    believed at all. Of a part that is more than its whole, the whole is.
     """
-    if out_of_range(report):
+    counts = {unit: _whole(quantity) for unit, quantity in report.items()}
+    if out_of_range(counts):
         return None
-    units = clipped(report)
+    units = clipped(counts)
     for one, other, whole in _DISJOINT:
         if whole in units and other in units:
             units[other] = min(units[other], units[whole] - units.get(one, 0))
     units = _with_what_was_cached(clipped(units))
     return units if any(units.values()) else None
+
+
+def milliseconds(seconds: float) -> int:
+    """A reported duration; none where it is no number, or has no end."""
+    return round(seconds * 1000) if math.isfinite(seconds) else 0
+
+
+def _whole(quantity: Any) -> int:
+    """A whole number; -1, which nobody believes, for anything else."""
+    if isinstance(quantity, int):
+        return int(quantity)
+    return int(quantity) if isinstance(quantity, float) and quantity.is_integer() else -1
 
 
 def _with_what_was_cached(units: dict[str, int]) -> dict[str, int]:
