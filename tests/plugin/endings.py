@@ -69,7 +69,7 @@ test_legs_budget.py
 - test_a_killed_agent_loses_nothing: SIGKILL
 
 ../room/test_host_lost.py
-- test_a_lost_hosts_call_is_settled_from_its_checkpoint: host lost (spool gone)
+- test_lost_hosts_are_settled_from_their_last_checkpoints: host lost (spool gone)
 
 test_realtime_openai.py
 - test_each_response_is_a_leg_with_what_it_reports: realtime without separate TTS
