@@ -27,6 +27,7 @@ class Room:
         self.local_participant = SimpleNamespace(set_attributes=self.set_attributes)
         self.answering = asyncio.Event()
         self.answering.set()
+        self.failing = 0
         self.received: asyncio.Queue[int] = asyncio.Queue()
 
     async def set_attributes(self, attributes: dict[str, str]) -> None:
@@ -34,6 +35,9 @@ class Room:
         assert next(iter(attributes)).startswith(ATTRIBUTE_PREFIX)
         opened = CheckpointSeal(*KEY).open(sealed, room_name="support-17", job_id="AJ_x1")
         self.received.put_nowait(opened.seq)
+        if self.failing:
+            self.failing -= 1
+            raise ConnectionError
         await self.answering.wait()
 
 
@@ -91,4 +95,17 @@ async def test_a_job_that_is_not_in_its_room_yet_is_looked_at_again_soon() -> No
     writer.room = room
     async with asyncio.timeout(5):
         assert await room.received.get() == 1
+    writer.checkpoints.close()
+
+
+async def test_one_that_did_not_arrive_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing more is used meanwhile: nobody speaks, and the host is lost."""
+    monkeypatch.setenv("VOICECOST_RAISE_FAULTS", "0")
+    monkeypatch.setattr(_checkpoint, "INTERVAL_S", 0.01)
+    writer = Writer()
+    room = writer.room
+    assert room is not None
+    room.failing = 1
+    async with asyncio.timeout(5):
+        assert [await room.received.get(), await room.received.get()] == [1, 1]
     writer.checkpoints.close()

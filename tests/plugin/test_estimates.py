@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from livekit.plugins.voicecost import _text_weight
 from livekit.plugins.voicecost._counts import Counts, Item, Prompt, TextKey, llm_usage
 from livekit.plugins.voicecost._estimates import Calibration, Estimates
 from livekit.plugins.voicecost._text_weight import RunningWeight, weight
@@ -326,6 +327,27 @@ def test_the_weight_of_a_text_does_not_depend_on_how_it_was_cut(language: str, s
         for start in range(0, len(text), size):
             running.add(text[start : start + size])
         assert abs(running.value - weight(text)) <= weight(text) // 50
+
+
+def test_a_book_in_a_prompt_is_weighed_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million characters took a sixth of a second of the event loop."""
+    texts = [text for language in LANGUAGES for text in _texts(language)]
+    pages = [(text * 1_000)[:20_000] for text in texts]
+    whole = sum(weight(page) for page in pages)
+    looked_at = 0
+    pieces = _text_weight._PIECES
+
+    class Counted:
+        def findall(self, text: str) -> list[str]:
+            nonlocal looked_at
+            looked_at += len(text)
+            return pieces.findall(text)
+
+    monkeypatch.setattr(_text_weight, "_PIECES", Counted())
+    book = "".join(pages)
+    assert abs(weight(book) - whole) <= whole // 5
+    assert weight(pages[0] * 40) == pytest.approx(40 * weight(pages[0]), rel=0.02)
+    assert looked_at <= 150_000 < len(book)
 
 
 def test_what_the_model_said_itself_costs_as_a_prompt_what_was_reported_for_it() -> None:

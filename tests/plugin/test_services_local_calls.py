@@ -209,3 +209,25 @@ async def test_a_turn_detector_that_is_left_before_it_answers(turn_detector: Any
     await shut_down(context)
     (leg,) = meter.of(Modality.TURN_DETECTION)
     assert (leg.usage, leg.outcome) == ({"requests": 1}, Outcome.INTERRUPTED)
+
+
+async def test_a_turn_detector_that_cannot_say_its_name_is_asked_all_the_same(
+    turn_detector: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless(self: Any) -> str:
+        raise LookupError("no name")
+
+    context, inference = job_context(), Inference()
+    context._inf_executor = inference
+    meter = RecordingMeter()
+    model = turn_detector.english.EnglishModel()
+    monkeypatch.setattr(type(model), "model", property(nameless))
+    _instrument.instrument()
+    with _attribution.scoped(meter):
+        question = ChatContext.empty()
+        question.add_message(role="user", content="Hello?")
+        assert await model.predict_end_of_turn(question) > 0
+    _instrument.uninstrument()
+    await shut_down(context)
+    (leg,) = meter.of(Modality.TURN_DETECTION)
+    assert (leg.usage, leg.outcome, leg.attributes.model) == ({"requests": 1}, Outcome.SERVED, "")

@@ -59,7 +59,7 @@ class Checkpoints:
         self._loop = asyncio.get_running_loop()
         self._written_seq = 0
         self._seal: Any = None  # a `CheckpointSeal`, made on the uplink's thread
-        self._sending: asyncio.Task[None] | None = None
+        self._sending: asyncio.Task[bool] | None = None
         self._next: tuple[str, str] | None = None  # to be sent when that is done
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(FIRST_S, self._due)
 
@@ -122,7 +122,9 @@ class Checkpoints:
             )
             self._sending.add_done_callback(self._sent)
 
-    def _sent(self, _: asyncio.Task[None]) -> None:
+    def _sent(self, sending: asyncio.Task[bool]) -> None:
+        if sending.cancelled() or not sending.result():
+            self._written_seq = 0  # again, also where nothing more is used meanwhile
         waiting, self._next = self._next, None
         if waiting is not None:
             self._send(*waiting)
@@ -144,8 +146,10 @@ def totals_of(kinds: Iterable[Kind]) -> list[CheckpointTotal]:
     return [CheckpointTotal(kind.attributes, kind.usage) for kind in dearest_first]
 
 
-async def _set_attribute(participant: rtc.LocalParticipant, name: str, value: str) -> None:
-    # A room that is going, or a server that does not answer: the spool has everything.
+async def _set_attribute(participant: rtc.LocalParticipant, name: str, value: str) -> bool:
+    """Whether LiveKit has it: a room may be going, a server may not answer."""
     with _faults.contained("checkpoint_send"):
         async with asyncio.timeout(SEND_MAX_S):
             await participant.set_attributes({name: value})
+        return True
+    return False

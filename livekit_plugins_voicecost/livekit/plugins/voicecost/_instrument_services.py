@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 from . import _attribution, _faults
-from ._attributes import describe, host_of
+from ._attributes import describe, host_of, name_of
 from ._counts import Counts, Item, Prompt, TextKey
 from ._estimates import estimates_for
 from ._instrument_attempts import Attempt, Tally, observe_runs, observed, was_refused
@@ -360,7 +360,7 @@ def _describe_text_turn_detector(model: Any) -> LegAttributes:
     return LegAttributes(
         modality=Modality.TURN_DETECTION,
         provider=LOCAL,
-        model=model.model,
+        model=name_of(model, "model"),
         label=f"{type(model).__module__}.{type(model).__name__}",
     )
 
@@ -390,7 +390,7 @@ def observe_local_vads() -> Callable[[], None]:
 
     @functools.wraps(monitor)
     async def observed_monitor(self: Any, events: AsyncIterator[Any]) -> None:
-        if self._vad.model != "silero":
+        if name_of(self._vad, "model") != "silero":
             await monitor(self, events)
             return
         counted = _Inferences(events, vad.VADEventType.INFERENCE_DONE)
@@ -431,7 +431,10 @@ class _Inferences:
 def describe_vad(model: Any) -> LegAttributes:
     """What a VAD is: it runs in the agent's own process."""
     return LegAttributes(
-        modality=Modality.OTHER, provider=LOCAL, model=model.model, label=model._label
+        modality=Modality.OTHER,
+        provider=LOCAL,
+        model=name_of(model, "model"),
+        label=name_of(model, "_label"),
     )
 
 
