@@ -111,6 +111,21 @@ async def test_a_decision_that_nobody_waits_for_is_interrupted(world: World) -> 
     assert_within_margins(leg, row)
 
 
+async def test_one_that_was_left_is_settled_by_the_report_on_the_next(world: World) -> None:
+    """Nothing was known of the model when it was asked; its outcome is not changed by that."""
+    world.gateway.decision_faults.add(Fault(silent=True))
+    with pytest.raises(APITimeoutError):
+        await world.ask(APIConnectOptions(max_retry=0, timeout=0.05))
+    guessed = world.legs[0]
+    assert guessed.margins["input_tokens"] == guessed.usage["input_tokens"]
+    await world.ask()
+    await world.gateway.bill.settled()
+    left, _ = world.legs
+    assert (left.basis, left.outcome) == (Basis.ESTIMATED, Outcome.FAILED)
+    assert left.usage == world.gateway.bill.rows[0].units
+    assert left.margins["input_tokens"] == 0 < left.margins["output_tokens"]
+
+
 async def test_a_connection_that_breaks_before_the_answer_is_billed_its_input(
     world: World,
 ) -> None:
