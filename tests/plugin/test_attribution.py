@@ -167,6 +167,18 @@ async def test_what_was_seen_before_attach_is_adopted(providers: Providers) -> N
     assert ear.usage["audio_ms"] == call.billed("stt", "audio_ms")
 
 
+async def test_more_before_attach_than_is_kept_is_a_gap(
+    providers: Providers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_attribution, "_WAITING_MAX", 2)
+    async with metered_call(providers, attach=False) as call:
+        for _ in range(3):
+            await call.session.say(ONE)
+        _attribution.register(call.session, call.meter)
+        assert len(call.meter.of(Modality.TTS)) == 2
+        assert call.meter.gaps == [("attached_late", None)]
+
+
 async def test_a_model_called_outside_of_any_session_belongs_to_the_only_one(
     providers: Providers,
 ) -> None:

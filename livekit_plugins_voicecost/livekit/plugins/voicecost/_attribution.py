@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
     from .legs import LegMeter
 
+ATTACHED_LATE: Final = "attached_late"
+"""Why what a session used before its meter is not all there."""
 _WAITING_MAX: Final = 256
-"""Finished legs kept per session without a meter; the oldest go first."""
+"""Finished legs kept per session without a meter; the oldest go first, and leave a gap."""
 
 
 class Waiting(Protocol):
@@ -42,6 +44,18 @@ class Waiting(Protocol):
     def adopted_by(self, meter: LegMeter) -> None:
         """Record everything of it with `meter`."""
         ...
+
+
+class _Queue:
+    """The latest finished legs of one session, or job, without a meter."""
+
+    def __init__(self) -> None:
+        self.legs: deque[Waiting] = deque(maxlen=_WAITING_MAX)
+        self.has_dropped = False
+
+    def append(self, leg: Waiting) -> None:
+        self.has_dropped |= len(self.legs) == _WAITING_MAX
+        self.legs.append(leg)
 
 
 class _Registry:
@@ -56,8 +70,8 @@ class _Registry:
         )
         self.ended: weakref.WeakSet[Any] = weakref.WeakSet()
         self.jobs: weakref.WeakKeyDictionary[Any, Callable[[], Any]] = weakref.WeakKeyDictionary()
-        self.waiting: weakref.WeakKeyDictionary[Any, deque[Waiting]] = weakref.WeakKeyDictionary()
-        self.waiting_outside: deque[Waiting] = deque(maxlen=_WAITING_MAX)
+        self.waiting: weakref.WeakKeyDictionary[Any, _Queue] = weakref.WeakKeyDictionary()
+        self.waiting_outside = _Queue()
         self.unattributed: Callable[[], LegMeter | None] | None = None
 
 
@@ -145,7 +159,7 @@ class Owner:
                 if self._session is None:
                     _registry.waiting_outside.append(leg)
                 return
-            _registry.waiting.setdefault(key, deque(maxlen=_WAITING_MAX)).append(leg)
+            _registry.waiting.setdefault(key, _Queue()).append(leg)
 
 
 def current_owner() -> Owner:
@@ -187,19 +201,20 @@ def register(session: AgentSession[Any], meter: LegMeter) -> None:
         _registry.meters[session] = weakref.ref(meter)
         _registry.ended.discard(session)
         _registry.jobs[session] = weakref.ref(job) if job is not None else _no_job
-        adopted = list(_registry.waiting.pop(session, ()))
+        queues = [_registry.waiting.pop(session, None)]
     if len(_meters_in(job)) == 1:  # the job's only session owns what was nobody's
         with _registry.lock:
             if job is not None:
-                adopted += _registry.waiting.pop(job, ())
+                queues.append(_registry.waiting.pop(job, None))
             else:
-                adopted += _registry.waiting_outside
-                _registry.waiting_outside.clear()
-    for leg in adopted:
-        try:
-            leg.adopted_by(meter)
-        except Exception as error:
-            _faults.count("adopt_leg", error)
+                queues.append(_registry.waiting_outside)
+                _registry.waiting_outside = _Queue()
+    for queue in filter(None, queues):
+        if queue.has_dropped:
+            meter.gap(ATTACHED_LATE)
+        for leg in queue.legs:
+            with _faults.contained("adopt_leg"):
+                leg.adopted_by(meter)
 
 
 def unregister(session: AgentSession[Any]) -> None:

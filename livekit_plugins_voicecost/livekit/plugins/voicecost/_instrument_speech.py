@@ -10,7 +10,7 @@ from livekit.agents import APITimeoutError
 from voicecost_ledger.records import Modality, Outcome
 
 from . import _faults, _speech_tokens, _wire
-from ._attributes import describe, option_text, voice_of
+from ._attributes import describe, name_of, option_text, voice_of
 from ._audio_length import AudioLength, length_of
 from ._instrument_attempts import Attempt, Tally
 from ._reports import believed
@@ -69,7 +69,7 @@ class SpeechAttempt(Attempt, _wire.TextObserver):
     def begin(self, *args: Any) -> None:
         self._received = AudioReceived()
         stream = self.stream
-        self._voice = (str(stream._tts.provider), str(stream._tts.model))
+        self._voice = (name_of(stream._tts, "provider"), name_of(stream._tts, "model"))
         self._bills_audio = known_by(stream._tts, BILLED_BY_AUDIO) is not None
         self._observe_token_reports()
         self._emitter: Any = args[0] if args else None

@@ -399,7 +399,9 @@ class Meter:
             self._open()
             saw_all = saw_from(getattr(session, _STARTED_AT, None))
             if not saw_all:
-                self.gap("attached_late")  # what it used before the process's first VoiceCost()
+                self.gap(
+                    _attribution.ATTACHED_LATE
+                )  # what it used before the process's first VoiceCost()
             with contained("control_total"):
                 self._control.attached(session.usage, saw_all=saw_all)
 
