@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 import pytest
-from livekit.agents import Agent, ModelSettings, llm
+from livekit.agents import Agent, LanguageCode, ModelSettings, llm
 
 from livekit.plugins.voicecost import VoiceCost, _faults
 from tests.plugin.voicecost_sessions import Host, Providers, ledger, providers, say_hello
@@ -49,6 +49,27 @@ async def test_it_is_a_whole_leg_with_the_price_books_price(world: Providers) ->
     assert (leg.basis, leg.outcome) == (Basis.REPORTED, Outcome.SERVED)
     assert (leg.provider, leg.model, leg.modality) == ("openai", "gpt-4o-mini", Modality.LLM)
     assert call.summary.total_nano_usd == TOLD_NANO_USD
+    assert call.summary.coverage is Coverage.COMPLETE
+
+
+class Unit(str):
+    """Another kind of text."""
+
+    __slots__ = ()
+
+
+async def test_another_kind_of_text_is_taken_as_text(world: Providers) -> None:
+    """LiveKit's own language codes are such: a record takes none, and the leg was lost."""
+    session = world.session()
+    meter = VoiceCost(agent=Unit("waiter"), tags={Unit("a"): Unit("b")}).attach(session)
+    await session.start(Host())
+    usage = {Unit("input_tokens"): 1_000, Unit("output_tokens"): 100}
+    meter.record_usage(**told(usage=usage, language=LanguageCode("en"), speech_id=Unit("s")))
+    await session.aclose()
+
+    (call,) = await ledger()
+    (leg,) = call.legs
+    assert (leg.usage, leg.amount_nano_usd) == (TOLD["usage"], TOLD_NANO_USD)
     assert call.summary.coverage is Coverage.COMPLETE
 
 

@@ -13,6 +13,7 @@ import msgspec
 from voicecost_ledger.money import parse_usd
 from voicecost_ledger.records import OnBudget
 
+from ._attributes import plain
 from ._ending import WRAP_UP_TEXT
 from ._job import under_pytest
 from ._room_messages import PublishTo
@@ -106,7 +107,7 @@ def check_name(value: object, name: str) -> str:
         raise ValueError(
             f"{name}={value!r} is no name: expected 1 to {MAX_NAME_LENGTH} printable characters"
         )
-    return value
+    return plain(value)
 
 
 def check_tags(tags: Any) -> dict[str, str]:

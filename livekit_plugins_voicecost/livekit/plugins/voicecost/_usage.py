@@ -20,6 +20,8 @@ from voicecost_ledger.records import (
     Outcome,
 )
 
+from ._attributes import plain
+
 if TYPE_CHECKING:
     from enum import StrEnum
 
@@ -97,16 +99,7 @@ def told_usage(
         ValueError: The provider is empty, a word or a unit is unknown, a quantity is negative or
             too large, a part is larger than its whole, or nothing was used at all.
     """
-    texts: dict[str, Any] = {
-        "provider": provider,
-        "model": model,
-        "language": language,
-        "service_tier": service_tier,
-    }
-    for name, text in texts.items():
-        _check_text(name, text)
-    if speech_id is not None:
-        _check_text("speech_id", speech_id)
+    provider = _check_text("provider", provider)
     if not provider.strip():
         raise ValueError(
             f'{provider=} is empty: say who bills, by the name the price book knows ("openai")'
@@ -115,24 +108,25 @@ def told_usage(
         attributes=LegAttributes(
             modality=_word("modality", modality, tuple(Modality)),
             provider=provider.strip(),
-            model=model.strip(),
+            model=_check_text("model", model).strip(),
             label=LABEL,
-            language=language,
+            language=_check_text("language", language),
             streaming=bool(streaming),
-            service_tier=service_tier,
+            service_tier=_check_text("service_tier", service_tier),
         ),
         usage=_check_usage(usage),
         basis=_word("basis", basis, tuple(Basis)),
         outcome=_word("outcome", outcome, _OUTCOMES),
-        speech_id=speech_id,
+        speech_id=None if speech_id is None else _check_text("speech_id", speech_id),
     )
 
 
-def _check_text(name: str, text: object) -> None:
+def _check_text(name: str, text: object) -> str:
     if not isinstance(text, str):
         raise TypeError(f"{name}={text!r} is a {type(text).__name__}: give text")
     if len(text) > _TEXT_LENGTH_MAX:
         raise ValueError(f"{name} has {len(text)} characters: at most {_TEXT_LENGTH_MAX} are kept")
+    return plain(text)  # LiveKit's language codes are another kind of text
 
 
 def _word(name: str, word: object, allowed: tuple[_Word, ...]) -> _Word:
@@ -161,7 +155,7 @@ def _check_usage(usage: object) -> dict[str, int]:
             )
         if not 0 <= quantity <= MAX_QUANTITY:
             raise ValueError(f"{unit}={quantity} is out of range: expected 0 to 2**40")
-        checked[unit] = int(quantity)
+        checked[plain(unit)] = int(quantity)
     if not checked:
         raise ValueError("usage is empty: name what was used, for example {'requests': 1}")
     for part, whole in _PARTS:
