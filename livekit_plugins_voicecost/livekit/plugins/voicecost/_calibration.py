@@ -8,10 +8,10 @@ All is exact in integers: the same reports give the same estimate anywhere.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from ._latest import Latest
 from ._margins import Spread
 from ._text_weight import TOKEN, RunningWeight
 
@@ -184,7 +184,7 @@ class Ruler:
         self._call = Line(
             constant=_CALL_TOKENS * ONE, rate_tokens=2 * rate_tokens, constant_per=_CALL_PER
         )
-        self._told: deque[_Told] = deque(maxlen=_TOLD_MAX)
+        self._told: Latest[_Told] = Latest(_TOLD_MAX)
         self.misses: list[tuple[int, int]] = []
         self.missed = 0
         self._prose_tokens = 0
@@ -208,7 +208,7 @@ class Ruler:
         else:
             told = _Told(reading, output_tokens, self._prose, prose, 1, tokens)
         told.line.learn(told.weight, told.parts, told.tokens)
-        self._told.append(told)
+        self._told.add(told)
         self._judge(prior)
 
     def score(self, read: Read) -> int:

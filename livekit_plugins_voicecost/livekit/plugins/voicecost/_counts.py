@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ._calibration import Answer
 from ._text_weight import RunningWeight
@@ -16,11 +16,30 @@ from ._thoughts import Thinking
 _orders = itertools.count()
 
 
-class Item(NamedTuple):
-    """A message, tool call or tool result in a prompt. `key` stands for its text."""
+_WEIGHT_BITS: Final = 40
 
-    key: int
-    weight: int
+
+class Item(int):
+    """A message, tool call or tool result in a prompt: what stands for its text, and its weight.
+
+    Both in one number: a long call has thousands, and as a pair each takes three times the memory.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, key: int, weight: int) -> Item:
+        """`key` stands for the text; `weight` as of `_text_weight`."""
+        return super().__new__(cls, key << _WEIGHT_BITS | min(weight, (1 << _WEIGHT_BITS) - 1))
+
+    @property
+    def key(self) -> int:
+        """What stands for its text."""
+        return self >> _WEIGHT_BITS
+
+    @property
+    def weight(self) -> int:
+        """How many tokens it may have, as far as can be told from its text."""
+        return self & ((1 << _WEIGHT_BITS) - 1)
 
 
 class Prompt(NamedTuple):

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from voicecost_ledger.records import Basis, LegAttributes
@@ -38,6 +38,7 @@ from ._calibration import (
     rounded,
 )
 from ._counts import Counts, Prompt, llm_usage
+from ._latest import Latest
 from ._margins import Spread
 from ._prompt_cache import PromptCache
 from ._text_weight import TOKEN
@@ -102,7 +103,7 @@ class Calibration:
     )
 
     def __init__(self, process: Calibration | None = None) -> None:
-        self.reports: deque[Report] = deque(maxlen=_REPORTS_MAX)
+        self.reports: Latest[Report] = Latest(_REPORTS_MAX)
         self.rulers = Rulers(None if process is None else process.rulers)
         self.thoughts = Thoughts(None if process is None else process.thoughts)
         self.prompt_spread = Spread(
@@ -145,7 +146,7 @@ class Estimates:
         self._own = Calibration(process)
         self._process = process
         # Weakly: a leg holds its meter, which must not live for its estimates' sake.
-        self._estimated: deque[_Estimated] = deque(maxlen=_ESTIMATED_MAX)
+        self._estimated: Latest[_Estimated] = Latest(_ESTIMATED_MAX)
         self._solve()
 
     def answer_seen(self) -> None:
@@ -255,7 +256,7 @@ class Estimates:
 
     def settle_later(self, leg: Leg, counts: Counts, *, prompt_only: bool = False) -> None:
         """Remember a stopped leg that was only estimated; or only its prompt was."""
-        self._estimated.append(_Estimated(weakref.ref(leg), counts, prompt_only))
+        self._estimated.add(_Estimated(weakref.ref(leg), counts, prompt_only))
 
     def settle(self) -> None:
         """Correct the stopped legs whose estimate has changed."""
@@ -320,7 +321,7 @@ class Estimates:
                 guessed = guessed * beyond // (guessed + beyond)
         return tokens, guessed // TOKEN
 
-    def _reports(self) -> deque[Report]:
+    def _reports(self) -> Latest[Report]:
         """This call's latest reports; other calls' without any."""
         return self._own.reports or self._process.reports
 
@@ -423,7 +424,7 @@ class Estimates:
         self._learn_growth(counts, input_tokens)
         report = Report(counts.prompt, counts.order, input_tokens, warm)
         for calibration in (own, process):
-            calibration.reports.append(report)
+            calibration.reports.add(report)
 
     def _learn_growth(self, counts: Counts, input_tokens: int) -> None:
         """Learn the rate of the text by which this prompt differs from the nearest reported."""

@@ -14,7 +14,7 @@ from voicecost_ledger.records import LegAttributes, Outcome
 
 from .legs import Leg
 
-_HELD_MAX: Final = 16
+_HELD_MAX: Final = 8
 """Legs that are held on their own before older ones are summed up: a minute of a call."""
 _ATTRIBUTES_MAX: Final = 64
 

@@ -8,9 +8,9 @@ has come, the thinking may still be going on: then it is what the time so far wa
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import Final, NamedTuple
 
+from ._latest import Latest
 from ._text_weight import TOKEN
 
 _REQUESTS_MAX: Final = 32
@@ -51,7 +51,7 @@ class Thoughts:
 
     def __init__(self, process: Thoughts | None = None) -> None:
         self._process = process
-        self._known: deque[_Known] = deque(maxlen=_REQUESTS_MAX)
+        self._known: Latest[_Known] = Latest(_REQUESTS_MAX)
         self.thinks = False
         """Whether any request ever reported some: most models report none, and cost nothing."""
 
@@ -65,7 +65,7 @@ class Thoughts:
         for thoughts in (self, self._process):
             if thoughts is not None:
                 thoughts.thinks = thoughts.thinks or tokens > 0
-                thoughts._known.append(_Known(tokens, thinking))
+                thoughts._known.add(_Known(tokens, thinking))
 
     def estimate(self, thinking: Thinking) -> tuple[int, int]:
         """Hidden tokens of a request that did not report them, and by how much that may be off.
