@@ -11,13 +11,14 @@ from livekit.agents import Agent
 from livekit.agents.voice import io
 
 from livekit.plugins.voicecost._control import ControlTotals
+from livekit.plugins.voicecost.legs import Leg
 from tests.plugin.llm_providers import PROVIDERS, Provider, served
 from tests.plugin.metered_session import Call, RecordingMeter, metered_call, simulated_providers
 from tests.plugin.stt_streams import RECOGNISERS, Recogniser, running, sound
 from tests.plugin.voices import STREAMING, simulated_voice
 from tests.simulators import LONG_ANSWER, Reply
 from tests.simulators.speech import Pace
-from voicecost_ledger.records import Modality
+from voicecost_ledger.records import Modality, Outcome
 
 # Google's client subclasses aiohttp's session, which aiohttp advises against.
 pytestmark = pytest.mark.filterwarnings(
@@ -132,6 +133,22 @@ async def test_recognisers(recogniser: Recogniser) -> None:
         await call.meter.until(lambda: call.meter.total(Modality.STT, "audio_ms") > 12_000)
         await call.close()
     explained(control, Modality.STT)
+
+
+async def test_a_speech_that_is_interrupted_when_all_of_it_was_made() -> None:
+    """LiveKit counts it, or leaves before it does: its leg knows that it may have."""
+    async with simulated_providers() as providers, metered_call(providers) as call:
+        legs: list[Leg] = []
+        call.meter.watch_legs(legs.append)
+        first, second = call.session.say("Good morning."), call.session.say("How are you?")
+        await first
+        await call.meter.stopped(Modality.TTS, 2)
+        second.interrupt()
+        await second
+        await call.close()
+    spoken = [leg for leg in legs if leg.modality == Modality.TTS]
+    assert [leg.outcome for leg in spoken] == [Outcome.SERVED] * 2
+    assert [leg.speech_interrupted for leg in spoken] == [False, True]
 
 
 async def test_two_sessions_through_the_same_plugins() -> None:

@@ -152,6 +152,14 @@ def test_an_interrupted_request_that_livekit_did_count_makes_no_difference() -> 
     assert account.causes("characters") == {}
 
 
+def test_a_text_whose_sound_was_all_made_may_be_interrupted_before_livekit_counts_it() -> None:
+    account = Account()
+    account.leg(TTS, Outcome.SERVED, characters=60)
+    account.livekit(spoke(60))
+    account.leg(TTS, Outcome.SERVED, characters=71).speech_interrupted = True
+    assert account.causes("characters") == {"interrupted": 71}
+
+
 def test_the_spaces_a_plugin_adds_are_a_part_that_livekit_does_not_count() -> None:
     account = Account()
     account.leg(TTS, Outcome.SERVED, livekit_counts={"characters": 26}, characters=27)

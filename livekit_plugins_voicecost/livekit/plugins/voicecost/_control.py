@@ -378,8 +378,9 @@ class ControlTotals:
         counted = self._counted.get(leg)
         rest = leg.usage.get(unit, 0) - (counted or {}).get(unit, 0)
         ended = _BY_OUTCOME.get(leg.outcome or Outcome.INTERRUPTED)
-        if counted is None and ended is not None:
-            _add(causes, ended, rest)
+        left = ended or (ControlCause.INTERRUPTED if leg.speech_interrupted else None)
+        if counted is None and left is not None:
+            _add(causes, left, rest)
             return
         if counted is None and not leg.heard_by_livekit:
             _add(causes, ControlCause.OUTSIDE_SESSION, rest)
@@ -479,7 +480,7 @@ def _model_of(attributes: LegAttributes) -> _Model:
 
 def _is_uncounted(leg: Leg) -> bool:
     """Whether LiveKit would be expected to leave a leg out."""
-    return not leg.heard_by_livekit or leg.outcome in _BY_OUTCOME
+    return not leg.heard_by_livekit or leg.outcome in _BY_OUTCOME or leg.speech_interrupted
 
 
 def _expected(leg: Leg, unit: str) -> int:

@@ -144,6 +144,8 @@ class Leg:
         livekit_counts: What LiveKit counts of it by unit, if it counts the leg at all, where that
             is not `usage` and its request shows why: without a blank that a plugin adds, without
             thoughts. For the control total.
+        speech_interrupted: Whether its speech was interrupted, though maybe after it was served:
+            LiveKit may have left before it counted it.
         margins: By how much each unit of an estimate may be off, 19 times of 20, and 0 where one
             is known; empty where nobody can say. Set by whoever estimates; recorded with the next
             record while the basis is `estimated`.
@@ -173,6 +175,7 @@ class Leg:
         "number",
         "outcome",
         "speech_id",
+        "speech_interrupted",
         "summed",
         "usage",
     )
@@ -207,6 +210,7 @@ class Leg:
         self.margins = margins
         self.livekit_counts: Mapping[str, int] = _NOTHING
         self.speech_id = speech_id
+        self.speech_interrupted = False
         self.summed: Any = None
         self.outcome: Outcome | None = None
         self.number = records.next_leg()
