@@ -6,6 +6,7 @@ LiveKit's side is its real `ModelUsageCollector`, fed with the metrics that its 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from livekit.agents import AgentSession
 from livekit.agents.metrics import AgentSessionUsage, LLMMetrics, STTMetrics, TTSMetrics
 from livekit.agents.metrics.base import Metadata
 from livekit.agents.metrics.usage import ModelUsageCollector
+from livekit.agents.voice.speech_handle import SpeechHandle
 
 from livekit.plugins.voicecost import VoiceCost, _control, _faults
 from livekit.plugins.voicecost._control import ControlTotals, Difference
@@ -152,11 +154,15 @@ def test_an_interrupted_request_that_livekit_did_count_makes_no_difference() -> 
     assert account.causes("characters") == {}
 
 
-def test_a_text_whose_sound_was_all_made_may_be_interrupted_before_livekit_counts_it() -> None:
+async def test_a_text_whose_sound_was_all_made_may_be_interrupted_before_livekit_counts_it() -> (
+    None
+):
     account = Account()
     account.leg(TTS, Outcome.SERVED, characters=60)
     account.livekit(spoke(60))
-    account.leg(TTS, Outcome.SERVED, characters=71).speech_interrupted = True
+    speech = SpeechHandle.create()
+    account.leg(TTS, Outcome.SERVED, characters=71).speech = weakref.ref(speech)
+    speech.interrupt()
     assert account.causes("characters") == {"interrupted": 71}
 
 

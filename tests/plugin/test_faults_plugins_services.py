@@ -159,8 +159,9 @@ async def test_a_plugin_that_raises(
     assert all(leg.outcome is not None for leg in legs)
     unit = "audio_ms" if use is recognize else "input_tokens"
     billed = sum(row.units[unit] for row in bill.rows[requests_before:])
-    if billed:
-        assert sum(leg.usage[unit] for leg in legs) == billed
+    if billed:  # where its report was lost, the first estimate of a model knows how little it knows
+        margin = sum(leg.margins.get(unit, 0) for leg in legs)
+        assert abs(sum(leg.usage[unit] for leg in legs) - billed) <= margin
 
 
 # Avatars

@@ -114,7 +114,7 @@ async def test_tools_that_are_called_at_once_and_spoken_about(
 async def test_an_interruption_in_mid_answer(provider: Provider, meter: RecordingMeter) -> None:
     """LiveKit reports 0 tokens for it, or nothing."""
     replies = (Reply(match="hello", text="Hello there, this is your bank."), Reply())
-    async with served(provider, meter, *replies, token_delay_ms=15) as service:
+    async with served(provider, meter, *replies, token_delay_ms=40) as service:
         await service.answer("Hello, who is this?")
         await _leave(service, "Please explain everything to me.", after_chunks=6)
         leg, row = service.legs[-1], service.bill.rows[-1]

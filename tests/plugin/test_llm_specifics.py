@@ -112,7 +112,7 @@ async def test_googles_interrupted_answer_is_as_told_with_its_last_chunk(
     meter: RecordingMeter,
 ) -> None:
     reply = Reply(text=LONG_ANSWER, thoughts=LONG_ANSWER[:150])
-    async with served(BY_NAME["google"], meter, reply, token_delay_ms=15) as service:
+    async with served(BY_NAME["google"], meter, reply, token_delay_ms=40) as service:
         await _interrupt(service, "Please explain everything.")
         (leg,), (row,) = service.legs, service.bill.rows
 
@@ -222,7 +222,7 @@ async def test_an_interruption_while_the_model_still_thinks(
         Reply(match=word, text="I see.", thoughts=LONG_ANSWER[:size])
         for word, size in (("one", 300), ("two", 340), ("three", 380), ("four", 700))
     ]
-    async with served(BY_NAME[name], meter, *replies, token_delay_ms=15) as service:
+    async with served(BY_NAME[name], meter, *replies, token_delay_ms=40) as service:
         if name == "anthropic":
             service.simulator.shows_thoughts = "omitted"
         for word in ("one", "two", "three"):
@@ -316,7 +316,7 @@ async def test_a_conversation_that_the_provider_keeps_is_billed_whole(
 ) -> None:
     """The responses API is sent what is new and reads it all."""
     replies = (Reply(match="name", text="Pleased to meet you, Kim."), Reply())
-    async with served(BY_NAME["responses"], meter, *replies, token_delay_ms=15) as service:
+    async with served(BY_NAME["responses"], meter, *replies, token_delay_ms=40) as service:
         context = asked("My name is Kim.", instructions=RULES[:1500])
         await service.answer(context)
         context.add_message(role="assistant", content="Pleased to meet you, Kim.")
@@ -333,7 +333,7 @@ async def test_an_interrupted_response_over_a_socket_is_billed_to_its_end(
 ) -> None:
     """LiveKit's pool closes its socket with the next request: until then it is generated."""
     provider = BY_NAME["responses over a socket"]
-    async with served(provider, meter, token_delay_ms=15) as service:
+    async with served(provider, meter, token_delay_ms=40) as service:
         await _interrupt(service, "Please explain everything.")
         (leg,), (row,) = service.legs, service.bill.rows
         await meter.until(lambda: leg.basis is Basis.REPORTED)
@@ -347,7 +347,7 @@ async def test_the_next_request_ends_an_interrupted_response_on_its_socket(
 ) -> None:
     provider = BY_NAME["responses over a socket"]
     replies = (Reply(match="hello", text="Hello there."), Reply())
-    async with served(provider, meter, *replies, token_delay_ms=15) as service:
+    async with served(provider, meter, *replies, token_delay_ms=40) as service:
         await service.answer("Hello, who is this?")
         async with service.ask("Please explain everything."):
             await meter.until(
@@ -458,7 +458,7 @@ async def test_without_the_wire_what_livekit_shows_will_do(
     monkeypatch.setattr(_wire_clients, "observe_clients", lambda: lambda: None)
     monkeypatch.setattr(_instrument.LLMAttempt, "text_sending", lambda *_: None)
     replies = (Reply(match="hello", text="Hello there, this is your bank."), Reply())
-    async with served(provider, meter, *replies, token_delay_ms=15) as service:
+    async with served(provider, meter, *replies, token_delay_ms=60) as service:
         whole = await service.answer("Hello, who is this?")
         await _interrupt(service, "Please explain everything to me.")
         rows = service.bill.rows

@@ -189,11 +189,12 @@ class Attempt(HttpObserver):
         """What became of a leg, given how its run ended; watches for what is discarded later."""
         if self.probe:
             return Outcome.PROBE
-        if self.speech is None:
+        if self.speech is None or self.speech.scheduled:
             return outcome
+        # A preemptive generation: LiveKit never schedules the one that it throws away.
         if outcome is Outcome.SERVED:
-            self.speech.add_done_callback(functools.partial(_look_back, tally))
-        elif outcome is Outcome.INTERRUPTED and not self.speech.scheduled:
+            self.speech.add_done_callback(functools.partial(_discard_unless_scheduled, tally))
+        elif outcome is Outcome.INTERRUPTED:
             return Outcome.DISCARDED
         return outcome
 
@@ -235,13 +236,10 @@ def _listeners(stream: Any) -> Collection[Any]:
     return getattr(stream, "_events", {}).get("metrics_collected") or ()
 
 
-def _look_back(tally: Tally, speech: Any) -> None:
-    """The speech of a request that was served is over: what became of it?"""
+def _discard_unless_scheduled(tally: Tally, speech: Any) -> None:
     try:
-        if not speech.scheduled:  # a preemptive generation that LiveKit has thrown away
+        if not speech.scheduled:
             tally.discard()
-        elif speech.interrupted and tally.leg is not None:
-            tally.leg.speech_interrupted = True
     except Exception as error:
         _faults.count("discard", error)
 

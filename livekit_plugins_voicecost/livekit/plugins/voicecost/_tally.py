@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -172,6 +173,8 @@ class Tally:
             margins=self.margins,
         )
         self.leg.heard_by_livekit = self.heard_by_livekit
+        if self.speech is not None:
+            self.leg.speech = weakref.ref(self.speech)
         if self._livekit_counts is not None:
             self.leg.livekit_counts = self._livekit_counts
         if self._served_model or self._served_tier:

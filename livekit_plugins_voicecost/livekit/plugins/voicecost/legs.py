@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -144,8 +145,7 @@ class Leg:
         livekit_counts: What LiveKit counts of it by unit, if it counts the leg at all, where that
             is not `usage` and its request shows why: without a blank that a plugin adds, without
             thoughts. For the control total.
-        speech_interrupted: Whether its speech was interrupted, though maybe after it was served:
-            LiveKit may have left before it counted it.
+        speech: LiveKit's SpeechHandle, weakly: it holds a whole turn. For the control total.
         margins: By how much each unit of an estimate may be off, 19 times of 20, and 0 where one
             is known; empty where nobody can say. Set by whoever estimates; recorded with the next
             record while the basis is `estimated`.
@@ -174,8 +174,8 @@ class Leg:
         "modality",
         "number",
         "outcome",
+        "speech",
         "speech_id",
-        "speech_interrupted",
         "summed",
         "usage",
     )
@@ -210,7 +210,7 @@ class Leg:
         self.margins = margins
         self.livekit_counts: Mapping[str, int] = _NOTHING
         self.speech_id = speech_id
-        self.speech_interrupted = False
+        self.speech: weakref.ref[Any] | None = None
         self.summed: Any = None
         self.outcome: Outcome | None = None
         self.number = records.next_leg()
@@ -312,6 +312,15 @@ class Leg:
             service_tier=self._served_tier or asked.service_tier,
         )
         return self._meter.prices.price_as_served(asked, served, self._started_at_unix_ms)
+
+    @property
+    def speech_interrupted(self) -> bool:
+        """Whether its speech was interrupted, though maybe after all of it was made.
+
+        LiveKit may have left before it counted it.
+        """
+        speech = None if self.speech is None else self.speech()
+        return speech is not None and bool(speech.interrupted)
 
     def observe(self, usage: dict[str, int], basis: Basis) -> None:
         """Take totals that are owed already, whatever the budget says; recorded soon."""
