@@ -1,10 +1,10 @@
 """Several calls at once in one process, for `bench_overhead`: what they take of it, as JSON.
 
-    python -m benchmarks._overhead_agent ADDRESSES CALLS SECONDS plain|metered [long]
+    python -m benchmarks._overhead_agent ADDRESSES CALLS SECONDS plain|metered [TURNS]
 
 The same calls each time: every one asks, hears the answer, and interrupts every third; its
-microphone is open all along. `plain` never loads voicecost. `long` has calls of as many turns as
-a call of ten minutes or more, which nobody waits to hear the end of, and traces their memory.
+microphone is open all along. `plain` never loads voicecost. With TURNS the calls have so many,
+which nobody waits to hear the end of, and their memory is traced.
 """
 
 # livekit-agents says little of its generics.
@@ -32,13 +32,12 @@ from benchmarks.accuracy.audio import Loudspeaker, Microphone
 from benchmarks.accuracy.texts import LANGUAGES
 
 STALL_S: Final = 0.1
-LONG_CALL_TURNS: Final = 100
-LONG_CALL_S: Final = 100.0
-"""Both ways as long: LiveKit keeps every event of a session, and of an open microphone most come
-with time."""
+TURN_S: Final = 1.0
+"""Both ways take as long: LiveKit keeps every event of a session, and of an open microphone most
+come with time."""
 OURS: Final = ("/voicecost/", "/voicecost_ledger/", "/voicecost_catalog/")
 METERED: Final = "metered" in sys.argv
-LONG: Final = "long" in sys.argv
+TURNS: Final = int(sys.argv[5]) if len(sys.argv) > 5 else 0
 
 
 class NobodyListens(Loudspeaker):
@@ -117,12 +116,12 @@ async def call(
 
         VoiceCost(project="overhead", budget="1000").attach(session)
     session.input.audio = Microphone(chance)
-    mouth = session.output.audio = NobodyListens() if LONG else Loudspeaker()
+    mouth = session.output.audio = NobodyListens() if TURNS else Loudspeaker()
     await session.start(Agent(instructions=language.manual(chance, 20)))
     turn = 0
     while not until.is_set():
         turn += 1
-        if LONG and turn > LONG_CALL_TURNS:
+        if TURNS and turn > TURNS:
             reached.release()
             await until.wait()
             break
@@ -157,7 +156,7 @@ async def main(addresses: dict[str, str], count: int, seconds: float) -> None:
         await asyncio.sleep(3)  # a call before: what is loaded once is loaded
         first_over.set()
         await first
-        if LONG:
+        if TURNS:
             tracemalloc.start(1)
         before_bytes = held_bytes()
         over = asyncio.Event()
@@ -165,11 +164,11 @@ async def main(addresses: dict[str, str], count: int, seconds: float) -> None:
             asyncio.create_task(call(addresses, http, number, over, reached))
             for number in range(1, count + 1)
         ]
-        if LONG:
+        if TURNS:
             started_at_s = time.monotonic()
             for _ in calls:
                 await reached.acquire()
-            await asyncio.sleep(started_at_s + LONG_CALL_S - time.monotonic())
+            await asyncio.sleep(started_at_s + TURNS * TURN_S - time.monotonic())
         await asyncio.sleep(3)
         watch = Watch()
         ticking = asyncio.create_task(watch.tick())
