@@ -17,7 +17,7 @@ SAMPLE_RATE: Final = 48_000  # of what the caller says
 HEARD_SAMPLE_RATE: Final = 24_000
 FRAME_MS: Final = 20
 _LOUD: Final = 300  # root mean square of a frame, of 32767; silence after Opus is below 10
-_PAUSE_S: Final = 0.6  # shorter silence is a breath between two words
+_PAUSE_S: Final = 0.9  # shorter silence is a breath between two words
 
 
 class NotHeardError(Exception):
