@@ -17,9 +17,11 @@ from typing import Final
 
 import msgspec
 
-from voicecost_ledger import budgets, calls, entries, quantities
+from voicecost_ledger import budgets, calls, connections, entries, quantities
 from voicecost_ledger.calls import Call, CallState
 from voicecost_ledger.checkpoints import Checkpoint
+from voicecost_ledger.clocks import AgentClock
+from voicecost_ledger.connections import Connections
 from voicecost_ledger.corrections import Corrections
 from voicecost_ledger.credit import CreditControl
 from voicecost_ledger.events import (
@@ -69,32 +71,10 @@ SEQ_JUMP_MAX: Final = 1_000_000
 """More records than any meter writes: nobody has lost so many."""
 HOST_LOST: Final = "host_lost"
 """The gap of a meter that was given up: what it used after its last word is not known."""
-CLOCK_TOLERANCE_MS: Final = 2_000
 CHECKPOINT_AGE_MAX_MS: Final = 60_000
 """One is written every ten seconds; its agent's departure is seen at most 21 s later and told
 within 15 s. An older time is rather a wrong clock."""
-OLDEST_RECORD_MS: Final = 30 * 24 * 3_600_000
-OLDEST_UNTIMED_MS: Final = 3_600_000
-"""How far a record's time is believed of a sender that does not say what its clock shows."""
-
 _CONTROL_CAUSES: Final = frozenset(ControlCause)
-
-
-class _Clock:
-    """An agent's timestamps as ours: by the difference of both clocks when it sent them.
-
-    A clock that is a day off must not book to another day, nor to a budget of another day.
-    """
-
-    def __init__(self, now: int, sent_at_unix_ms: int) -> None:
-        self._now = now
-        offset = now - sent_at_unix_ms if sent_at_unix_ms > 0 else 0
-        self._offset = offset if abs(offset) > CLOCK_TOLERANCE_MS else 0
-        self._oldest = now - (OLDEST_RECORD_MS if sent_at_unix_ms > 0 else OLDEST_UNTIMED_MS)
-
-    def ours(self, at_unix_ms: int) -> int:
-        at = at_unix_ms + self._offset
-        return at if self._oldest <= at <= self._now else self._now
 
 
 class Books:
@@ -110,6 +90,7 @@ class Books:
         self._credit = CreditControl(policy)
         self._postings = Postings(prices, self._credit, policy.billing)
         self._corrections = Corrections(prices, self._postings, policy.billing)
+        self._connections = Connections(self._postings, policy)
         self._logged_faults: set[str] = set()
 
     def receive(self, tx: Session, event: Event, now: int) -> list[Effect]:
@@ -129,9 +110,11 @@ class Books:
                 return self._credit.wrapped_up(tx, event.meter_id, now)
             case RoomEvent():
                 touched = calls.receive_room_event(tx, event, now)
+                self._bring_up(tx, touched, now, confirmed=False)
                 return self._look_at(tx, touched, now)
             case RoomListing():
                 touched = calls.receive_listing(tx, event, now)
+                self._bring_up(tx, touched, now, confirmed=True)
                 return self._look_at(tx, touched, now, told=False)
             case RoomVerifiedGone():
                 return self._verified_gone(tx, event, now)
@@ -160,6 +143,8 @@ class Books:
         ledger_id, generation = tx.ledger_identity()
         durable: dict[str, int] = {}
         for held in hello.meters:
+            if held.meter_id.startswith(calls.ROOM_METER_PREFIX):
+                return [_of_no_agent(held.meter_id)]
             meter = tx.meter(held.meter_id)
             seq = meter.durable_seq if meter is not None else 0
             # 0: the client holds nothing, for it was told that everything is durable.
@@ -200,6 +185,8 @@ class Books:
         ]
 
     def _records(self, tx: Session, batch: Records, now: int) -> list[Effect]:
+        if batch.meter_id.startswith(calls.ROOM_METER_PREFIX):
+            return [_of_no_agent(batch.meter_id)]
         meter = tx.meter(batch.meter_id)
         durable = meter.durable_seq if meter is not None else 0
         if batch.after_seq > durable:
@@ -212,9 +199,10 @@ class Books:
                     durable_seq=durable,
                 )
             ]
-        problem = _malformed(batch)
+        problem = batch.problem()
         if problem is not None:
             return [Reject(code="malformed", message=problem, meter_id=batch.meter_id)]
+        clock = AgentClock(now, batch.sent_at_unix_ms)
         for record in batch.records:
             if record.seq <= durable:
                 continue
@@ -237,7 +225,7 @@ class Books:
                         meter_id=batch.meter_id,
                     )
                 ]
-            self._apply(tx, meter, record, now, _Clock(now, batch.sent_at_unix_ms))
+            self._apply(tx, meter, record, now, clock)
         effects: list[Effect] = []
         if meter is not None:
             if batch.through_seq > meter.durable_seq:
@@ -267,7 +255,9 @@ class Books:
         tx.save_meter(meter)
         return meter
 
-    def _apply(self, tx: Session, meter: Meter, record: Record, now: int, clock: _Clock) -> None:
+    def _apply(
+        self, tx: Session, meter: Meter, record: Record, now: int, clock: AgentClock
+    ) -> None:
         if meter.state is MeterState.LOST:
             # Given up, and here it is: the call takes what it says and settles again.
             meter.state = MeterState.OPEN
@@ -339,6 +329,8 @@ class Books:
         tx.add_control(meter.call_id, record, causes)
 
     def _checkpoint_seen(self, tx: Session, checkpoint: Checkpoint, now: int) -> list[Effect]:
+        if checkpoint.opened.meter_id.startswith(calls.ROOM_METER_PREFIX):
+            return []
         meter = tx.meter(checkpoint.opened.meter_id)
         if meter is None:
             # The sidecar was away for the whole call, or the agent was cut off from it.
@@ -397,11 +389,22 @@ class Books:
                 continue
             if call.state is CallState.OPEN:
                 effects += self._credit.enforce(tx, call, now)
-            if calls.conclude(tx, call, now, self._policy, told=told):
-                self._settle(tx, call, now)
+            self._conclude(tx, call, now, told=told)
         return effects
 
-    def _settle(self, tx: Session, call: Call, now: int) -> None:
+    def _bring_up(self, tx: Session, call_ids: set[str], now: int, *, confirmed: bool) -> None:
+        for call in filter(None, map(tx.call, sorted(call_ids))):
+            self._connections.bring_up(tx, call, now, confirmed=confirmed)
+
+    def _conclude(self, tx: Session, call: Call, now: int, *, told: bool = True) -> None:
+        """Move a call on in its life; settle it when nothing more is expected, or in time."""
+        if not calls.conclude(tx, call, now, self._policy, told=told):
+            return
+        self._connections.bring_up(tx, call, now, confirmed=False)
+        in_time = now - (call.ended_at_unix_ms or now) < self._policy.meter_grace_ms
+        if in_time and self._connections.is_waiting(tx, call):
+            return  # until they have left the room, too
+        self._connections.post(tx, call, now)
         self._corrections.charge_flat_fee(tx, call, now)
         calls.settle_call(tx, call, now)
 
@@ -424,6 +427,10 @@ class Books:
                 assert call is not None
                 self._postings.post(tx, meter, call, leg, now)
                 tx.save_meter(meter)
+        for call_id in tx.calls_connected_before(now - connections.SILENCE_MS):
+            with self._isolated(tx):
+                self._bring_up(tx, {call_id}, now, confirmed=False)
+                effects += self._look_at(tx, {call_id}, now)
         for expired in tx.meters_with_lease_before(now):
             with self._isolated(tx):
                 meter = tx.meter(expired.meter_id)
@@ -459,8 +466,8 @@ class Books:
             since = max(call.ended_at_unix_ms or 0, heard)
             if now - since >= self._policy.meter_grace_ms:
                 self._lose(tx, open_meters, now)
-        if calls.conclude(tx, call, now, self._policy):
-            self._settle(tx, call, now)
+        self._connections.bring_up(tx, call, now, confirmed=False)
+        self._conclude(tx, call, now)
         return effects
 
     @contextlib.contextmanager
@@ -484,17 +491,10 @@ class Books:
             self._finish(tx, meter, now)
 
 
-def _malformed(batch: Records) -> str | None:
-    last = batch.after_seq
-    for record in batch.records:
-        if record.meter_id != batch.meter_id:
-            return f"a batch of meter {batch.meter_id} holds a record of meter {record.meter_id}"
-        if not last < record.seq <= batch.through_seq:
-            return (
-                f"record {record.seq} of meter {batch.meter_id} is out of order or outside "
-                f"{batch.after_seq + 1} to {batch.through_seq}"
-            )
-        last = record.seq
-    if batch.through_seq < batch.after_seq:
-        return f"a batch from {batch.after_seq} through {batch.through_seq} is no range"
-    return None
+def _of_no_agent(meter_id: str) -> Reject:
+    return Reject(
+        code="malformed",
+        message=f"{meter_id} is no agent's meter: under ids that begin with "
+        f"{calls.ROOM_METER_PREFIX} the ledger keeps what LiveKit bills",
+        meter_id=meter_id,
+    )

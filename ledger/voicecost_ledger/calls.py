@@ -104,6 +104,11 @@ class Room(msgspec.Struct, kw_only=True):
         return self.created_at_unix_ms or self.seen_at_unix_ms
 
 
+ROOM_METER_PREFIX: Final = "LK_"
+"""Of the ledger's own meters: what LiveKit bills. No agent may speak for such an id."""
+CONNECTION_MAX_MS: Final = 30 * 24 * 3_600_000
+"""Nobody is believed to have been in a room for longer before the ledger first hears of him."""
+CLOCKS_APART_MAX_MS: Final = 24 * 3_600_000
 ROOM_LEAVES_LIST_MS: Final = 5_000
 """How long a room that is over may still be listed (LiveKit tells its end before it forgets it)."""
 CALLER_KINDS = frozenset({ParticipantKind.STANDARD, ParticipantKind.SIP})
@@ -112,6 +117,12 @@ CALLER_KINDS = frozenset({ParticipantKind.STANDARD, ParticipantKind.SIP})
 def call_id_from(identifier: str) -> str:
     """A call's id: the id it was first known by (room SID or meter), with our prefix."""
     return "CA_" + (identifier.partition("_")[2] or identifier)
+
+
+def room_meter_id(call_id: str, number: int) -> str:
+    """The id of a call's nth meter of the ledger's own."""
+    suffix = call_id.partition("_")[2]
+    return f"{ROOM_METER_PREFIX}{suffix}" + (f"_{number}" if number > 1 else "")
 
 
 def open_call(
@@ -195,7 +206,7 @@ def assign_job(tx: Session, room: Room, job_id: str, now: int) -> Room:
         was = room.call_id
         room.call_id = theirs
         tx.save_room(room)
-        if call.meter_count == 0 and not tx.rooms_of(was):
+        if call.meter_count == 0 and not tx.rooms_of(was) and not tx.room_meters_of(was):
             tx.withdraw_call(was)
     elif (
         theirs is None
@@ -220,12 +231,12 @@ def assign_job(tx: Session, room: Room, job_id: str, now: int) -> Room:
 
 
 def room_is_gone(tx: Session, room: Room, now: int) -> None:
-    """Note that a life of a room is over, and everybody in it has left."""
+    """Note that a life of a room is over, and everybody in it has left, though nobody said when."""
     if room.gone_at_unix_ms is None:
         room.gone_at_unix_ms = now
         tx.save_room(room)
         for participant in tx.connected_participants([room.sid]):
-            tx.save_participant(participant, room_sid=room.sid, left_at_unix_ms=now)
+            tx.save_participant(participant, room_sid=room.sid, left_at_unix_ms=now, told=False)
 
 
 def _heard(tx: Session, room: Room) -> None:
@@ -234,11 +245,20 @@ def _heard(tx: Session, room: Room) -> None:
         tx.save_room(room)
 
 
-def _joined(tx: Session, room: Room, participant: RoomParticipant, now: int) -> Room:
+def _joined(tx: Session, room: Room, participant: RoomParticipant, now: int, *, told: bool) -> Room:
     if participant.job_id is not None:
         room = assign_job(tx, room, participant.job_id, now)
-    tx.save_participant(participant, room_sid=room.sid, left_at_unix_ms=None)
+    participant = _believed(participant, now)
+    tx.save_participant(participant, room_sid=room.sid, left_at_unix_ms=None, told=told)
     return room
+
+
+def _believed(participant: RoomParticipant, now: int) -> RoomParticipant:
+    """With a time of joining: LiveKit's, which counts with its other times, unless it is absurd."""
+    joined = participant.joined_at_unix_ms
+    if joined is not None and -CLOCKS_APART_MAX_MS <= now - joined <= CONNECTION_MAX_MS:
+        return participant
+    return msgspec.structs.replace(participant, joined_at_unix_ms=now)
 
 
 def receive_room_event(tx: Session, event: RoomEvent, now: int) -> set[str]:
@@ -259,9 +279,11 @@ def receive_room_event(tx: Session, event: RoomEvent, now: int) -> set[str]:
         room_is_gone(tx, room, now)
     elif event.participant is not None:
         if event.event == "participant_joined" and room.gone_at_unix_ms is None:
-            room = _joined(tx, room, event.participant, now)
+            room = _joined(tx, room, event.participant, now, told=True)
         elif event.event == "participant_left":
-            tx.save_participant(event.participant, room_sid=room.sid, left_at_unix_ms=now)
+            who = _believed(event.participant, now)
+            left_at_unix_ms = event.happened_at_unix_ms(now)
+            tx.save_participant(who, room_sid=room.sid, left_at_unix_ms=left_at_unix_ms)
     return {before, room.call_id}
 
 
@@ -306,12 +328,12 @@ def _repair_participants(
     known = {p.sid: p for p in tx.connected_participants([room.sid])}
     for participant in present:
         if participant.sid not in known:
-            room = _joined(tx, room, participant, now)
+            room = _joined(tx, room, participant, now, told=False)
     present_sids = {participant.sid for participant in present}
     for participant in known.values():
         joined = participant.joined_at_unix_ms or 0
         if participant.sid not in present_sids and joined < requested_at_unix_ms:
-            tx.save_participant(participant, room_sid=room.sid, left_at_unix_ms=now)
+            tx.save_participant(participant, room_sid=room.sid, left_at_unix_ms=now, told=False)
     return room
 
 
@@ -356,7 +378,9 @@ def is_over(tx: Session, call: Call, meters: list[Meter], now: int, policy: Poli
     live = [room for room in rooms if room.gone_at_unix_ms is None]
     if rooms and not live:
         return True
-    if not meters or any(meter.state is MeterState.OPEN for meter in meters):
+    if not meters:
+        return not rooms  # thought a call of its own by the name of its room, which is another's
+    if any(meter.state is MeterState.OPEN for meter in meters):
         return False
     heard = max(meter.last_heard_at_unix_ms for meter in meters)
     waiting = policy.livekit_project is not None and now - heard < policy.meter_grace_ms

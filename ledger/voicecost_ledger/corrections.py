@@ -129,7 +129,7 @@ class Corrections:
         if call is None:
             return Refused(code="no_call", message=f"no call {order.call_id!r} in this ledger")
         problem = _not_adjustable(order)
-        meters = tx.meters_of(call.call_id)
+        meters = [*tx.meters_of(call.call_id), *tx.room_meters_of(call.call_id)]
         if problem is None and not meters:
             problem = f"call {call.call_id} has no meter: nothing was charged for it"
         if problem is not None:

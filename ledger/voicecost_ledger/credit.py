@@ -59,7 +59,7 @@ class CreditControl:
         scope = f"call:{call.call_id}"
         window = tx.window(scope, 0)
         if window is None:
-            posted = sum(meter.posted_nano_usd for meter in tx.meters_of(call.call_id))
+            posted = sum(meter.posted_nano_usd for meter in _charged(tx, call))
             window = budgets.new_window(scope, 0, limit, spent_nano_usd=posted)
         window.enforcing = call.on_budget is not OnBudget.NOTIFY
         window.warn_at_percent = call.warn_at_percent
@@ -231,7 +231,8 @@ class CreditControl:
         effects = self._warn(tx, call, meters, now)
         if call.ending in (Ending.ENDING, Ending.GONE):
             return effects
-        accruing = sum(meter.charged_nano_usd - meter.posted_nano_usd for meter in meters)
+        accruing = _accruing(tx, call)
+        shared = any(meter.charged_nano_usd for meter in tx.room_meters_of(call.call_id))
         for meter in meters:
             windows = self._enforcing(tx, call, meter, now)
             if meter.state is not MeterState.OPEN or not windows:
@@ -253,9 +254,13 @@ class CreditControl:
                 soft = meter.ceiling_nano_usd - reserve
             # A limit of zero lets what is free run: it is over only when something was spent.
             charged = meter.own_total_nano_usd
-            over = any(w.used_nano_usd + accruing >= max(1, w.limit_nano_usd) for w in windows)
+            over = any(accruing >= _left_of(w, 0) for w in windows)
             at_ceiling = meter.final and charged >= max(1, meter.ceiling_nano_usd)
-            over_soft = reserve > 0 and meter.final and charged >= max(1, soft)
+            over_soft = reserve > 0 and (
+                (meter.final and charged >= max(1, soft))
+                # What LiveKit bills is out of no grant, and leaves less than the grant says.
+                or (shared and any(accruing >= _left_of(w, reserve) for w in windows))
+            )
             ended = over or at_ceiling or meter.exhausted
             tightest = min(windows, key=lambda w: w.limit_nano_usd - w.used_nano_usd)
             if ended and call.on_budget is not OnBudget.WRAP_UP:
@@ -266,7 +271,7 @@ class CreditControl:
 
     def _warn(self, tx: Session, call: Call, meters: list[Meter], now: int) -> list[Effect]:
         effects: list[Effect] = []
-        accruing = sum(meter.charged_nano_usd - meter.posted_nano_usd for meter in meters)
+        accruing = _accruing(tx, call)
         for meter in meters:
             for window in self.windows(tx, call, meter, now):
                 spent = window.spent_nano_usd + accruing
@@ -293,7 +298,7 @@ class CreditControl:
         """The agent has said its last sentence: the room may go."""
         meter = tx.meter(meter_id)
         call = tx.call(meter.call_id) if meter is not None else None
-        if meter is None or call is None or call.state is not CallState.OPEN:
+        if meter is None or call is None or call.state is not CallState.OPEN or meter.of_rooms:
             return []
         if call.ending in (Ending.ENDING, Ending.GONE):
             return []
@@ -331,7 +336,8 @@ class CreditControl:
         scope = call.ending_budget or f"call:{call.call_id}"
         limit = call.limit_nano_usd or 0
         told = Window(scope=scope, start_unix_ms=0, limit_nano_usd=limit, enforcing=True)
-        return _commands(Action.END, meters, told, sum(m.charged_nano_usd for m in meters))
+        spent = sum(meter.charged_nano_usd for meter in _charged(tx, call))
+        return _commands(Action.END, meters, told, spent)
 
     def end_rooms(self, tx: Session, call: Call) -> list[Effect]:
         """The order to delete each live room of a call."""
@@ -372,6 +378,21 @@ class CreditControl:
         if call.ending is Ending.ENDING:
             return self.end_rooms(tx, call)
         return []
+
+
+def _charged(tx: Session, call: Call) -> list[Meter]:
+    """All meters that a call is charged for: its agents', and what LiveKit bills."""
+    return [*tx.meters_of(call.call_id), *tx.room_meters_of(call.call_id)]
+
+
+def _accruing(tx: Session, call: Call) -> int:
+    """What a call has cost and that is not posted yet."""
+    return sum(meter.charged_nano_usd - meter.posted_nano_usd for meter in _charged(tx, call))
+
+
+def _left_of(window: Window, reserve: int) -> int:
+    """What may accrue before a window is used up but for a reserve; something has to be spent."""
+    return max(1, window.limit_nano_usd - reserve) - window.used_nano_usd
 
 
 def _leased(meter: Meter) -> bool:

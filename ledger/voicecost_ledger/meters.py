@@ -30,6 +30,9 @@ class Meter(msgspec.Struct, kw_only=True):
     call_id: str
     project: str
     opened: MeterOpen
+    # Of what LiveKit itself bills: written by the ledger, no agent speaks for it, and it is never
+    # open in the sense that anything were to be heard of it.
+    of_rooms: bool = False
     state: MeterState = MeterState.OPEN
     durable_seq: int = 0
     records_lost: bool = False  # of those up to `durable_seq`, some never came and never will

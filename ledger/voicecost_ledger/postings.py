@@ -94,7 +94,7 @@ class Postings:
         if isinstance(record, LegStart):
             if leg is not None:
                 return f"leg {record.leg} was started before"
-            leg = self._new_leg(
+            leg = self.new_leg(
                 tx, meter, record.leg, record.attributes, at, speech_id=record.speech_id
             )
         elif leg is None:
@@ -204,7 +204,7 @@ class Postings:
             if usage and attributes not in standing:
                 number = min((leg.number for leg in standing.values()), default=0) - 1
                 at = seen.at_unix_ms
-                leg = self._new_leg(tx, meter, number, attributes, at, speech_id=None)
+                leg = self.new_leg(tx, meter, number, attributes, at, speech_id=None)
                 leg.outcome, leg.stopped_at_unix_ms = Outcome.LOST, at
                 tx.save_leg(leg)
                 standing[attributes] = leg
@@ -332,7 +332,7 @@ class Postings:
 
     # ---- prices --------------------------------------------------------------------------------
 
-    def _new_leg(
+    def new_leg(
         self,
         tx: Session,
         meter: Meter,
@@ -342,6 +342,7 @@ class Postings:
         *,
         speech_id: str | None,
     ) -> Leg:
+        """Begin a leg as of `at`, with the price in force then."""
         leg = Leg(
             meter_id=meter.meter_id,
             number=number,

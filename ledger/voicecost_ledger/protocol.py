@@ -61,6 +61,22 @@ class Records(msgspec.Struct, frozen=True, array_like=True, tag="records"):
     # the records' times, or a wrong clock would book to another day.
     sent_at_unix_ms: int = 0
 
+    def problem(self) -> str | None:
+        """Why this cannot be a batch of one meter's records, or None."""
+        last = self.after_seq
+        for record in self.records:
+            if record.meter_id != self.meter_id:
+                return f"a batch of meter {self.meter_id} holds a record of meter {record.meter_id}"
+            if not last < record.seq <= self.through_seq:
+                return (
+                    f"record {record.seq} of meter {self.meter_id} is out of order or outside "
+                    f"{self.after_seq + 1} to {self.through_seq}"
+                )
+            last = record.seq
+        if self.through_seq < self.after_seq:
+            return f"a batch from {self.after_seq} through {self.through_seq} is no range"
+        return None
+
 
 class WrappedUp(msgspec.Struct, frozen=True, array_like=True, tag="wrapped_up"):
     """The agent has spoken its wrap-up sentence (or gave up on it): the room may go now."""

@@ -180,6 +180,7 @@ class MeterOpen(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     on_budget: OnBudget = OnBudget.WRAP_UP
     unattributed: bool = False  # the job's own meter: legs that belong to no AgentSession
     versions: Tags = {}  # {"livekit-agents": "1.8.9", "voicecost": "0.1.0"}
+    hosted: bool = False  # the agent is deployed to LiveKit Cloud, which bills its minutes apart
 
 
 class LegStart(msgspec.Struct, frozen=True, array_like=True, tag="start"):

@@ -31,6 +31,22 @@ class RoomParticipant(msgspec.Struct, frozen=True, kw_only=True):
     sealed_checkpoints: tuple[str, ...] = ()  # of its meters; opened at the edge, never stored
 
 
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """A participant's connection to a room of a call, as far as LiveKit told; who it is stays out.
+
+    `left_told` False: that it is over was concluded, from a listing that no longer shows it or
+    from the end of its room, some time after it left.
+    """
+
+    number: int  # of its leg; unique in the ledger
+    livekit_project: str
+    kind: ParticipantKind
+    job_id: str | None
+    joined_at_unix_ms: int
+    left_at_unix_ms: int | None
+    left_told: bool
+
+
 class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One verified webhook. `event_id` is LiveKit's, the same on each delivery."""
 
@@ -42,6 +58,12 @@ class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     created_at_unix_ms: int  # of the event; LiveKit gives whole seconds
     room_created_at_unix_ms: int | None = None
     participant: RoomParticipant | None = None
+
+    def happened_at_unix_ms(self, now: int) -> int:
+        """When it happened, by LiveKit's clock as far as that tells, however late it is heard."""
+        if self.created_at_unix_ms <= 0:
+            return now
+        return min(max(now, self.created_at_unix_ms), self.created_at_unix_ms + 999)
 
 
 class ListedRoom(msgspec.Struct, frozen=True, kw_only=True):

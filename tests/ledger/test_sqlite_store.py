@@ -61,12 +61,14 @@ def test_a_ledger_from_before_there_were_markups_was_billed_its_cost(path: Path)
     post(store, "MT_a")
     store.close()
     db: Any = apsw.Connection(str(path))
+    db.execute("DROP INDEX participants_by_number")
     for table, columns in {
         "legs": ("markup_ppm", "billed_nano_usd", "posted_billed_nano_usd", "recorded_basis"),
         "entries": ("billed_nano_usd",),
         "rollups": ("billed_nano_usd",),
-        "meters": ("adjusted_nano_usd",),
+        "meters": ("adjusted_nano_usd", "of_rooms"),
         "windows": ("adjusted_nano_usd",),
+        "participants": ("number", "left_told"),
     }.items():
         for column in columns:
             db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")

@@ -116,6 +116,22 @@ async def test_a_meter_knows_its_job(world: Providers, monkeypatch: pytest.Monke
     assert (console.summary.room_name, console.meters[0].job_id) == (None, None)
 
 
+@pytest.mark.parametrize("hosted", [True, False])
+async def test_a_meter_tells_whether_its_agent_runs_on_livekits_cloud(
+    hosted: bool, world: Providers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LiveKit Cloud bills the minutes of such an agent apart, twenty times as dear."""
+    if hosted:  # what LiveKit itself tells it by
+        monkeypatch.setenv("LIVEKIT_REMOTE_EOT_URL", "http://127.0.0.1:9")
+    context = job_context(create_mock_room())
+    VoiceCost().attach(session := world.session())
+    await session.start(Host())
+    await session.aclose()
+    await shut_down(context)
+    (call,) = await ledger()
+    assert [meter.hosted for meter in call.meters] == [hosted]
+
+
 async def test_the_job_waits_for_its_meters_and_for_the_ledger(world: Providers) -> None:
     """The second session is none of LiveKit's business: it closes beside our callback."""
     context = job_context(create_mock_room())

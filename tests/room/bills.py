@@ -6,7 +6,8 @@ from examples.demo.bills import difference_percent, sum_up
 from examples.demo.conversations import Conversation
 from examples.demo.stage import Stage
 from voicecost_catalog import open_price_book
-from voicecost_ledger.stores import CallDetail
+from voicecost_ledger.records import Modality
+from voicecost_ledger.stores import CallDetail, LegView
 
 
 def begin(stage: Stage, *conversations: Conversation) -> int:
@@ -16,6 +17,11 @@ def begin(stage: Stage, *conversations: Conversation) -> int:
         replies=[reply for conversation in conversations for reply in conversation.replies],
     )
     return len(stage.providers.bill.rows)
+
+
+def requests(call: CallDetail) -> list[LegView]:
+    """What providers were asked in a call: all but what LiveKit's own server connects."""
+    return [leg for leg in call.legs if leg.modality is not Modality.PARTICIPANT]
 
 
 async def assert_equals_the_bill(stage: Stage, row_count: int, *calls: CallDetail) -> None:

@@ -13,7 +13,7 @@ from livekit import api
 from examples.demo.conversations import KILLED
 from examples.demo.stage import Stage
 from livekit.plugins.voicecost._checkpoint import INTERVAL_S, SEND_MAX_S
-from tests.room.bills import begin
+from tests.room.bills import begin, requests
 from tests.room.marks import ROOM
 from tests.simulators.bill import BillRow
 from voicecost_ledger.checkpoints import Checkpoint
@@ -101,8 +101,8 @@ async def test_lost_hosts_are_settled_from_their_last_checkpoints(stage: Stage) 
         assert call.summary.coverage is Coverage.PARTIAL
         assert "host_lost" in {gap.reason for gap in call.gaps}
         assert call.summary.unpriced_leg_count == 0
-    assert {leg.outcome for leg in silent.legs} == {Outcome.LOST}
-    assert {(leg.modality, leg.model): leg.usage for leg in silent.legs} == {
+    assert {leg.outcome for leg in requests(silent)} == {Outcome.LOST}
+    assert {(leg.modality, leg.model): leg.usage for leg in requests(silent)} == {
         (each.attributes.modality, each.attributes.model): each.usage for each in left_silent.totals
     }
     # All up to the checkpoint, once; what was used after it nobody knows any more.

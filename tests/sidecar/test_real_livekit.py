@@ -47,7 +47,11 @@ async def sidecar_beside_livekit(
         )
         await server.start()
         with running_sidecar(
-            folder, livekit=livekit, listening=listening, poll_interval_s=poll_interval_s
+            folder,
+            livekit=livekit,
+            listening=listening,
+            poll_interval_s=poll_interval_s,
+            host_aliases={livekit.project: "livekit"},  # it bills as LiveKit Cloud does
         ) as sidecar:
             yield sidecar, server
 
@@ -131,3 +135,49 @@ async def test_without_any_webhook_the_poller_finds_a_call_and_its_end(tmp_path:
         await server.delete_room("r")
         (call,) = await calls(sidecar, "settled")
         assert call["reason"] == "completed"
+
+
+@pytest.mark.parametrize("webhooks", [True, False])
+async def test_livekits_minutes_accrue_while_nobody_speaks(tmp_path: Path, webhooks: bool) -> None:
+    """The meter says nothing, the caller neither: the connection costs its minute all the same."""
+    async with sidecar_beside_livekit(tmp_path, webhooks=webhooks, poll_interval_s=0.1) as (
+        sidecar,
+        server,
+    ):
+        caller = rtc.Room()
+        before = time.monotonic()
+        await caller.connect(server.url, server.token("r", "caller"))
+        inside = time.monotonic()
+        sid = await caller.sid
+        records = a_call(room_name="r", room_sid=sid, job_id="AJ_1")
+
+        def connection() -> dict[str, Any]:
+            (call,) = sidecar.get("/v1/calls")["calls"]
+            legs = sidecar.get(f"/v1/calls/{call['call_id']}")["legs"]
+            found = [leg for leg in legs if leg["modality"] == "participant"]
+            return found[0] if found else {"usage": {"connected_ms": 0}}
+
+        def accrues() -> None:
+            with sidecar.agent() as meter:
+                meter.send(batch(records[:1]))
+                meter.hear_a(Ack)
+                first = until(lambda: connection()["usage"]["connected_ms"])
+                until(lambda: connection()["usage"]["connected_ms"] > first)
+                assert connection()["amount_nano_usd"] == "500000"
+                assert connection()["outcome"] is None
+                meter.send(batch(records[1:]))
+                meter.hear_a(Ack)
+
+        await asyncio.to_thread(accrues)
+        outside = time.monotonic()
+        await caller.disconnect()
+        await server.delete_room("r")
+        (call,) = await calls(sidecar, "settled")
+        over = time.monotonic()
+        leg = connection()
+        assert (leg["model"], leg["outcome"]) == ("standard", "served")
+        assert leg["basis"] == ("observed" if webhooks else "estimated")
+        # LiveKit tells the end of a connection to the second.
+        assert (outside - inside) * 1000 - 1_000 <= leg["usage"]["connected_ms"]
+        assert leg["usage"]["connected_ms"] <= (over - before) * 1000 + 1_000
+        assert call["nano_usd_by_modality"]["participant"] == "500000"

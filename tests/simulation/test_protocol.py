@@ -15,7 +15,15 @@ from tests.simulation.world import NOON, World, totals_of
 from voicecost_ledger.calls import CallState, EndReason
 from voicecost_ledger.checkpoints import Checkpoint
 from voicecost_ledger.entries import FLAT_FEE_NUMBER
-from voicecost_ledger.records import LegAttributes, LegInterim, LegStart, LegStop, Record
+from voicecost_ledger.records import (
+    Basis,
+    LegAttributes,
+    LegInterim,
+    LegStart,
+    LegStop,
+    Outcome,
+    Record,
+)
 from voicecost_ledger.stores import CallDetail, CallQuery
 from voicecost_ledger.stores.sqlite import SqliteStore
 
@@ -57,6 +65,7 @@ def test_the_books_are_right_after_any_trouble(seed: int) -> None:
         assert call.quarantined == []
         # However wrong the agent's clock was.
         assert all(world.began <= e.accrued_at_unix_ms <= world.wall_clock for e in call.entries)
+    assert_connections_counted(world, [call.summary.call_id for call in calls if call])
     late = world.began != NOON or any(call and call.summary.amended for call in calls)
     if world.strict and not late and not world.limit_cut:
         # Late is what is reported after its day, or after its meter was given up: its hold is gone.
@@ -66,6 +75,24 @@ def test_the_books_are_right_after_any_trouble(seed: int) -> None:
         assert call is not None
         if call.summary.reason is EndReason.BUDGET:
             assert call.summary.room_name not in world.livekit.rooms
+
+
+def assert_connections_counted(world: World, call_ids: Sequence[str]) -> None:
+    """Whoever the ledger knows of was connected as long as LiveKit's own bill says, once."""
+    bill = dict(world.livekit.bill)
+    with world.sidecar.store.transaction() as tx:
+        meters = [meter for call_id in call_ids for meter in tx.room_meters_of(call_id)]
+        legs = [leg for meter in meters for leg in tx.legs_of(meter.meter_id)]
+    for leg in legs:
+        if leg.outcome is Outcome.DISCARDED:
+            assert (leg.usage, leg.rated_nano_usd, leg.posted_nano_usd) == ({}, 0, 0)
+            continue
+        left = bill.pop(leg.started_at_unix_ms)
+        assert left is not None
+        assert leg.outcome is Outcome.SERVED
+        off = abs(leg.usage["connected_ms"] - (left - leg.started_at_unix_ms))
+        # What was told is right to LiveKit's second.
+        assert off <= (999 if leg.basis is Basis.OBSERVED else leg.margins["connected_ms"])
 
 
 def assert_all_counted(call: CallDetail, spool: Sequence[object], meter_id: str) -> None:

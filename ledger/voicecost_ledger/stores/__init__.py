@@ -16,7 +16,7 @@ from voicecost_ledger.calls import Call, Room
 from voicecost_ledger.entries import Entry, Leg
 from voicecost_ledger.meters import Meter
 from voicecost_ledger.records import ControlTotal, Outcome
-from voicecost_ledger.rooms import RoomParticipant
+from voicecost_ledger.rooms import Connection, RoomParticipant
 from voicecost_ledger.stores._answers import (
     AuditView,
     CallDetail,
@@ -80,7 +80,11 @@ class Session(Protocol):
         ...
 
     def meters_of(self, call_id: str) -> list[Meter]:
-        """A call's meters, by id."""
+        """The meters of a call's agents, by id."""
+        ...
+
+    def room_meters_of(self, call_id: str) -> list[Meter]:
+        """The ledger's own meters of a call's rooms (`Meter.of_rooms`), by id."""
         ...
 
     def meters_of_job(self, job_id: str) -> list[Meter]:
@@ -136,13 +140,30 @@ class Session(Protocol):
         ...
 
     def save_participant(
-        self, participant: RoomParticipant, *, room_sid: str, left_at_unix_ms: int | None
+        self,
+        participant: RoomParticipant,
+        *,
+        room_sid: str,
+        left_at_unix_ms: int | None,
+        told: bool = True,
     ) -> None:
-        """Note that somebody is in a room, or left it; who has left stays so."""
+        """Note that somebody is in a room, or left it.
+
+        `told` False: a listing shows it, or its absence. Who has left by LiveKit's word stays so;
+        what was only concluded gives way to the next word, and to a listing that shows him.
+        """
         ...
 
     def connected_participants(self, room_sids: Sequence[str]) -> list[RoomParticipant]:
         """Who is in these rooms, as far as is known."""
+        ...
+
+    def connections_of(self, call_id: str) -> list[Connection]:
+        """Who was ever in a call's rooms, by number."""
+        ...
+
+    def calls_connected_before(self, at_unix_ms: int) -> list[str]:
+        """The calls with an open connection that nothing was heard of since an instant."""
         ...
 
     def jobs_in(self, room_sid: str) -> set[str]:

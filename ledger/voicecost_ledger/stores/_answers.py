@@ -149,6 +149,7 @@ class MeterView(msgspec.Struct, frozen=True, kw_only=True):
     state: str  # "open", "closed", "adopted", "lost"
     job_id: str | None
     unattributed: bool
+    hosted: bool  # its agent is deployed to LiveKit Cloud
     durable_seq: int
     checkpoint_seq: int | None  # of the latest checkpoint that LiveKit gave back
     total_nano_usd: int

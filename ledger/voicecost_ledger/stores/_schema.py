@@ -271,4 +271,12 @@ ALTER TABLE windows ADD COLUMN adjusted_nano_usd INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE legs ADD COLUMN recorded_basis TEXT NOT NULL DEFAULT 'estimated';
 UPDATE legs SET recorded_basis = basis;
 """,
+    # What LiveKit bills: connections are legs, on a meter of the ledger's own. Nobody who was in a
+    # room before is billed after the fact: their number stays NULL.
+    """
+ALTER TABLE participants ADD COLUMN number INTEGER;
+ALTER TABLE participants ADD COLUMN left_told INTEGER NOT NULL DEFAULT 1;
+CREATE UNIQUE INDEX participants_by_number ON participants (number) WHERE number IS NOT NULL;
+ALTER TABLE meters ADD COLUMN of_rooms INTEGER NOT NULL DEFAULT 0;
+""",
 )

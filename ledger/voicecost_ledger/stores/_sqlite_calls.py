@@ -168,7 +168,7 @@ def _meters(db: apsw.Connection, call_id: str) -> list[MeterView]:
         db,
         "SELECT meter_id, state, job_id, opened, durable_seq, charged_nano_usd, posted_nano_usd, "
         "held_nano_usd, held_windows, checkpoint, adjusted_nano_usd FROM meters "
-        "WHERE call_id = ? ORDER BY meter_id",
+        "WHERE call_id = ? AND NOT of_rooms ORDER BY meter_id",
         (call_id,),
     ):
         opened = msgspec.json.decode(row[3], type=MeterOpen)
@@ -179,6 +179,7 @@ def _meters(db: apsw.Connection, call_id: str) -> list[MeterView]:
                 state=row[1],
                 job_id=row[2],
                 unattributed=opened.unattributed,
+                hosted=opened.hosted,
                 durable_seq=row[4],
                 checkpoint_seq=None if seen is None else seen.seq,
                 total_nano_usd=row[5],

@@ -13,6 +13,7 @@ import apsw
 from voicecost_ledger.billing import marked_up
 from voicecost_ledger.entries import FLAT_FEE_NUMBER
 from voicecost_ledger.money import per_mille
+from voicecost_ledger.records import Modality
 from voicecost_ledger.stores import CostQuery, CostRow, LatencyQuery, LatencyRow
 from voicecost_ledger.stores._sqlite_query import each_row, query
 from voicecost_ledger.stores._views import latency_row
@@ -76,12 +77,19 @@ def latency(db: apsw.Connection, asked: LatencyQuery) -> list[LatencyRow]:
         "coalesce(l.duration_ms, max(0, l.stopped_at_unix_ms - l.started_at_unix_ms)) "
         "FROM legs l INDEXED BY legs_by_start JOIN meters m USING (meter_id) "
         "WHERE l.started_at_unix_ms >= ?1 AND l.started_at_unix_ms < ?2 "
-        "AND l.outcome <> 'lost' AND l.number < ?4 AND (?3 IS NULL OR m.project = ?3)"
+        "AND l.outcome <> 'lost' AND l.number < ?4 AND l.modality <> ?5 "
+        "AND (?3 IS NULL OR m.project = ?3)"
     )
     groups: dict[tuple[str, ...], tuple[array[int], array[int]]] = {}
     # Row by row into arrays: a month may have millions of legs, and SQLite's window functions take
     # several times as long to rank them.
-    values = (asked.from_unix_ms, asked.until_unix_ms, asked.project, FLAT_FEE_NUMBER)
+    values = (
+        asked.from_unix_ms,
+        asked.until_unix_ms,
+        asked.project,
+        FLAT_FEE_NUMBER,
+        str(Modality.PARTICIPANT),  # how long somebody stayed is no latency
+    )
     for row in each_row(db, sql, values):
         found = groups.get(row[:-2])
         if found is None:

@@ -13,8 +13,9 @@ from voicecost_ledger.budgets import Window
 from voicecost_ledger.calls import Call, Room
 from voicecost_ledger.entries import FLAT_FEE_NUMBER, Entry, Leg, quarter_hour
 from voicecost_ledger.meters import Meter
-from voicecost_ledger.records import ControlTotal, Outcome
-from voicecost_ledger.rooms import RoomParticipant
+from voicecost_ledger.records import ControlTotal, Modality, Outcome
+from voicecost_ledger.rooms import Connection, RoomParticipant
+from voicecost_ledger.stores import _sqlite_participants
 from voicecost_ledger.stores._schema import UNIT_COLUMNS
 from voicecost_ledger.stores._sqlite_query import query
 from voicecost_ledger.stores._sqlite_table import Table
@@ -115,7 +116,10 @@ class SqliteSession:
         self._save(_METERS, meter)
 
     def meters_of(self, call_id: str) -> list[Meter]:
-        return self._find(_METERS, "call_id = ? ORDER BY meter_id", call_id)
+        return self._find(_METERS, "call_id = ? AND NOT of_rooms ORDER BY meter_id", call_id)
+
+    def room_meters_of(self, call_id: str) -> list[Meter]:
+        return self._find(_METERS, "call_id = ? AND of_rooms ORDER BY meter_id", call_id)
 
     def meters_of_job(self, job_id: str) -> list[Meter]:
         return self._find(_METERS, "job_id = ? ORDER BY meter_id", job_id)
@@ -188,53 +192,34 @@ class SqliteSession:
         )
 
     def save_participant(
-        self, participant: RoomParticipant, *, room_sid: str, left_at_unix_ms: int | None
+        self,
+        participant: RoomParticipant,
+        *,
+        room_sid: str,
+        left_at_unix_ms: int | None,
+        told: bool = True,
     ) -> None:
-        # A late "joined" never brings back somebody who has left.
-        query(
-            self._db,
-            "INSERT INTO participants VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sid) DO UPDATE "
-            "SET left_at_unix_ms = coalesce(left_at_unix_ms, excluded.left_at_unix_ms), "
-            "disconnect_reason = coalesce(excluded.disconnect_reason, disconnect_reason)",
-            (
-                participant.sid,
-                room_sid,
-                participant.identity,
-                str(participant.kind),
-                participant.job_id,
-                participant.joined_at_unix_ms,
-                left_at_unix_ms,
-                participant.disconnect_reason,
-            ),
+        _sqlite_participants.save(
+            self._db, participant, room_sid=room_sid, left_at_unix_ms=left_at_unix_ms, told=told
         )
 
     def connected_participants(self, room_sids: Sequence[str]) -> list[RoomParticipant]:
-        found: list[RoomParticipant] = []
-        for room_sid in room_sids:
-            for sid, identity, kind, job_id, joined in query(
-                self._db,
-                "SELECT sid, identity, kind, job_id, joined_at_unix_ms FROM participants "
-                "WHERE room_sid = ? AND left_at_unix_ms IS NULL ORDER BY sid",
-                (room_sid,),
-            ):
-                raw = {
-                    "sid": sid,
-                    "identity": identity,
-                    "kind": kind,
-                    "job_id": job_id,
-                    "joined_at_unix_ms": joined,
-                }
-                found.append(msgspec.convert(raw, RoomParticipant))
-        return found
+        return _sqlite_participants.connected(self._db, room_sids)
 
-    def jobs_in(self, room_sid: str) -> set[str]:
+    def connections_of(self, call_id: str) -> list[Connection]:
+        return _sqlite_participants.connections(self._db, call_id)
+
+    def calls_connected_before(self, at_unix_ms: int) -> list[str]:
         rows = query(
             self._db,
-            "SELECT job_id FROM participants WHERE room_sid = ?1 AND job_id IS NOT NULL "
-            "UNION SELECT job_id FROM meters WHERE room_sid = ?1 AND job_id IS NOT NULL",
-            (room_sid,),
+            "SELECT DISTINCT call_id FROM legs INDEXED BY legs_open WHERE outcome IS NULL "
+            "AND last_at_unix_ms < ? AND modality = ? ORDER BY call_id",
+            (at_unix_ms, str(Modality.PARTICIPANT)),
         )
-        return {row[0] for row in rows}
+        return [row[0] for row in rows]
+
+    def jobs_in(self, room_sid: str) -> set[str]:
+        return _sqlite_participants.jobs(self._db, room_sid)
 
     def leg(self, meter_id: str, number: int) -> Leg | None:
         where = "meter_id = ? AND number = ?"

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from voicecost_ledger.entries import FLAT_FEE_NUMBER
-from voicecost_ledger.records import Outcome
+from voicecost_ledger.records import Modality, Outcome
 from voicecost_ledger.stores import LatencyRow, LegView, TurnView
 
 
@@ -48,6 +48,8 @@ def latency_of(legs: Iterable[LegView]) -> list[LatencyRow]:
     """How long a call's legs took, by modality, provider and model."""
     groups: dict[tuple[str, str, str], list[LegView]] = defaultdict(list)
     for leg in legs:
+        if leg.modality is Modality.PARTICIPANT:
+            continue  # how long somebody stayed is no latency
         if leg.outcome not in (None, Outcome.LOST) and leg.leg < FLAT_FEE_NUMBER:
             groups[leg.modality.value, leg.provider, leg.billed_model].append(leg)
     return [

@@ -11,7 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
-from livekit.agents import JobContext
+from livekit.agents import JobContext, utils
 
 from voicecost_ledger.records import Environment
 
@@ -62,6 +62,7 @@ class Place(msgspec.Struct, frozen=True):
     room_name: str | None = None
     room_sid: str | None = None
     job_id: str | None = None
+    hosted: bool = False  # deployed to LiveKit Cloud, which bills such an agent's minutes apart
 
 
 def under_pytest() -> bool:
@@ -92,6 +93,7 @@ def here() -> Place:
         room_name=job.job.room.name or None,
         room_sid=job.job.room.sid or None,
         job_id=job.job.id or None,
+        hosted=utils.is_hosted(),
     )
 
 

@@ -88,6 +88,7 @@ class Runtime:
         on_budget: OnBudget = OnBudget.WRAP_UP,
         unattributed: bool = False,
         versions: dict[str, str] | None = None,
+        hosted: bool = False,
     ) -> MeterLink:
         """Open a meter: its `MeterOpen` is in the spool when this returns, all else comes later.
 
@@ -122,6 +123,7 @@ class Runtime:
             on_budget=on_budget,
             unattributed=unattributed,
             versions=versions or {},
+            hosted=hosted,
         )
         self._start()  # after the write: a starting thread wants the interpreter too
         link.flush()  # the first grant should be there before the greeting

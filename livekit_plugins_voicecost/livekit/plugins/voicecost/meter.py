@@ -459,6 +459,7 @@ class Meter:
             on_budget=settings.on_budget,
             unattributed=self.unattributed,
             versions=versions(),
+            hosted=place.hosted,
             listener=self,
         )
         self._flushed = process.flushed
