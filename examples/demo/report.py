@@ -10,7 +10,7 @@ from rich.table import Table
 from examples.demo.bills import Sum, difference_percent
 from voicecost_ledger.money import format_usd
 from voicecost_ledger.records import Modality
-from voicecost_ledger.stores import CallDetail
+from voicecost_ledger.stores import CallDetail, LegView
 from voicecost_sidecar.call_tables import units_text
 
 _PLACES = 6  # of a dollar: a demo call costs cents
@@ -33,7 +33,7 @@ def ledger_table(call: CallDetail) -> Table:
     for leg in sorted(call.legs, key=lambda leg: leg.started_at_unix_ms):
         table.add_row(
             leg.provider,  # as LiveKit's plugin names it; OpenAI's gives the host
-            f"{leg.modality.upper()} {leg.model}",
+            _service(leg),
             units_text(leg),
             leg.basis,
             leg.outcome or "open",
@@ -93,6 +93,12 @@ def comparison_table(sums: Mapping[str, Sum | None], *, reference: str) -> Table
 def ledger_sum(call: CallDetail) -> Sum:
     """The ledger's own sum of a call."""
     return Sum(call.summary.nano_usd_by_modality, call.summary.unpriced_leg_count)
+
+
+def _service(leg: LegView) -> str:
+    if leg.modality is Modality.PARTICIPANT:
+        return leg.model  # what LiveKit bills a connection as; with its kind it would be too wide
+    return f"{leg.modality.upper()} {leg.model}"
 
 
 def _difference(percent: float | None) -> str:

@@ -38,7 +38,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     from the end of its room, some time after it left.
     """
 
-    number: int  # of its leg; unique in the ledger
+    number: int  # of its leg: above `CONNECTION_NUMBER`, unique in the ledger
     livekit_project: str
     kind: ParticipantKind
     job_id: str | None

@@ -133,6 +133,8 @@ class _LegsTable:
         wide = options.max_width >= WIDE_COLUMNS
         names = ("leg", "provider", "service", "units", "basis", "outcome")
         table = plain_table(*names) if wide else plain_table("service", "units", "basis")
+        service = next(column for column in table.columns if column.header == "service")
+        service.min_width = max(len(leg.modality) for leg in self._legs) if self._legs else 0
         for name in ("first", "took", "cost") if wide else ("cost",):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("price from", overflow="fold")

@@ -621,6 +621,23 @@ def test_markup_fee_and_refund_are_of_these_minutes_too() -> None:
     desk.check()
 
 
+def test_the_number_of_a_connection_is_no_other_legs() -> None:
+    desk = a_desk()
+    room, meter = a_call(desk)
+    meter.stop(meter.start(TTS), characters=10)
+    meter.send()
+    room.stays(30_000)
+    room.closes()
+    call = desk.call()
+    numbers = [leg.leg for leg in call.legs]
+    assert len(set(numbers)) == len(numbers) == 3
+    found = desk.store.last_entry(call.summary.call_id, numbers[0], None)
+    assert found is not None
+    history = desk.store.entry(found)
+    assert history is not None
+    assert history.leg == call.legs[0]
+
+
 def test_no_agent_speaks_for_the_ledgers_own_meters() -> None:
     desk = a_desk()
     room, _ = a_call(desk)

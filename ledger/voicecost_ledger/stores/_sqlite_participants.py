@@ -8,13 +8,15 @@ from typing import Final
 import apsw
 import msgspec
 
+from voicecost_ledger.entries import CONNECTION_NUMBER
 from voicecost_ledger.rooms import Connection, RoomParticipant
 from voicecost_ledger.stores._sqlite_query import query
 
 _SAVE: Final = """
 INSERT INTO participants (sid, room_sid, identity, kind, job_id, joined_at_unix_ms,
   left_at_unix_ms, disconnect_reason, left_told, number)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(number), 0) + 1 FROM participants))
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
+  (SELECT coalesce(max(number), ?10) + 1 FROM participants))
 ON CONFLICT (sid) DO UPDATE SET left_at_unix_ms = excluded.left_at_unix_ms,
   left_told = excluded.left_told, disconnect_reason = excluded.disconnect_reason
 -- Of somebody who was concluded to have left: told to have left, or shown to be there.
@@ -47,6 +49,7 @@ def save(
             left_at_unix_ms,
             participant.disconnect_reason,
             int(told),
+            CONNECTION_NUMBER,
         ),
     )
 
