@@ -17,8 +17,8 @@ from voicecost_ledger.records import Basis, LegAttributes, Outcome
 
 QUARTER_HOUR_MS: Final = 15 * 60 * 1000
 CONNECTION_NUMBER: Final = 1_000_000
-"""Legs above this number, up to the flat fees', are connections to rooms: no other leg of a call has
-the same one."""
+"""Legs above this number, up to the flat fees', are connections to rooms: no other leg of a call
+has the same one."""
 FLAT_FEE_NUMBER: Final = 1_000_000_000
 """Legs from this number on are no requests: the call's flat fee, and above it its adjustments. No
 meter makes so many, and none is believed that says so."""
