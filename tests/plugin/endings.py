@@ -64,6 +64,7 @@ test_legs_budget.py
 ../room/test_endings.py
 - test_a_caller_who_hangs_up_in_mid_speech: the same in a real room
 - test_a_worker_that_is_told_to_go_ends_its_call_first: job drained on worker shutdown
+- test_a_silence_in_which_the_socket_and_the_connections_cost: long silence, LiveKit's time too
 
 ../room/test_calls.py
 - test_a_killed_agent_loses_nothing: SIGKILL
