@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,6 +32,10 @@ from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 LLM = LegAttributes(Modality.LLM, "openai", "gpt-4o-mini")
 TTS = LegAttributes(Modality.TTS, "Deepgram", "aura-2")
 STT = LegAttributes(Modality.STT, "Deepgram", "nova-3")
+TEXT = {"characters": 74}  # as a plugin reports it; on the wire there is a blank more
+
+
+_said: list[SpeechHandle] = []
 
 
 class Account:
@@ -55,11 +60,16 @@ class Account:
         livekit_counts: dict[str, int] | None = None,
         **usage: int,
     ) -> Leg:
-        leg = Leg(self._meter, self._meter, attributes, usage)
-        self.control.opened(leg)
+        leg = self.open(attributes, **usage)
         leg.heard_by_livekit = heard
         leg.livekit_counts = livekit_counts or {}
         leg.stop(outcome, usage, Basis.OBSERVED)
+        return leg
+
+    def open(self, attributes: LegAttributes, **usage: int) -> Leg:
+        leg = Leg(self._meter, self._meter, attributes, usage)
+        self.control.opened(leg)
+        leg.heard_by_livekit = True
         self.legs.append(leg)
         return leg
 
@@ -104,6 +114,15 @@ def spoke(characters: int) -> TTSMetrics:
         cancelled=False, characters_count=characters, streamed=True,
         metadata=Metadata(model_provider=TTS.provider, model_name=TTS.model),
     )  # fmt: skip
+
+
+def interrupted(leg: Leg) -> None:
+    """Its speech is, though all of its sound was made."""
+    speech = SpeechHandle.create()
+    _said.append(speech)  # as LiveKit does, with the session's events
+    leg.speech = weakref.ref(speech)
+    speech.interrupt()
+    speech._mark_done()
 
 
 def heard(seconds: float) -> STTMetrics:
@@ -160,10 +179,79 @@ async def test_a_text_whose_sound_was_all_made_may_be_interrupted_before_livekit
     account = Account()
     account.leg(TTS, Outcome.SERVED, characters=60)
     account.livekit(spoke(60))
-    speech = SpeechHandle.create()
-    account.leg(TTS, Outcome.SERVED, characters=71).speech = weakref.ref(speech)
-    speech.interrupt()
+    interrupted(account.leg(TTS, Outcome.SERVED, characters=71))
     assert account.causes("characters") == {"interrupted": 71}
+
+
+async def test_of_texts_as_long_as_each_other_each_is_counted_or_not_as_it_was() -> None:
+    """LiveKit reports a text before it is over, and has left out one that was as long."""
+    account = Account()
+    for _ in range(3):
+        interrupted(account.leg(TTS, Outcome.SERVED, livekit_counts=TEXT, characters=75))
+        leg = account.open(TTS, characters=75)
+        account.livekit(spoke(74))
+        leg.livekit_counts = TEXT
+        leg.stop(Outcome.SERVED)
+    assert account.causes("characters") == {"interrupted": 3 * 75, "not_in_usage": 3}
+
+
+_TEXTS = st.lists(
+    st.tuples(
+        st.sampled_from(["counted", "interrupted, counted", "interrupted, left out"]),
+        st.booleans(),  # LiveKit reports it before it is over
+        st.integers(0, 3),  # so many are begun before it is over
+        st.integers(0, 2),  # and so many more before it is interrupted
+    ),
+    max_size=40,
+)
+
+
+@given(_TEXTS, st.booleans())
+async def test_texts_as_long_as_each_other_are_told_apart_in_every_order(
+    texts: list[tuple[str, bool, int, int]], summing: bool
+) -> None:
+    """What is said in a dozen calls a day, and in one call twice."""
+    account = Account(summing=summing)
+    to_come: list[list[Callable[[], object]]] = [[] for _ in range(len(texts) + 6)]
+    left_out = 0
+    for turn, (kind, early, overlap, later) in enumerate(texts):
+        leg = account.open(TTS, characters=75)
+        leg.livekit_counts = TEXT
+        over = to_come[turn + overlap]
+        steps: list[Callable[[], object]] = [partial(leg.stop, Outcome.SERVED)]
+        if kind != "interrupted, left out":
+            steps.insert(0 if early else 1, lambda: account.livekit(spoke(74)))
+        else:
+            left_out += 1
+        over.extend(steps)
+        if kind != "counted":
+            to_come[turn + overlap + later].append(partial(interrupted, leg))
+        for step in to_come[turn]:
+            step()
+    for steps in to_come[len(texts) :]:
+        for step in steps:
+            step()
+    if texts:
+        causes = {"interrupted": left_out * 75, "not_in_usage": len(texts) - left_out}
+        assert account.causes("characters") == {name: n for name, n in causes.items() if n}
+
+
+async def test_a_text_that_is_missing_is_not_made_up_for_by_one_that_was_interrupted() -> None:
+    """LiveKit had counted that one before the other began."""
+    account = Account()
+    interrupted(account.leg(TTS, Outcome.SERVED, characters=74))
+    account.livekit(spoke(74))
+    account.leg(TTS, Outcome.SERVED, characters=74)
+    with counted_fault():
+        assert account.causes("characters") == {"unexplained": 74}
+
+
+def test_a_text_that_we_missed_is_not_taken_for_one_that_is_interrupted_later() -> None:
+    account = Account()
+    account.livekit(spoke(74))
+    account.leg(TTS, Outcome.INTERRUPTED, characters=74)
+    with counted_fault():
+        assert account.causes("characters") == {"interrupted": 74, "unexplained": -74}
 
 
 def test_the_spaces_a_plugin_adds_are_a_part_that_livekit_does_not_count() -> None:

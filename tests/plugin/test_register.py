@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livekit.plugins.voicecost import _control, _register
+from livekit.plugins.voicecost import _matching, _register
 from livekit.plugins.voicecost._register import Register
 from livekit.plugins.voicecost.legs import Leg
 from tests.plugin.metered_session import RecordingMeter
-from tests.plugin.test_control_total import LLM, TTS, Account, answered, spoke
+from tests.plugin.test_control_total import LLM, TTS, Account, answered, interrupted, spoke
 from voicecost_ledger.records import Basis, LegAttributes, Modality, Outcome
 
 KINDS = (LLM, TTS, LegAttributes(Modality.STT, "Deepgram", "nova-3"))
@@ -160,19 +160,25 @@ def test_livekits_account_is_explained_alike_by_sums(
     assert told[0] == told[1]
 
 
-@pytest.mark.parametrize("reports", ["nothing", "zero", "otherwise", "twice"])
-def test_a_long_call_whose_plugin_counts_otherwise_is_not_compared_with_itself(
-    reports: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """300 turns of it took a tenth of a second of the event loop each time, and kept every leg."""
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Leg]:
+    """The legs that were asked what LiveKit should have counted of them, each as often."""
     looked_at: list[Leg] = []
-    expected = _control._expected
+    expected = _matching.expected
 
     def counted(leg: Leg, unit: str) -> int:
         looked_at.append(leg)
         return expected(leg, unit)
 
-    monkeypatch.setattr(_control, "_expected", counted)
+    monkeypatch.setattr(_matching, "expected", counted)
+    return looked_at
+
+
+@pytest.mark.parametrize("reports", ["nothing", "zero", "otherwise", "twice"])
+def test_a_long_call_whose_plugin_counts_otherwise_is_not_compared_with_itself(
+    reports: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 turns of it took a tenth of a second of the event loop each time, and kept every leg."""
+    looked_at = looks(monkeypatch)
     account = Account(summing=True)
     most = 0
     for turn in range(400):
@@ -201,3 +207,25 @@ def test_a_long_call_whose_plugin_counts_otherwise_is_not_compared_with_itself(
     assert account.causes("input_tokens") == causes[reports]
     assert len(list(account.held)) <= 100
     assert most < 10_000
+
+
+async def test_a_long_call_that_says_the_same_again_and_again_is_as_cheap_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A third of it interrupted when all was made, which LiveKit has counted or not."""
+    looked_at = looks(monkeypatch)
+    account = Account(summing=True)
+    most = 0
+    for turn in range(1_200):
+        looked_at.clear()
+        leg = account.open(TTS, characters=75)
+        leg.livekit_counts = {"characters": 74}
+        if turn % 6:
+            account.livekit(spoke(74))  # before it is over
+        leg.stop(Outcome.SERVED)
+        if turn % 3 == 0:
+            interrupted(leg)
+        most = max(most, len(looked_at))
+    assert account.causes("characters") == {"interrupted": 200 * 75, "not_in_usage": 1_000}
+    assert len(list(account.held)) <= 16
+    assert most < 500

@@ -2,10 +2,10 @@
 
 LiveKit adds the metrics of its components up, per model, without saying of which request they
 are. `session_usage_updated` comes after each of them, so what was added is the difference to the
-update before, and belongs to the leg of that model that used as much. What LiveKit does not count
-though it counts the leg (a blank that ends a word on the wire, thoughts, silence) the leg says
-itself, by evidence of its own: `Leg.livekit_counts`. What no event spoke for is explained by how
-its leg ended.
+update before, and belongs to a leg of that model that used as much (`_matching`). What LiveKit does
+not count though it counts the leg (a blank that ends a word on the wire, thoughts, silence) the leg
+says itself, by evidence of its own: `Leg.livekit_counts`. What no event spoke for is explained by
+how its leg ended.
 
 An event without a leg would be a request that we missed, or metered wrongly: that, and a served
 leg that LiveKit should have counted and did not, is `unexplained`, and a counted fault.
@@ -15,8 +15,7 @@ Nothing is ever booked from here.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -24,6 +23,16 @@ import msgspec
 from voicecost_ledger.records import ControlCause, LegAttributes, Modality, Outcome
 
 from . import _faults
+from ._matching import (
+    BY_OUTCOME,
+    EVER,
+    Addition,
+    Matching,
+    add_up,
+    expected,
+    may_be_left_out,
+    shared_out,
+)
 from ._reports import milliseconds
 from .legs import Leg
 
@@ -68,14 +77,6 @@ _AWAITED_MAX: Final = 16
 """Legs of a model, and additions, of which the other is still looked for. LiveKit counts a request
 when it ends: of older ones nothing more is to come, and a plugin that counts otherwise than its
 provider must not make all of a long call be compared with all of it."""
-_BY_OUTCOME: Final = {
-    Outcome.INTERRUPTED: ControlCause.INTERRUPTED,
-    Outcome.CUT: ControlCause.INTERRUPTED,
-    Outcome.LOST: ControlCause.INTERRUPTED,
-    Outcome.FAILED: ControlCause.FAILED_ATTEMPT,
-    Outcome.DISCARDED: ControlCause.DISCARDED,
-    Outcome.PROBE: ControlCause.PROBE,
-}
 
 
 class _Model(NamedTuple):
@@ -127,14 +128,12 @@ class ControlTotals:
     def __init__(self) -> None:
         self._last: dict[_Model, dict[str, int]] = {}
         self._by_model: dict[_Model, list[Leg]] = {}
-        self._uncounted: dict[_Model, list[Leg]] = {}  # those that more may be claimed of
+        self._newest_leg = 0
         self._sums: dict[_Model, _Sum] = {}
-        self._counted: dict[Leg, dict[str, int]] = {}
-        self._again: set[Leg] = set()  # LiveKit has counted it more than once
-        self._unclaimed: dict[_Model, list[dict[str, int]]] = {}
-        self._never_claimed: dict[_Model, dict[str, int]] = {}
+        self._additions: dict[_Model, list[Addition]] = {}  # to the legs that are followed
+        self._of_none: dict[_Model, dict[str, int]] = {}  # those that were given up
         self._ours_then: dict[_Model, dict[str, int]] = {}
-        self._overheard: dict[_Model, deque[Mapping[str, int]]] = {}
+        self._overheard: dict[_Model, list[Mapping[str, int]]] = {}
         self._elsewhere: dict[_Model, dict[str, int]] = {}
         self._late = False
         self._before: dict[_Model, dict[str, int]] = {}
@@ -143,7 +142,8 @@ class ControlTotals:
 
     def opened(self, leg: Leg) -> None:
         """Follow a leg of the meter's; in the order in which they are opened."""
-        self._follow(_model_of(leg.attributes), leg)
+        self._newest_leg = leg.number
+        self._by_model.setdefault(_model_of(leg.attributes), []).append(leg)
 
     def sum_up(self, leg: Leg) -> Callable[[], None] | None:
         """Follow a leg no longer on its own: a long call has thousands.
@@ -153,48 +153,41 @@ class ControlTotals:
         """
         model = _model_of(leg.attributes)
         units = _KINDS[model.kind][1] if model.kind in _KINDS else {}
-        counted = self._counted.get(leg)
-        if model.kind in _BY_REQUEST and self._awaits(model, leg):
+        matching = self._matching(model)
+        if model.kind in _BY_REQUEST and self._awaits(model, leg, matching):
             return None
         one = _Sum(leg.attributes.modality)
         for unit in units:
             one.usage[unit] = leg.usage.get(unit, 0)
-            one.expected[unit] = _expected(leg, unit)
+            one.expected[unit] = expected(leg, unit)
             one.by_outcome[leg.outcome, unit] = leg.usage.get(unit, 0)
             if model.kind in _BY_REQUEST:
                 causes: dict[ControlCause, int] = {}
-                self._explain(leg, unit, causes)
+                _explain(leg, unit, matching, causes)
                 one.causes |= {(cause, unit): count for cause, count in causes.items()}
         total = self._sums.setdefault(model, _Sum(one.modality))
         total.add(one, 1)
         self._by_model[model].remove(leg)
-        if leg in self._uncounted[model]:
-            self._uncounted[model].remove(leg)
-        self._counted.pop(leg, None)
-        again = leg in self._again
-        self._again.discard(leg)
+        counted = matching.of.get(leg, [])
+        self._forget(model, counted)
 
         def undo() -> None:
             total.add(one, -1)
-            self._follow(model, leg)
-            if counted is not None:
-                self._counted[leg] = counted
-            if again:
-                self._again.add(leg)
+            self._by_model[model].append(leg)
+            if counted:
+                self._additions[model][:0] = counted
 
         return undo
 
-    def _awaits(self, model: _Model, leg: Leg) -> bool:
-        """Whether LiveKit is to count more of it than it has, and may still."""
-        if _is_uncounted(leg) or leg not in self._claimable(model)[-_AWAITED_MAX:]:
+    def _awaits(self, model: _Model, leg: Leg, matching: Matching) -> bool:
+        """Whether LiveKit is to count more of it than it has, or less, and it may still show."""
+        if leg not in self._legs_of(model)[-_AWAITED_MAX:]:
             return False
-        counted = self._counted.get(leg, {})
+        if may_be_left_out(leg):
+            return matching.may_be_of_another(leg)
+        counted = matching.counted(leg) or {}
         units = _KINDS[model.kind][1]
-        return any(_expected(leg, unit) > counted.get(unit, 0) for unit in units)
-
-    def _follow(self, model: _Model, leg: Leg) -> None:
-        self._by_model.setdefault(model, []).append(leg)
-        self._uncounted.setdefault(model, []).append(leg)
+        return any(expected(leg, unit) > counted.get(unit, 0) for unit in units)
 
     def attached(self, usage: Any, *, saw_all: bool) -> None:
         """Take what LiveKit had counted when the session was attached, after its start.
@@ -205,22 +198,25 @@ class ControlTotals:
         """
         self._late = not saw_all
         for model, added in self._added(usage):
+            shares: list[Addition] = []
             if model.kind in _BY_REQUEST:
-                added = self._share_out(model, added)
+                shares, added = shared_out(self._legs_of(model), added)
+                self._additions[model] = shares
             if self._late:
                 self._before[model] = added
             elif model.kind in _BY_TIME:
                 self._ours_then[model] = added
-            else:
-                self._unclaimed[model] = [added]
+            elif added:
+                shares.append(Addition(added, EVER))
 
     def overheard(self, attributes: LegAttributes, counts: Mapping[str, int]) -> None:
         """Take what LiveKit counts of another session's leg, through a component that both use."""
         model = _model_of(attributes)
         if model.kind in _BY_TIME:
-            _sum(self._elsewhere.setdefault(model, {}), counts)
-        else:
-            self._overheard.setdefault(model, deque(maxlen=_AWAITED_MAX)).append(counts)
+            add_up(self._elsewhere.setdefault(model, {}), counts)
+        elif any(counts.values()):
+            self._overheard.setdefault(model, []).append(counts)
+            self._give_up_old(model)
 
     def updated(self, usage: Any) -> None:
         """Take LiveKit's `AgentSessionUsage`, cumulative since the session's start."""
@@ -228,10 +224,11 @@ class ControlTotals:
             if model.kind in _BY_TIME:
                 self._ours_then[model] = self._ours(model)
             elif self._late and not self._legs_of(model) and model not in self._sums:
-                _sum(self._before.setdefault(model, {}), added)  # asked for before we looked
+                add_up(self._before.setdefault(model, {}), added)  # asked for before we looked
             else:
-                self._unclaimed.setdefault(model, []).append(added)
-                self._claim_all(model)
+                addition = Addition(added, self._newest_leg)
+                self._additions.setdefault(model, []).append(addition)
+                self._give_up_old(model)
 
     def differences(self) -> list[Difference]:
         """Every quantity of which either account has any, with the causes of the difference."""
@@ -239,7 +236,8 @@ class ControlTotals:
         for model in dict.fromkeys([*self._last, *self._by_model]):
             if model.kind not in _KINDS:
                 continue  # LiveKit has no account of such services
-            self._claim_all(model)
+            matching = self._matching(model)
+            self._leave_to_others(model, matching)
             ours, theirs = self._ours(model), self._last.get(model, {})
             for unit in _KINDS[model.kind][1]:
                 metered, livekit = ours.get(unit, 0), theirs.get(unit, 0)
@@ -248,7 +246,7 @@ class ControlTotals:
                 if model.kind in _BY_TIME:
                     causes = self._causes_by_time(model, unit, metered, livekit)
                 else:
-                    causes = self._causes_by_request(model, unit)
+                    causes = self._causes_by_request(model, unit, matching)
                 unaccounted = metered - livekit - sum(causes.values())
                 if unaccounted:
                     _add(causes, ControlCause.UNEXPLAINED, unaccounted)
@@ -279,121 +277,57 @@ class ControlTotals:
                 self._last[model] = quantities
                 yield model, added
 
-    def _claim_all(self, model: _Model) -> None:
-        waiting = self._unclaimed.get(model)
-        if waiting:  # some until their leg has stopped, and says what LiveKit does not count of it
-            waiting = [each for each in waiting if not self._claim(model, each)]
-            for given_up in waiting[:-_AWAITED_MAX]:
-                _sum(self._never_claimed.setdefault(model, {}), given_up)
-            self._unclaimed[model] = waiting[-_AWAITED_MAX:]
+    def _matching(self, model: _Model) -> Matching:
+        by_request = model.kind in _BY_REQUEST
+        return Matching(self._legs_of(model) if by_request else (), self._additions.get(model, ()))
 
-    def _claim(self, model: _Model, added: Mapping[str, int]) -> bool:
-        """Find the leg that an addition is of."""
-        best: tuple[int, Leg] | None = None
-        # Of legs that used the same, the one that LiveKit should have counted.
-        for leg in sorted(self._claimable(model), key=_is_uncounted):
-            surplus = self._surplus(leg, added)
-            if surplus is not None and (best is None or surplus < best[0]):
-                best = (surplus, leg)
-            if surplus == 0:
-                break
-        leg = self._said_again(model, added) if best is None else best[1]
-        if leg is None:
-            return self._was_overheard(model, added)
-        self._count(leg, added)
-        return True
+    def _leave_to_others(self, model: _Model, matching: Matching) -> None:
+        """Find what is left of LiveKit's account among other sessions' requests."""
+        requests = self._overheard.get(model, [])
+        found: list[Addition] = []
+        for addition in matching.left if requests else ():
+            for counts in requests:
+                if all(counts.get(unit) == count for unit, count in addition.counts.items()):
+                    requests.remove(counts)
+                    found.append(addition)
+                    break
+        for addition in found:
+            matching.left.remove(addition)
+            add_up(self._elsewhere.setdefault(model, {}), addition.counts)
+        self._forget(model, found)
 
-    def _was_overheard(self, model: _Model, added: Mapping[str, int]) -> bool:
-        requests = self._overheard.get(model, deque())
-        for counts in requests:
-            if all(counts.get(unit) == count for unit, count in added.items()):
-                requests.remove(counts)
-                _sum(self._elsewhere.setdefault(model, {}), added)
-                return True
-        return False
+    def _give_up_old(self, model: _Model) -> None:
+        additions, requests = self._additions.get(model, ()), self._overheard.get(model, [])
+        extra = max(len(additions) - len(self._legs_of(model)), len(requests))
+        if extra > 2 * _AWAITED_MAX:
+            matching = self._matching(model)
+            self._leave_to_others(model, matching)
+            del requests[:-_AWAITED_MAX]
+            given_up = matching.left[:-_AWAITED_MAX]
+            for addition in given_up:
+                add_up(self._of_none.setdefault(model, {}), addition.counts)
+            self._forget(model, given_up)
 
-    def _share_out(self, model: _Model, added: Mapping[str, int]) -> dict[str, int]:
-        """Find the legs that LiveKit had counted together by then; returns what is of none."""
-        left = dict(added)
-        for leg in sorted(self._claimable(model), key=_is_uncounted):
-            counts = {unit: _expected(leg, unit) for unit in left}
-            if any(counts.values()) and all(counts[unit] <= left[unit] for unit in left):
-                self._count(leg, counts)
-                left = {unit: left[unit] - counts[unit] for unit in left}
-        return {unit: count for unit, count in left.items() if count}
+    def _forget(self, model: _Model, additions: Collection[Addition]) -> None:
+        if additions:
+            gone = set(additions)
+            self._additions[model] = [each for each in self._additions[model] if each not in gone]
 
-    def _count(self, leg: Leg, added: Mapping[str, int]) -> None:
-        _sum(self._counted.setdefault(leg, {}), added)
-
-    def _surplus(self, leg: Leg, added: Mapping[str, int]) -> int | None:
-        """How much more than an addition a leg has used; None where it cannot be of this leg."""
-        # A realtime response may be reported in parts.
-        partly = leg.attributes.modality is Modality.REALTIME
-        counted, surplus = self._counted.get(leg, {}), 0
-        for unit, count in added.items():
-            more = _expected(leg, unit) - counted.get(unit, 0) - count
-            if more < 0 or (more and not partly):
-                return None
-            surplus += more
-        return surplus
-
-    def _claimable(self, model: _Model) -> list[Leg]:
-        """The legs of a model that LiveKit has not counted whole yet."""
-        units = _KINDS[model.kind][1]
-        left = [
-            leg
-            for leg in self._uncounted.get(model, ())
-            if leg.outcome is None
-            or leg not in self._counted
-            or any(_expected(leg, unit) > self._counted[leg].get(unit, 0) for unit in units)
-        ]
-        self._uncounted[model] = left
-        return left
-
-    def _said_again(self, model: _Model, added: Mapping[str, int]) -> Leg | None:
-        """A realtime response's running total, which LiveKit adds up as if each were the whole."""
-        for leg in reversed(self._legs_of(model)):
-            again = added.get("input_tokens") == _expected(leg, "input_tokens")
-            if again and leg.attributes.modality is Modality.REALTIME and leg in self._counted:
-                self._again.add(leg)
-                return leg
-        return None
-
-    def _causes_by_request(self, model: _Model, unit: str) -> dict[ControlCause, int]:
+    def _causes_by_request(
+        self, model: _Model, unit: str, matching: Matching
+    ) -> dict[ControlCause, int]:
         summed = self._sums.get(model)
         causes: dict[ControlCause, int] = {}
         for (cause, of_unit), count in summed.causes.items() if summed else ():
             if of_unit == unit:
                 _add(causes, cause, count)
         for leg in self._legs_of(model):
-            self._explain(leg, unit, causes)
-        for missing in (*self._unclaimed.get(model, ()), self._never_claimed.get(model, {})):
+            _explain(leg, unit, matching, causes)
+        for missing in (*(each.counts for each in matching.left), self._of_none.get(model, {})):
             _add(causes, ControlCause.UNEXPLAINED, -missing.get(unit, 0))
         _add(causes, ControlCause.ATTACHED_LATE, -self._before.get(model, {}).get(unit, 0))
         _add(causes, ControlCause.OUTSIDE_SESSION, -self._elsewhere.get(model, {}).get(unit, 0))
         return causes
-
-    def _explain(self, leg: Leg, unit: str, causes: dict[ControlCause, int]) -> None:
-        """Why LiveKit has counted another quantity of a leg than we have."""
-        counted = self._counted.get(leg)
-        rest = leg.usage.get(unit, 0) - (counted or {}).get(unit, 0)
-        ended = _BY_OUTCOME.get(leg.outcome or Outcome.INTERRUPTED)
-        left = ended or (ControlCause.INTERRUPTED if leg.speech_interrupted else None)
-        if counted is None and left is not None:
-            _add(causes, left, rest)
-            return
-        if counted is None and not leg.heard_by_livekit:
-            _add(causes, ControlCause.OUTSIDE_SESSION, rest)
-            return
-        known = leg.usage.get(unit, 0) - _expected(leg, unit)
-        _add(causes, ControlCause.NOT_IN_USAGE, known)
-        rest -= known
-        if rest > 0 and ended is not None:  # estimated, where LiveKit has no report to count
-            _add(causes, ended, rest)
-        elif rest < 0 and leg in self._again:
-            _add(causes, ControlCause.NOT_IN_USAGE, rest)
-        else:
-            _add(causes, ControlCause.UNEXPLAINED, rest)
 
     def _causes_by_time(
         self, model: _Model, unit: str, metered: int, livekit: int
@@ -419,7 +353,7 @@ class ControlTotals:
             return before + sum(leg.usage.get(unit, 0) for leg in legs if leg.outcome in outcomes)
 
         known = summed.usage.get(unit, 0) - summed.expected.get(unit, 0)
-        known += sum(leg.usage.get(unit, 0) - _expected(leg, unit) for leg in legs)
+        known += sum(leg.usage.get(unit, 0) - expected(leg, unit) for leg in legs)
         room = _IN_FLIGHT_MS if unit == "audio_ms" else 0
         if abs(rest) <= room:
             _add(causes, ControlCause.STT_TAIL, rest)
@@ -478,20 +412,27 @@ def _model_of(attributes: LegAttributes) -> _Model:
     return _Model(kind, attributes.provider, attributes.model)
 
 
-def _is_uncounted(leg: Leg) -> bool:
-    """Whether LiveKit would be expected to leave a leg out."""
-    return not leg.heard_by_livekit or leg.outcome in _BY_OUTCOME or leg.speech_interrupted
-
-
-def _expected(leg: Leg, unit: str) -> int:
-    """What LiveKit counts of a leg, if it counts it at all."""
-    counts = leg.livekit_counts
-    return counts[unit] if unit in counts else leg.usage.get(unit, 0)
-
-
-def _sum(total: dict[str, int], added: Mapping[str, int]) -> None:
-    for unit, count in added.items():
-        total[unit] = total.get(unit, 0) + count
+def _explain(leg: Leg, unit: str, matching: Matching, causes: dict[ControlCause, int]) -> None:
+    """Why LiveKit has counted another quantity of a leg than we have."""
+    counted = matching.counted(leg)
+    rest = leg.usage.get(unit, 0) - (counted or {}).get(unit, 0)
+    ended = BY_OUTCOME.get(leg.outcome or Outcome.INTERRUPTED)
+    left = ended or (ControlCause.INTERRUPTED if leg.speech_interrupted else None)
+    if counted is None and left is not None:
+        _add(causes, left, rest)
+        return
+    if counted is None and not leg.heard_by_livekit:
+        _add(causes, ControlCause.OUTSIDE_SESSION, rest)
+        return
+    known = leg.usage.get(unit, 0) - expected(leg, unit)
+    _add(causes, ControlCause.NOT_IN_USAGE, known)
+    rest -= known
+    if rest > 0 and ended is not None:  # estimated, where LiveKit has no report to count
+        _add(causes, ended, rest)
+    elif rest < 0 and leg in matching.again:
+        _add(causes, ControlCause.NOT_IN_USAGE, rest)
+    else:
+        _add(causes, ControlCause.UNEXPLAINED, rest)
 
 
 def _add(causes: dict[ControlCause, int], cause: ControlCause, count: int) -> None:
