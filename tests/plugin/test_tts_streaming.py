@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -459,6 +460,8 @@ async def test_a_first_text_that_leaves_after_its_stream_has_ended_is_a_leg(
         stream.push_text(TEXT)
         await queued.wait()
         await stream.aclose()
+        del stream
+        gc.collect()  # LiveKit keeps no stream that is over
         assert len(meter.of(Modality.TTS)) == 1
         free.set()
         await settled(voice)

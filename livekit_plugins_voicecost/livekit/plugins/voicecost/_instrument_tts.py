@@ -130,6 +130,9 @@ class SynthesizeAttempt(SpeechAttempt, TokenObserver):
         self._stop_observing_token_reports()
         self._finished = True
         self._ended = outcome
+        served = outcome is Outcome.SERVED  # then nothing of it can be queued any more
+        if self._protocol is not None and self._protocol.is_shared and not served:
+            _wire.await_queued(self)
         text = self._text
         had_text = self._taken.characters or getattr(self.stream, "_pushed_text", "")
         is_open = self._tally_made is not None  # by text that was not sent after all

@@ -72,6 +72,8 @@ _watch: ContextVar[_Watch | None] = ContextVar("voicecost_attempt", default=None
 
 _CONTEXT_ID: Final = re.compile(r'"context_?[iI]d"\s*:\s*"([^"\\]+)"')
 _claimed: weakref.WeakValueDictionary[str, WireObserver] = weakref.WeakValueDictionary()
+_QUEUED_S: Final = 10.0
+"""How long a message may wait for a shared connection: LiveKit's own patience with it."""
 _observed_websockets = 0
 
 
@@ -102,6 +104,16 @@ def claim(context_id: str, seen_by: WireObserver) -> None:
     """
     if context_id:
         _claimed[context_id] = seen_by
+
+
+def await_queued(seen_by: WireObserver) -> None:
+    """Live a while longer: what was queued for a shared connection may leave after the run."""
+    with suppress(RuntimeError):  # the loop is gone, and the connection with it
+        asyncio.get_running_loop().call_later(_QUEUED_S, _let_go, seen_by)
+
+
+def _let_go(_: WireObserver) -> None:
+    """Until now the timer has held it."""
 
 
 def websockets_observed() -> bool:
