@@ -219,6 +219,38 @@ async def test_a_closed_session_can_be_metered_again(world: Providers) -> None:
     assert len({meter.meter_id for meter in meters}) == 2
 
 
+async def test_a_session_that_starts_again_while_a_request_of_it_still_runs_has_a_meter_of_its_own(
+    world: Providers,
+) -> None:
+    """A tool's own question: its meter waited for the answer, and took the next run for its own."""
+    before = _faults.counts()
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.start(Host())
+    await say_hello(session)
+    world.openai.token_delay_ms = 20
+    question = llm.ChatContext()
+    question.add_message(role="user", content="Explain everything.")
+    with meter.scope():
+        answer = world.model("gpt-4o").chat(chat_ctx=question)
+    await anext(answer)
+    await session.aclose()
+    await session.start(Host())
+    await say_hello(session)
+    await session.aclose()
+    await answer.aclose()
+
+    assert meter.closed
+    first, second = await ledger()
+    assert [(leg.modality.value, leg.model) for leg in first.legs] == [
+        ("llm", "gpt-4o-mini"), ("tts", "aura-2-andromeda-en"), ("llm", "gpt-4o"),
+    ]  # fmt: skip
+    assert [(leg.modality.value, leg.model) for leg in second.legs] == [("llm", "gpt-4o-mini")]
+    assert second.control
+    assert not any(each.causes for each in second.control)
+    assert _faults.counts() == before
+
+
 async def test_the_log_says_where_and_how_much_but_nothing_of_the_call(
     world: Providers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

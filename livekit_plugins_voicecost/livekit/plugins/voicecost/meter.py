@@ -580,6 +580,10 @@ class Meter:
             if self.when_closed is not None:
                 self.when_closed()
 
+    def close_at_once(self) -> None:
+        """Not when the session's last requests are over: it starts again. They correct this."""
+        self.close(self._close_reason)
+
     def _write_control_totals(self) -> None:
         with contained("control_total"):
             if self._control.heard:
@@ -592,8 +596,13 @@ class Meter:
         return self._session_ref is None
 
     @property
+    def over(self) -> bool:
+        """Whether its session has ended; the last requests of it may still run."""
+        return self._session_over
+
+    @property
     def closed(self) -> bool:
-        """Whether the meter is over; what comes later is a correction."""
+        """Whether the meter is closed; what comes later is a correction."""
         return self._closed.is_set()
 
     async def wait_closed(self) -> None:

@@ -142,7 +142,9 @@ class VoiceCost:
     def _attach(self, session: AgentSession[Any]) -> Meter:
         known = _attribution.meter_of(session)
         if isinstance(known, Meter):
-            return known
+            if not known.over:
+                return known
+            known.close_at_once()
         meter = Meter(session, self._settings, prices())
         try:
             _unattributed.attached(meter, self._settings)
@@ -166,10 +168,15 @@ class VoiceCost:
 
         @functools.wraps(start)
         async def started(*args: Any, **kwargs: Any) -> Any:
+            nonlocal meter
             again: Any = ours()
             with _faults.contained("attach"):
-                if meter.closed and _attribution.meter_of(again) is None:
-                    self._attach(again).take_callbacks_of(meter)
+                known = _attribution.meter_of(again)
+                if isinstance(known, Meter):
+                    meter = known  # attached by the application meanwhile
+                if meter.over:
+                    before, meter = meter, self._attach(again)
+                    meter.take_callbacks_of(before)
             return await start(again, *args, **kwargs)
 
         if getattr(session.__dict__.get("start"), "__wrapped__", start) is start:
