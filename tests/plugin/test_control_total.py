@@ -6,6 +6,7 @@ LiveKit's side is its real `ModelUsageCollector`, fed with the metrics that its 
 from __future__ import annotations
 
 import asyncio
+import gc
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -586,3 +587,30 @@ async def test_a_session_that_was_seen_from_its_start_may_be_attached_late(
     totals = {(each.modality, each.unit): each for each in call.control}
     assert totals[Modality.LLM, "input_tokens"].causes == {}
     assert set(totals[Modality.TTS, "characters"].causes) == {"not_in_usage"}
+
+
+async def test_a_speech_that_livekit_forgets_while_a_request_still_runs_was_interrupted_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It holds the speeches of a session, and nobody else may: the session is dropped."""
+    async with providers(monkeypatch) as simulated:
+        session: AgentSession[None] = simulated.session()
+        meter = VoiceCost().attach(session)
+        await session.start(Host())
+        speech = session.say("Hello.").interrupt()
+        await speech
+        spoken = meter.open_leg(TTS, {"characters": 71})  # LiveKit left it before it counted it
+        spoken.heard_by_livekit = True
+        spoken.speech = weakref.ref(speech)
+        spoken.stop(Outcome.SERVED)
+        question = meter.open_leg(LLM, {"input_tokens": 900})
+        await session.aclose()
+        session._recorded_events.clear()
+        del speech
+        gc.collect()
+        assert not meter.closed
+        question.stop(Outcome.SERVED)
+        await meter.wait_closed()
+        (call,) = await ledger()
+    (missing,) = [each for each in call.control if each.model == TTS.model]
+    assert missing.causes == {"interrupted": 71}

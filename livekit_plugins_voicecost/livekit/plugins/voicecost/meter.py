@@ -121,6 +121,7 @@ class Meter:
         self._faults_before = _faults.metering_count()
         self._session_over = False
         self._close_reason = ""
+        self._speeches: list[Any] = []
         self._legs_timer: asyncio.TimerHandle | None = None
         self._checkpoints: Checkpoints | None = None
         self._closed = asyncio.Event()
@@ -531,6 +532,8 @@ class Meter:
         self._session_over = True
         self._close_reason = reason
         self._credit.closed()
+        # LiveKit holds them as long as the session; the control total asks what became of them.
+        self._speeches = [None if leg.speech is None else leg.speech() for leg in self._legs]
         session: Any = self._session
         with contained("control_total"):  # also of a session that said nothing
             self._control.updated(session.usage)
@@ -572,6 +575,7 @@ class Meter:
             try:
                 self._unwatch()
                 self._write_control_totals()
+                self._speeches.clear()
                 if self._had_faults:
                     self.write(Gap, reason="metering_fault")
             finally:
