@@ -589,7 +589,7 @@ async def test_a_session_that_was_seen_from_its_start_may_be_attached_late(
     assert set(totals[Modality.TTS, "characters"].causes) == {"not_in_usage"}
 
 
-async def test_a_speech_that_livekit_forgets_while_a_request_still_runs_was_interrupted_all_the_same(
+async def test_a_speech_that_livekit_forgets_meanwhile_was_interrupted_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It holds the speeches of a session, and nobody else may: the session is dropped."""

@@ -14,9 +14,17 @@ from livekit.agents import Agent, AgentSession, ModelSettings, llm
 from livekit.plugins.openai import LLM
 
 from livekit.plugins.voicecost import VoiceCost, _faults, _runtime, _unattributed
+from livekit.plugins.voicecost._control import ControlTotals
 from tests.plugin.voicecost_sessions import Host, Providers, ledger, providers, say_hello
 from tests.simulators import Fault
-from voicecost_ledger.records import Coverage, Environment, Outcome
+from voicecost_ledger.records import (
+    Basis,
+    Coverage,
+    Environment,
+    LegAttributes,
+    Modality,
+    Outcome,
+)
 
 _TEARS_DOWN = pytest.mark.skipif(
     not hasattr(AgentSession, "_teardown_activity"),
@@ -402,3 +410,29 @@ async def test_a_fault_of_ours_is_contained_and_counted(
     assert _faults.counts()["meter"] == before + 1
     assert session.history.messages()[-1].text_content == "Good day to you."
     assert meter.closed
+
+
+async def test_a_fault_in_the_control_total_costs_the_ledger_no_leg(
+    world: Providers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It only compares: what it breaks on is metered, recorded and stopped all the same."""
+    monkeypatch.delenv("VOICECOST_RAISE_FAULTS")
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.start(Host())
+    monkeypatch.setattr(ControlTotals, "opened", fails)
+    monkeypatch.setattr(ControlTotals, "overheard", fails)
+    attributes = LegAttributes(Modality.LLM, "openai", "gpt-4o-mini")
+    for _ in range(20):
+        leg = meter.open_leg(attributes, {"input_tokens": 900})
+        meter.overheard(attributes, {"input_tokens": 900})
+        leg.stop(Outcome.SERVED, {"input_tokens": 1_000}, Basis.REPORTED)
+    await session.aclose()
+    (call,) = await ledger()
+    assert [leg.usage["input_tokens"] for leg in call.legs] == [1_000] * 20
+    assert {leg.outcome for leg in call.legs} == {Outcome.SERVED}
+    assert call.summary.total_nano_usd == meter.cost.total_nano_usd > 0

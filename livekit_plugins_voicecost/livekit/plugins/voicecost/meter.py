@@ -116,7 +116,7 @@ class Meter:
         self._unpriced_leg_count = 0
         self._turns = Turns()
         self._control = ControlTotals()
-        self._legs = Register(self._control.sum_up)
+        self._legs = Register(self._sum_up)
         self._gap_count = 0
         self._faults_before = _faults.metering_count()
         self._session_over = False
@@ -341,7 +341,13 @@ class Meter:
 
     def overheard(self, attributes: LegAttributes, counts: Mapping[str, int]) -> None:
         """What LiveKit counts of another session's leg for this one too: for the control total."""
-        self._control.overheard(attributes, counts)
+        with contained("control_total"):
+            self._control.overheard(attributes, counts)
+
+    def _sum_up(self, leg: Leg) -> Callable[[], None] | None:
+        with contained("control_total"):  # its fault is no other leg's
+            return self._control.sum_up(leg)
+        return None
 
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         """Take over a leg's rated amount; None when no price is known for it."""
