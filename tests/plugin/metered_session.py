@@ -99,6 +99,7 @@ class RecordingMeter:
     cut: bool = False
     far: bool = False
     prices: PriceBook = field(default_factory=UnitPrices)
+    estimates: dict[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])
 
     def __post_init__(self) -> None:
         self._amounts: dict[Leg, int] = {}

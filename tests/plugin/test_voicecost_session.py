@@ -412,6 +412,32 @@ async def test_a_fault_of_ours_is_contained_and_counted(
     assert meter.closed
 
 
+async def test_an_answer_that_was_cut_off_is_better_known_by_a_report_that_comes_much_later(
+    world: Providers,
+) -> None:
+    """Other requests came in between: only the sum of them is needed of most."""
+    session = world.session()
+    VoiceCost().attach(session)
+    await session.start(Host())
+    world.openai.token_delay_ms = 50
+    question = "hello, " + "please explain everything there is to know about Paris. " * 20
+    speech = session.generate_reply(user_input=question)
+    await world.asked()
+    await speech.interrupt()
+    world.openai.token_delay_ms = 0
+    for _ in range(12):
+        await session.say("One moment.")
+    gc.collect()
+    await say_hello(session)
+    await session.aclose()
+
+    (call,) = await ledger()
+    leg, _ = [leg for leg in call.legs if leg.modality is Modality.LLM]
+    billed = world.openai.bill.rows[0].units["input_tokens"]
+    assert leg.basis is Basis.ESTIMATED
+    assert abs(leg.usage["input_tokens"] - billed) <= leg.margins["input_tokens"] < billed // 8
+
+
 async def test_a_fault_in_the_control_total_costs_the_ledger_no_leg(
     world: Providers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

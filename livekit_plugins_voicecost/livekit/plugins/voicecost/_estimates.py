@@ -22,7 +22,6 @@ know.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -130,7 +129,7 @@ class Calibration:
 
 
 class _Estimated(NamedTuple):
-    leg: weakref.ref[Leg]
+    leg: Leg
     counts: Counts
     prompt_only: bool
 
@@ -145,7 +144,6 @@ class Estimates:
     def __init__(self, process: Calibration) -> None:
         self._own = Calibration(process)
         self._process = process
-        # Weakly: a leg holds its meter, which must not live for its estimates' sake.
         self._estimated: Latest[_Estimated] = Latest(_ESTIMATED_MAX)
         self._solve()
 
@@ -256,20 +254,18 @@ class Estimates:
 
     def settle_later(self, leg: Leg, counts: Counts, *, prompt_only: bool = False) -> None:
         """Remember a stopped leg that was only estimated; or only its prompt was."""
-        self._estimated.add(_Estimated(weakref.ref(leg), counts, prompt_only))
+        self._estimated.add(_Estimated(leg, counts, prompt_only))
 
     def settle(self) -> None:
         """Correct the stopped legs whose estimate has changed."""
-        for reference, counts, prompt_only in self._estimated:
-            leg = reference()
-            if leg is not None:
-                usage, margins = self._usage(counts)
-                if prompt_only:
-                    usage = {**leg.usage, "input_tokens": usage["input_tokens"]}
-                    margins = {**leg.margins, "input_tokens": margins["input_tokens"]}
-                if usage != leg.usage or margins != leg.margins:
-                    leg.margins = margins
-                    leg.correct(usage, Basis.ESTIMATED)
+        for leg, counts, prompt_only in self._estimated:
+            usage, margins = self._usage(counts)
+            if prompt_only:
+                usage = {**leg.usage, "input_tokens": usage["input_tokens"]}
+                margins = {**leg.margins, "input_tokens": margins["input_tokens"]}
+            if usage != leg.usage or margins != leg.margins:
+                leg.margins = margins
+                leg.correct(usage, Basis.ESTIMATED)
 
     def _solve(self) -> None:
         """Bring what is used with every chunk up to date."""
@@ -465,9 +461,6 @@ def _shared(one: Prompt, other: Prompt) -> int:
 
 _lock = threading.Lock()
 _process: dict[tuple[str, str], Calibration] = {}
-_of_meters: weakref.WeakKeyDictionary[LegMeter, dict[tuple[str, str], Estimates]] = (
-    weakref.WeakKeyDictionary()
-)
 
 
 def estimates_for(meter: LegMeter | None, attributes: LegAttributes) -> Estimates:
@@ -477,17 +470,17 @@ def estimates_for(meter: LegMeter | None, attributes: LegAttributes) -> Estimate
         process = _process.setdefault(key, Calibration())
         if meter is None:
             return Estimates(process)
-        models = _of_meters.setdefault(meter, {})
-        estimates = models.get(key)
+        estimates: Estimates | None = meter.estimates.get(key)
         if estimates is None:
-            estimates = models[key] = Estimates(process)
+            estimates = meter.estimates[key] = Estimates(process)
         return estimates
 
 
 def settle(meter: LegMeter) -> None:
     """Correct a meter's estimated legs one last time: it is about to close."""
     with _lock:
-        models = list(_of_meters.pop(meter, {}).values())
+        models = list(meter.estimates.values())
+        meter.estimates.clear()
     for estimates in models:
         try:
             estimates.settle()

@@ -60,7 +60,13 @@ _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class LegMeter(Protocol):
-    """What a leg, and the instrumentation around it, asks of a meter."""
+    """What a leg, and the instrumentation around it, asks of a meter.
+
+    Attributes:
+        estimates: Kept for `_estimates`, by provider and model.
+    """
+
+    estimates: dict[tuple[str, str], Any]
 
     @property
     def prices(self) -> PriceBook:

@@ -117,6 +117,7 @@ class Meter:
         self._turns = Turns()
         self._control = ControlTotals()
         self._legs = Register(self._sum_up)
+        self.estimates: dict[tuple[str, str], Any] = {}
         self._gap_count = 0
         self._faults_before = _faults.metering_count()
         self._session_over = False
