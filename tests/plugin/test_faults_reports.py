@@ -340,6 +340,24 @@ async def test_audio_is_what_was_taken_whatever_is_reported(
     assert leg.usage["audio_ms"] == 1_000
 
 
+@pytest.mark.parametrize("reported_s", [*NO_NUMBERS, 1e18])
+async def test_a_duration_that_cannot_be_is_none_where_nothing_else_tells(
+    reported_s: float, meter: RecordingMeter
+) -> None:
+    """The plugin's sound went another way. A billion years of it would end the call, unpaid."""
+    _instrument.instrument()
+    try:
+        report = stt.RecognitionUsage(audio_duration=reported_s)
+        async with ReportingEar([report]).stream() as stream:
+            stream.end_input()
+            async for _ in stream:
+                pass
+    finally:
+        _instrument.uninstrument()
+    (leg,) = meter.of(Modality.STT)
+    assert leg.usage["audio_ms"] == 0
+
+
 def test_a_duration_that_is_no_number_is_not_in_usage() -> None:
     """LiveKit adds it up, and has no number of that model for the rest of the call."""
     account = Account()

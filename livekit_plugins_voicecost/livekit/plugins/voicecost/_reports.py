@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from voicecost_ledger.quantities import clipped, out_of_range
+from voicecost_ledger.records import MAX_QUANTITY
 
 # Parts of one whole that exclude each other: the first is believed.
 _DISJOINT: Final = (
@@ -38,8 +39,9 @@ def believed(report: Mapping[str, Any]) -> dict[str, int] | None:
 
 
 def milliseconds(seconds: float) -> int:
-    """A reported duration; none where it is no number, or has no end."""
-    return round(seconds * 1000) if math.isfinite(seconds) else 0
+    """A reported duration; none where it is no number, or one that nobody could have waited for."""
+    told_ms = seconds * 1000
+    return round(told_ms) if math.isfinite(told_ms) and told_ms <= MAX_QUANTITY else 0
 
 
 def _whole(quantity: Any) -> int:
