@@ -259,6 +259,22 @@ async def test_a_session_that_starts_again_while_a_request_of_it_still_runs_has_
     assert _faults.counts() == before
 
 
+async def test_an_agent_with_a_list_of_things_to_say_is_metered_as_completely(
+    world: Providers,
+) -> None:
+    """All are asked for at once, before the first has had its turn."""
+    session = world.session()
+    meter = VoiceCost().attach(session)
+    await session.start(Host())
+    for speech in [session.generate_reply(user_input="hello") for _ in range(30)]:
+        await speech
+    await session.aclose()
+
+    (call,) = await ledger()
+    assert (call.gaps, meter.coverage) == ([], Coverage.COMPLETE)
+    assert len(call.legs) == 60
+
+
 async def test_the_log_says_where_and_how_much_but_nothing_of_the_call(
     world: Providers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,25 +17,34 @@ TRANSCRIPT_WITHOUT_STT: Final = "transcript_without_stt"
 
 
 _SPEECHES_MAX: Final = 16
-"""Speeches whose turn may still come: a call may have thousands, one after the other."""
+"""Speeches that have had a turn, and may have another: a call may have thousands."""
+_QUEUED_MAX: Final = 64
+"""Speeches whose turn may still come: an agent may be given a list of things to say at once."""
 
 
 class _Seen(msgspec.Struct):
     """Legs of one modality: those of a known speech, and how many others await their turn."""
 
-    speech_ids: dict[str, None] = msgspec.field(default_factory=dict[str, None])
+    speech_ids: dict[str, bool] = msgspec.field(default_factory=dict[str, bool])
+    """The latest last; whether their turn has come."""
     unclaimed: int = 0
 
     def note(self, speech_id: str) -> None:
         """A leg of this speech was opened."""
-        self.speech_ids.pop(speech_id, None)
-        self.speech_ids[speech_id] = None  # the latest
-        if len(self.speech_ids) > _SPEECHES_MAX:
-            del self.speech_ids[next(iter(self.speech_ids))]
+        known = self.speech_ids
+        known.pop(speech_id, None)
+        known[speech_id] = False
+        if len(known) > _SPEECHES_MAX:
+            had_its_turn = next((each for each, had in known.items() if had), None)
+            if had_its_turn is not None:
+                del known[had_its_turn]
+            elif len(known) > _QUEUED_MAX:
+                del known[next(iter(known))]
 
     def claim(self, speech_id: str | None) -> bool:
         """Whether a leg explains the turn of this speech."""
         if speech_id is not None and speech_id in self.speech_ids:
+            self.speech_ids[speech_id] = True
             return True
         if self.unclaimed == 0:
             return False
