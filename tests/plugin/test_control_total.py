@@ -410,6 +410,24 @@ def test_what_was_seen_before_the_session_was_attached_is_compared_with_it() -> 
     assert account.causes("audio_ms") == {}
 
 
+@pytest.mark.parametrize("saw_all", [True, False])
+def test_a_long_call_that_is_attached_late_is_compared_with_all_of_it(*, saw_all: bool) -> None:
+    """Half of it LiveKit has counted; more of it is over than is followed on its own."""
+    account = Account(summing=True)
+    turns = [900 + turn for turn in range(100)]
+    counted = [answered(prompt, 40) for prompt in turns[::2]]
+    with account.control.attaching():
+        for turn, prompt in enumerate(turns):
+            outcome = Outcome.INTERRUPTED if turn % 2 else Outcome.SERVED
+            account.leg(LLM, outcome, input_tokens=prompt, output_tokens=40)
+        before = [] if saw_all else [answered(700, 30)]
+        account.livekit_before(*before, *counted, saw_all=saw_all)
+    account.held.sum_up()
+    causes = {"interrupted": sum(turns[1::2])}
+    assert account.causes("input_tokens") == causes | ({} if saw_all else {"attached_late": -700})
+    assert len(list(account.held)) <= 16
+
+
 def test_a_long_call_is_not_gone_through_with_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """3,000 legs took a tenth of a second of the event loop each time."""
     sorted_by_model: list[LegAttributes] = []

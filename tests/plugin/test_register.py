@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -42,12 +43,14 @@ class Book:
         self.amounts: dict[Leg, int | None] = {}
         self.total = 0
 
-    def _sum_up(self, leg: Leg) -> Callable[[], None] | None:
-        if leg in self.kept:
-            return None
-        assert leg not in self.summed
-        self.summed.add(leg)
-        return lambda: self.summed.remove(leg)
+    def _sum_up(self, legs: Sequence[Leg]) -> Iterator[Callable[[], None] | None]:
+        for leg in legs:
+            if leg in self.kept:
+                yield None
+            else:
+                assert leg not in self.summed
+                self.summed.add(leg)
+                yield partial(self.summed.remove, leg)
 
     def _changed(self, leg: Leg, amount: int | None) -> None:
         self.total += (amount or 0) - (self.register.charge(leg, amount) or 0)
@@ -142,10 +145,8 @@ def test_livekits_account_is_explained_alike_by_sums(
                 account.livekit(answered(count, count // 9))
                 account.livekit(spoke(count))
         if sums:
-            undo = [summing.control.sum_up(leg) for leg in summing.legs if leg.summed is None]
-            for leg, each in zip(
-                [leg for leg in summing.legs if leg.summed is None], undo, strict=True
-            ):
+            followed = [leg for leg in summing.legs if leg.summed is None]
+            for leg, each in zip(followed, summing.control.sum_up(followed), strict=True):
                 leg.summed = each
                 if each is not None:
                     undos.append(each)

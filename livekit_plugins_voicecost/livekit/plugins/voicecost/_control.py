@@ -15,7 +15,8 @@ Nothing is ever booked from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -135,6 +136,7 @@ class ControlTotals:
         self._ours_then: dict[_Model, dict[str, int]] = {}
         self._overheard: dict[_Model, list[Mapping[str, int]]] = {}
         self._elsewhere: dict[_Model, dict[str, int]] = {}
+        self._is_attaching = False
         self._late = False
         self._before: dict[_Model, dict[str, int]] = {}
         self.heard = False
@@ -145,19 +147,30 @@ class ControlTotals:
         self._newest_leg = leg.number
         self._by_model.setdefault(_model_of(leg.attributes), []).append(leg)
 
-    def sum_up(self, leg: Leg) -> Callable[[], None] | None:
-        """Follow a leg no longer on its own: a long call has thousands.
+    def sum_up(self, legs: Sequence[Leg]) -> list[Callable[[], None] | None]:
+        """Follow legs that are over no longer on their own: a long call has thousands.
 
         Returns:
-            What follows it again, before it is corrected; None where LiveKit is still to count it.
+            For each what follows it again, before it is corrected; None where it is followed still,
+            for what LiveKit counts of it is yet to show.
         """
-        model = _model_of(leg.attributes)
-        units = _KINDS[model.kind][1] if model.kind in _KINDS else {}
-        matching = self._matching(model)
-        if model.kind in _BY_REQUEST and self._awaits(model, leg, matching):
-            return None
+        undos: dict[Leg, Callable[[], None] | None] = dict.fromkeys(legs)
+        by_model: dict[_Model, list[Leg]] = {}
+        for leg in () if self._is_attaching else legs:
+            by_model.setdefault(_model_of(leg.attributes), []).append(leg)
+        for model, over in by_model.items():
+            matching = self._matching(model)
+            awaited = self._awaited(model, matching)
+            gone = {leg for leg in over if leg not in awaited}
+            for leg in gone:
+                undos[leg] = self._summed(model, leg, matching)
+            self._by_model[model] = [leg for leg in self._legs_of(model) if leg not in gone]
+            self._forget(model, [each for leg in gone for each in matching.of.get(leg, ())])
+        return list(undos.values())
+
+    def _summed(self, model: _Model, leg: Leg, matching: Matching) -> Callable[[], None]:
         one = _Sum(leg.attributes.modality)
-        for unit in units:
+        for unit in _KINDS[model.kind][1] if model.kind in _KINDS else ():
             one.usage[unit] = leg.usage.get(unit, 0)
             one.expected[unit] = expected(leg, unit)
             one.by_outcome[leg.outcome, unit] = leg.usage.get(unit, 0)
@@ -167,9 +180,7 @@ class ControlTotals:
                 one.causes |= {(cause, unit): count for cause, count in causes.items()}
         total = self._sums.setdefault(model, _Sum(one.modality))
         total.add(one, 1)
-        self._by_model[model].remove(leg)
         counted = matching.of.get(leg, [])
-        self._forget(model, counted)
 
         def undo() -> None:
             total.add(one, -1)
@@ -179,18 +190,33 @@ class ControlTotals:
 
         return undo
 
-    def _awaits(self, model: _Model, leg: Leg, matching: Matching) -> bool:
-        """Whether LiveKit is to count more of it than it has, or less, and it may still show."""
-        if leg not in self._legs_of(model)[-_AWAITED_MAX:]:
-            return False
-        if may_be_left_out(leg):
-            return matching.may_be_of_another(leg)
-        counted = matching.counted(leg) or {}
+    def _awaited(self, model: _Model, matching: Matching) -> set[Leg]:
+        """The legs that LiveKit is to count more of than it has, or less, as may still show."""
+        if model.kind not in _BY_REQUEST:
+            return set()
         units = _KINDS[model.kind][1]
-        return any(expected(leg, unit) > counted.get(unit, 0) for unit in units)
+        awaited: set[Leg] = set()
+        for leg in self._legs_of(model)[-_AWAITED_MAX:]:
+            if may_be_left_out(leg):
+                awaits = matching.may_be_of_another(leg)
+            else:
+                counted = matching.counted(leg) or {}
+                awaits = any(expected(leg, unit) > counted.get(unit, 0) for unit in units)
+            if awaits:
+                awaited.add(leg)
+        return awaited
+
+    @contextmanager
+    def attaching(self) -> Generator[None]:
+        """What a session used before it was attached comes inside, and what LiveKit has counted."""
+        self._is_attaching = True
+        try:
+            yield
+        finally:
+            self._is_attaching = False
 
     def attached(self, usage: Any, *, saw_all: bool) -> None:
-        """Take what LiveKit had counted when the session was attached, after its start.
+        """Take what LiveKit had counted when the session was attached, if after its start.
 
         Args:
             usage: LiveKit's `AgentSessionUsage` of then.

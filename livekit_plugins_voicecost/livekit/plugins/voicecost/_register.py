@@ -7,7 +7,7 @@ their sum. One that is corrected after it was summed up is taken out of the sum 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from voicecost_ledger.records import LegAttributes, Outcome
@@ -51,11 +51,13 @@ class Register:
     """The legs of one meter.
 
     Args:
-        sum_up: Asked before a leg is summed up, and told so: whoever follows legs one by one gives
-            what takes the leg back, or None to keep it.
+        sum_up: Asked before legs are summed up, and told so: whoever follows legs one by one gives
+            for each what takes it back, or None to keep it.
     """
 
-    def __init__(self, sum_up: Callable[[Leg], Callable[[], None] | None]) -> None:
+    def __init__(
+        self, sum_up: Callable[[Sequence[Leg]], Iterable[Callable[[], None] | None]]
+    ) -> None:
         self._sum_up = sum_up
         self._held: dict[Leg, int | None] = {}
         self._look_above = _HELD_MAX
@@ -83,7 +85,7 @@ class Register:
         before = held.get(leg, 0)
         held[leg] = amount_nano_usd
         if len(held) > self._look_above:
-            self._sum_up_what_is_over()
+            self.sum_up()
         return before
 
     def kinds(self) -> list[Kind]:
@@ -111,9 +113,10 @@ class Register:
         more = sum(amount or 0 for amount in lost)
         return self._wasted_count + len(lost), self._waste_nano_usd + more
 
-    def _sum_up_what_is_over(self) -> None:
-        for leg in self._over():
-            undo = self._sum_up(leg)
+    def sum_up(self) -> None:
+        """Hold older legs that are over no longer on their own, as far as they may be."""
+        over = self._over()
+        for leg, undo in zip(over, self._sum_up(over), strict=True):
             if undo is not None:
                 amount = self._held.pop(leg)
                 leg.summed = _Summed(leg.usage, amount, leg.outcome, undo)
@@ -121,7 +124,7 @@ class Register:
         # What cannot be summed up yet is not gone through with every leg.
         self._look_above = max(_HELD_MAX, 2 * len(self._held))
 
-    def _over(self) -> Iterable[Leg]:
+    def _over(self) -> list[Leg]:
         oldest = list(self._held)[: -_HELD_MAX // 2]
         return [leg for leg in oldest if leg.outcome is not None]
 

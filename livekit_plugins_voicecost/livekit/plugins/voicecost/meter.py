@@ -7,7 +7,7 @@ import contextvars
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
@@ -345,10 +345,10 @@ class Meter:
         with contained("control_total"):
             self._control.overheard(attributes, counts)
 
-    def _sum_up(self, leg: Leg) -> Callable[[], None] | None:
-        with contained("control_total"):  # its fault is no other leg's
-            return self._control.sum_up(leg)
-        return None
+    def _sum_up(self, legs: Sequence[Leg]) -> list[Callable[[], None] | None]:
+        with contained("control_total"):  # its fault is no leg's
+            return self._control.sum_up(legs)
+        return [None] * len(legs)
 
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         """Take over a leg's rated amount; None when no price is known for it."""
@@ -400,18 +400,21 @@ class Meter:
                     self._on_closing_ended()
 
             setattr(session, _ACLOSE, aclose_impl)
-        _attribution.register(session, self)
-        if getattr(session, _STARTED, False):
-            from ._instrument import saw_from
+        with self._control.attaching():
+            _attribution.register(session, self)
+            if getattr(session, _STARTED, False):
+                self._attached_late(session)
+        self._legs.sum_up()
 
-            self._open()
-            saw_all = saw_from(getattr(session, _STARTED_AT, None))
-            if not saw_all:
-                self.gap(
-                    _attribution.ATTACHED_LATE
-                )  # what it used before the process's first VoiceCost()
-            with contained("control_total"):
-                self._control.attached(session.usage, saw_all=saw_all)
+    def _attached_late(self, session: AgentSession[Any]) -> None:
+        from ._instrument import saw_from
+
+        self._open()
+        saw_all = saw_from(getattr(session, _STARTED_AT, None))
+        if not saw_all:  # what it used before the process's first VoiceCost()
+            self.gap(_attribution.ATTACHED_LATE)
+        with contained("control_total"):
+            self._control.attached(session.usage, saw_all=saw_all)
 
     def take_callbacks_of(self, before: Meter) -> None:
         """The same session runs again: who listened to its meter listens to this one."""
