@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
 from voicecost_catalog.rows import tier_name
@@ -51,7 +52,8 @@ class Answer:
         self.final = False
         self.refused = False
         self.foretold = 0
-        self._owner = owner
+        # Weakly: it holds its answers; neither they nor its stream wait for the collector.
+        self._owner = weakref.ref(owner)
         self._served: tuple[str, str] | None = None
         # What the event that is being read has brought.
         self._came = False
@@ -114,7 +116,9 @@ class Answer:
         served = model or known_model, service_tier or known_tier
         if served != self._served:
             self._served = served
-            self._owner.answer_served_by(*served)
+            owner = self._owner()
+            if owner is not None:
+                owner.answer_served_by(*served)
 
     def refuse(self) -> None:
         """The provider would not serve it after all, unless it had begun."""
@@ -123,18 +127,20 @@ class Answer:
     def read(self) -> None:
         """An event was told; raises CancelledError to end the stream."""
         came, thought, told = self._came, self._thought, self._told
-        counts = self.counts
+        counts, owner = self.counts, self._owner()
+        if owner is None:
+            return
         if came or thought:
             self._came = self._thought = False
             if came:
                 counts.completion_chunks += 1
             if told is None:
-                self._owner.answer_received(self)
+                owner.answer_received(self)
                 return
         if told is not None:
             self._told = None
             counts.report(told)  # the report counts the text that it came with
-            self._owner.answer_reported(self)
+            owner.answer_reported(self)
 
     def came_to_its_end(self) -> None:
         """Nothing more is to come: what was told of all that came is what is billed."""

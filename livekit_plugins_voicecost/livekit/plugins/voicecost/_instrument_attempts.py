@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import weakref
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, cast
@@ -270,7 +271,8 @@ def observe_runs(
                 and "_run" not in self.__dict__
             ):
                 # Before base_init: an eager task starts the first attempt in there.
-                self._run = observed(self, attempt_class, self._run)
+                own_class: Any = self.__class__
+                self._run = observed(self, attempt_class, own_class._run)
         except Exception as error:
             _faults.count("observe_stream", error)
         base_init(self, *args, **kwargs)
@@ -286,18 +288,24 @@ def observe_runs(
 def observed(
     stream: Any, attempt_class: type[Attempt], run: Callable[..., Awaitable[None]]
 ) -> Callable[..., Awaitable[None]]:
-    """`run` with an `attempt_class` around every call; its owner is found here and now."""
+    """`run`, a function of the stream, with an `attempt_class` around every call.
+
+    Its owner is found here and now. The stream is not held: it holds what is returned, and would
+    wait, with all its tasks, for the garbage collector.
+    """
+    known = weakref.ref(stream)
     owner = _attribution.current_owner()
     speech = _attribution.current_speech()
     probe = probing.get()
 
     @functools.wraps(run)
     async def observed_run(*args: Any, **kwargs: Any) -> None:
+        stream = known()
         try:
             attempt = attempt_class(stream, owner=owner, speech=speech, probe=probe)
         except Exception as error:
             _faults.count("begin_attempt", error)
-            await run(*args, **kwargs)
+            await run(stream, *args, **kwargs)
             return
         with _wire.observing(attempt):
             try:
@@ -305,7 +313,7 @@ def observed(
                     attempt.begin(*args, *kwargs.values())
                 except Exception as error:
                     _faults.count("begin_attempt", error)
-                await run(*args, **kwargs)
+                await run(stream, *args, **kwargs)
             except BaseException as error:
                 if not attempt.ended_by_us():
                     _finish(attempt, _outcome(attempt, error), error)

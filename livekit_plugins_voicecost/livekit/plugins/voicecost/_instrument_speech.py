@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from livekit.agents import APITimeoutError
 
@@ -56,6 +56,10 @@ class AudioReceived:
         if self._length is not None:
             return self._length.audio_ms
         return self.decoded_ms
+
+
+_OBSERVED: Final = ("initialize", "push", "aclose", "start_segment", "push_frame")
+"""What is observed of LiveKit's emitter of audio, as long as it is open."""
 
 
 class SpeechAttempt(Attempt, _wire.TextObserver):
@@ -137,7 +141,11 @@ class SpeechAttempt(Attempt, _wire.TextObserver):
         if aclose is not None:
 
             async def observed_aclose() -> None:
-                await aclose()
+                try:
+                    await aclose()
+                finally:  # what it was given holds it
+                    for name in _OBSERVED:
+                        emitter.__dict__.pop(name, None)
                 try:
                     if self._received.is_decoded:
                         durations_s: list[float] = getattr(emitter, "_audio_durations", [])
