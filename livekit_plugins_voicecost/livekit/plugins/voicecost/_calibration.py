@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from ._latest import Latest
-from ._margins import Spread
+from ._margins import Spread, square
 from ._text_weight import TOKEN, RunningWeight
 
 SHIFT: Final = 24
@@ -21,7 +21,7 @@ ONE: Final = 1 << SHIFT
 
 _END: Final = ONE // 2
 """The end of an answer, which an interrupted one never gets to: some providers count it."""
-_TOLD_MAX: Final = 12
+_TOLD_MAX: Final = 8
 _DEVIATION_PERCENT: Final = 60
 _CALL_TOKENS: Final = 6  # around the name and the arguments of a tool call
 TEMPLATE_TOKENS: Final = 4
@@ -158,13 +158,12 @@ class Scale(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """An answer whose tokens were reported, and what its line has learned from it."""
+    """A reading of an answer whose tokens were reported, and what its line has learned from it."""
 
-    reading: Reading
+    prose: int
+    call: int
+    calls: int
     output_tokens: int
-    line: Line
-    weight: int
-    parts: int
     tokens: int
 
 
@@ -172,12 +171,13 @@ class Ruler:
     """Foretells the tokens of an answer from one reading of it.
 
     Attributes:
-        misses: For each of the latest answers, how many tokens it is off when it is foretold from
-            all the others, and how many it had to guess.
-        missed: Of these, all in all; only prose, for the frame of a call would be the most of it.
+        squares: Of the misses when each of the latest answers is foretold from all the others, the
+            sum; see `_margins.square`.
+        missed: Tokens of these, all in all; only prose, for the frame of a call would be the most
+            of it.
     """
 
-    __slots__ = ("_call", "_prose", "_prose_tokens", "_told", "missed", "misses")
+    __slots__ = ("_call", "_prose", "_prose_tokens", "_told", "missed", "squares")
 
     def __init__(self, *, rate_tokens: int) -> None:
         self._prose = Line(constant=_END, rate_tokens=rate_tokens, constant_per=_END_PER)
@@ -185,9 +185,12 @@ class Ruler:
             constant=_CALL_TOKENS * ONE, rate_tokens=2 * rate_tokens, constant_per=_CALL_PER
         )
         self._told: Latest[_Told] = Latest(_TOLD_MAX)
-        self.misses: list[tuple[int, int]] = []
-        self.missed = 0
-        self._prose_tokens = 0
+        self.squares = self.missed = self._prose_tokens = 0
+
+    @property
+    def count(self) -> int:
+        """How many answers it is judged by."""
+        return len(self._told)
 
     def nominal(self) -> Scale:
         """Before anything was learned."""
@@ -204,12 +207,16 @@ class Ruler:
         if calls:
             said = self.scale(prior).prose
             tokens -= said.rate * prose + said.constant
-            told = _Told(reading, output_tokens, self._call, call, calls, tokens)
-        else:
-            told = _Told(reading, output_tokens, self._prose, prose, 1, tokens)
-        told.line.learn(told.weight, told.parts, told.tokens)
+        told = _Told(prose, call, calls, output_tokens, tokens)
+        self._learn(told)
         self._told.add(told)
         self._judge(prior)
+
+    def _learn(self, told: _Told, *, times: int = 1) -> None:
+        if told.calls:
+            self._call.learn(told.call, told.calls, told.tokens, times=times)
+        else:
+            self._prose.learn(told.prose, 1, told.tokens, times=times)
 
     def score(self, read: Read) -> int:
         """How badly it foretells; the rulers are compared by that."""
@@ -218,15 +225,16 @@ class Ruler:
         return self.missed + _HANDICAP * (read is not by_weight)
 
     def _judge(self, prior: Scale) -> None:
-        self.misses, self.missed, self._prose_tokens = [], 0, 0
-        for reading, output_tokens, line, weight, parts, tokens in self._told:
-            line.learn(weight, parts, tokens, times=-1)
-            missed = output_tokens * ONE - self.scale(prior).whole(reading)
-            line.learn(weight, parts, tokens)
-            self.misses.append((rounded(missed), output_tokens + _CALL_TOKENS * reading[2]))
-            if not reading[2]:
+        self.squares = self.missed = self._prose_tokens = 0
+        for told in self._told:
+            self._learn(told, times=-1)
+            foretold = self.scale(prior).whole((told.prose, told.call, told.calls))
+            self._learn(told)
+            missed = told.output_tokens * ONE - foretold
+            self.squares += square(rounded(missed), told.output_tokens + _CALL_TOKENS * told.calls)
+            if not told.calls:
                 self.missed += abs(missed)
-                self._prose_tokens += output_tokens * ONE
+                self._prose_tokens += told.output_tokens * ONE
 
 
 _END_PER: Final = 7
@@ -280,7 +288,7 @@ class Rulers:
         seen = self._rulers if self._process is None else self._process._rulers
         read = min(seen, key=lambda read: seen[read].score(read))
         self.best: tuple[Read, Scale] = read, self._scales[read]
-        self._spread.judge(self._rulers[read].misses)
+        self._spread.judge(self._rulers[read].squares, self._rulers[read].count)
 
     def tokens(self, answer: Answer) -> int:
         """Tokens of what was received so far, in 2**-24ths."""

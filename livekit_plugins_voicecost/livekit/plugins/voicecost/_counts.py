@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple, overload
 
 from ._calibration import Answer
 from ._text_weight import RunningWeight
@@ -42,6 +43,44 @@ class Item(int):
         return self & ((1 << _WEIGHT_BITS) - 1)
 
 
+class Items(Sequence[Item]):
+    """The items of a prompt, in order, in one list with those of the prompts that begin as it does.
+
+    Of a long call every prompt has thousands, and nearly all are the one's before.
+
+    Args:
+        items: Belong to this from now on.
+        before: Those of an earlier prompt.
+    """
+
+    __slots__ = ("_all", "_size")
+
+    def __init__(self, items: list[Item], before: Sequence[Item] = ()) -> None:
+        self._all = items
+        self._size = len(items)
+        if isinstance(before, Items):
+            known = before._all
+            common = min(len(known), len(items))
+            if known[:common] == items[:common]:
+                known += items[common:]  # nobody looks beyond their own size
+                self._all = known
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(self._size)
+            return self._all[start:stop:step]
+        return self._all[range(self._size)[index]]
+
+
 class Prompt(NamedTuple):
     """What a request asks.
 
@@ -52,7 +91,7 @@ class Prompt(NamedTuple):
         weight: Of all of it.
     """
 
-    items: tuple[Item, ...]
+    items: Sequence[Item]
     tools_weight: int
     characters: int
     weight: int

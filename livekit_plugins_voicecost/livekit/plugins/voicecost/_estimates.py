@@ -22,7 +22,6 @@ know.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from voicecost_ledger.records import Basis, LegAttributes
@@ -47,10 +46,11 @@ if TYPE_CHECKING:
     from .legs import Leg, LegMeter
 
 _REPORTS_MAX: Final = 8
-"""Of a long call the latest few tell it all; each holds its prompt's items."""
+"""Of a long call the latest few tell it all."""
 _ESTIMATED_MAX: Final = 12
 """Stopped legs that new reports can still better: each is a tenth of a millisecond, on the loop."""
-_ANSWERS_MAX: Final = 256
+_ANSWERS_MAX: Final = 64
+"""Of a conversation's latest answers: older ones are in the prompts that were reported."""
 _TOOLS_RATIO: Final = 4
 """How much heavier than its tools a prompt's text has to be, to tell of its encoder."""
 _ITEM_WEIGHT: Final = TEMPLATE_TOKENS * TOKEN
@@ -115,13 +115,13 @@ class Calibration:
         self.seen = False
         """Whether answers are seen as the provider sends them."""
         self.text = Line(constant=TEMPLATE_TOKENS * ONE, rate_tokens=60, constant_per=15)
-        self._answers: OrderedDict[int, int] = OrderedDict()
+        self._answers: dict[int, int] = {}
 
     def answered(self, key: int, tokens: int) -> None:
         """Remember the tokens of an answer that will be in later prompts."""
         self._answers[key] = tokens
         if len(self._answers) > _ANSWERS_MAX:
-            self._answers.popitem(last=False)
+            del self._answers[next(iter(self._answers))]
 
     def answer(self, key: int) -> int | None:
         """The tokens of this text, if the model itself once said it."""
@@ -150,6 +150,11 @@ class Estimates:
     def answer_seen(self) -> None:
         """An answer of this model is seen as its provider sends it."""
         self._process.seen = True
+
+    @property
+    def latest_prompt(self) -> Prompt | None:
+        """Of this meter's, the latest that was reported."""
+        return self._own.reports[-1].prompt if self._own.reports else None
 
     @property
     def knows_prompts(self) -> bool:

@@ -45,7 +45,6 @@ class LLMAttempt(Attempt):
         _wire_clients.observe_loaded()
         stream = self.stream
         self._billed = billed_items(stream)
-        self._counts = count_prompt(self._billed, stream._tools)
         attributes = describe(
             stream,
             stream._llm,
@@ -53,9 +52,11 @@ class LLMAttempt(Attempt):
             model=plain(getattr(stream, "_model", "")),
             service_tier=_asked_tier(stream),
         )
+        self._estimates: Estimates = estimates_for(self.owner.meter(), attributes)
+        before = self._estimates.latest_prompt
+        self._counts = count_prompt(self._billed, stream._tools, before)
         self._counts.asked_to_think = asks_to_think(stream, attributes.model)
         self._tally = self.tally(attributes)
-        self._estimates: Estimates = estimates_for(self.owner.meter(), attributes)
         self._started_ns = time.monotonic_ns()
         self._wire: list[Answer] = []
         self._shown = Answer(self, self._counts)  # as LiveKit's own chunks show it

@@ -8,7 +8,6 @@ A miss is judged by how much text had to be guessed: chance makes it grow with t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Final
 
 _QUANTILE_PERCENT: Final = 200
@@ -16,6 +15,11 @@ _QUANTILE_PERCENT: Final = 200
 _PRIOR_COUNT: Final = 2  # misses that the prior counts as
 _KEPT: Final = 4  # so much of a miss's weight is lost with each later one: 1/4
 _Q: Final = 1 << 16
+
+
+def square(missed_tokens: int, guessed_tokens: int) -> int:
+    """What a miss counts as, for each token that had to be guessed; in 2**-16ths."""
+    return missed_tokens * missed_tokens * _Q // max(1, guessed_tokens)
 
 
 class Spread:
@@ -37,18 +41,14 @@ class Spread:
         """Take one miss, of an estimate that had so many tokens to guess."""
         for spread in (self, self._process):
             if spread is not None:
-                square = missed_tokens * missed_tokens * _Q // max(1, guessed_tokens)
-                spread._squares += square - spread._squares // _KEPT
+                squared = square(missed_tokens, guessed_tokens)
+                spread._squares += squared - spread._squares // _KEPT
                 spread._count += _Q - spread._count // _KEPT
 
-    def judge(self, misses: Sequence[tuple[int, int]]) -> None:
-        """Take all misses of a rule, in place of those before.
-
-        Args:
-            misses: For each: tokens missed, and how many were guessed.
-        """
-        self._squares = sum(missed * missed * _Q // max(1, guessed) for missed, guessed in misses)
-        self._count = len(misses) * _Q
+    def judge(self, squares: int, count: int) -> None:
+        """Take all misses of a rule, in place of those before: the sum of their `square`s."""
+        self._squares = squares
+        self._count = count * _Q
 
     def margin(self, guessed_tokens: int) -> int:
         """Tokens that 19 of 20 estimates are not further off."""

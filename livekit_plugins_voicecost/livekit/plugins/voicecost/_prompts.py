@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 from livekit.agents.llm import ToolContext
 
-from ._counts import Counts, Item, Prompt, TextKey
+from ._counts import Counts, Item, Items, Prompt, TextKey
 from ._text_weight import TOKEN
 from ._text_weight import weight as weight_of
 from ._wire_answers import field
@@ -79,8 +79,11 @@ def asks_to_think(stream: Any, model: str) -> bool:
     return _THINKING_MODELS.search(model.lower()) is not None
 
 
-def count_prompt(entries: list[Any], tools: list[Any]) -> Counts:
-    """The size of a request as it is rendered for the model: messages, tool calls, tools."""
+def count_prompt(entries: list[Any], tools: list[Any], before: Prompt | None) -> Counts:
+    """The size of a request as it is rendered for the model: messages, tool calls, tools.
+
+    It shares memory with the one `before`, as far as it begins alike.
+    """
     items: list[Item] = []
     characters = weight = 0
     for entry in entries:
@@ -107,7 +110,8 @@ def count_prompt(entries: list[Any], tools: list[Any]) -> Counts:
         characters += len(text)
         weight += item.weight
     tools_weight = sum(map(_tool_weight, tools))
-    return Counts(Prompt(tuple(items), tools_weight, characters, weight + tools_weight))
+    shared = Items(items, before.items if before is not None else ())
+    return Counts(Prompt(shared, tools_weight, characters, weight + tools_weight))
 
 
 _known_items: dict[int, Item] = {}

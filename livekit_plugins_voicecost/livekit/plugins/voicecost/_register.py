@@ -14,8 +14,8 @@ from voicecost_ledger.records import LegAttributes, Outcome
 
 from .legs import Leg
 
-_HELD_MAX: Final = 8
-"""Legs that are held on their own before older ones are summed up: a minute of a call."""
+_HELD_MAX: Final = 6
+"""Legs that are held on their own before older ones are summed up: the last few turns."""
 _ATTRIBUTES_MAX: Final = 64
 
 
@@ -122,7 +122,7 @@ class Register:
                 leg.summed = _Summed(leg.usage, amount, leg.outcome, undo)
                 self._add(leg, leg.summed, 1)
         # What cannot be summed up yet is not gone through with every leg.
-        self._look_above = max(_HELD_MAX, 2 * len(self._held))
+        self._look_above = max(_HELD_MAX, len(self._held) * 3 // 2)
 
     def _over(self) -> list[Leg]:
         oldest = list(self._held)[: -_HELD_MAX // 2]

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from ._latest import Latest
 from ._text_weight import TOKEN
 
-_REQUESTS_MAX: Final = 32
+_REQUESTS_MAX: Final = 12
 _MARGIN_MIN: Final = 2  # tokens
 _TOKENS_PER_S: Final = 60  # of a model of which nothing is known yet
 
