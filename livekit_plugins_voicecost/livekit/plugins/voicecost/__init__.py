@@ -24,10 +24,11 @@ from livekit.agents import Plugin
 from voicecost_ledger._version import __version__
 
 from ._add_plugin import SupportsPlugins, install_add_plugin
+from ._charges import Cost
 from ._credit import BudgetEvent
 from ._settings import Budget
 from .log import logger
-from .meter import Cost, Meter
+from .meter import Meter
 from .voicecost import VoiceCost
 
 __all__ = [

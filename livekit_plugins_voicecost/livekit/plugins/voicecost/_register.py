@@ -19,6 +19,9 @@ _HELD_MAX: Final = 6
 _ATTRIBUTES_MAX: Final = 64
 
 
+SumUp = Callable[[Sequence[Leg]], Iterable[Callable[[], None] | None]]
+
+
 class Kind:
     """What all legs with the same attributes have used together."""
 
@@ -55,9 +58,7 @@ class Register:
             for each what takes it back, or None to keep it.
     """
 
-    def __init__(
-        self, sum_up: Callable[[Sequence[Leg]], Iterable[Callable[[], None] | None]]
-    ) -> None:
+    def __init__(self, sum_up: SumUp) -> None:
         self._sum_up = sum_up
         self._held: dict[Leg, int | None] = {}
         self._look_above = _HELD_MAX

@@ -6,8 +6,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
@@ -16,7 +15,6 @@ import livekit.agents
 import msgspec
 
 from voicecost_ledger._version import __version__
-from voicecost_ledger.money import format_usd
 from voicecost_ledger.records import (
     Basis,
     ControlTotal,
@@ -29,14 +27,14 @@ from voicecost_ledger.records import (
     Outcome,
 )
 
-from . import _attribution, _ending, _faults, _job, _wire_http
-from ._control import ControlTotals
-from ._coverage import Turns
+from . import _attribution, _ending, _job, _wire_http
+from ._audit import Audit
+from ._charges import Charges, Cost
 from ._credit import BudgetCallback, Credit
 from ._faults import contained
-from ._register import Register
 from ._room_messages import RoomMessages, State, cost_message
 from ._usage import ToldBasis, ToldModality, ToldOutcome, told_usage
+from ._watched_session import WatchedSession
 from .legs import Leg
 from .log import logger
 
@@ -62,31 +60,7 @@ LEGS_STOP_MAX_S: Final = 2.0
 ROOM_MESSAGE_MAX_S: Final = 0.5
 CENT_NANO_USD: Final = 10_000_000
 _NO_MARGINS: Final[Mapping[str, int]] = MappingProxyType({})
-_ACLOSE: Final = "_aclose_impl"  # every way a session ends goes through it, failures included
-_STARTED: Final = "_started"
-_STARTED_AT: Final = "_started_at"  # LiveKit's wall clock, seconds
-_LOOP: Final = "_loop"
 _CallbackT = TypeVar("_CallbackT", bound=BudgetCallback)
-
-
-class Cost(msgspec.Struct, frozen=True):
-    """What a meter has charged so far, by its own price book; the ledger's rating is the bill.
-
-    Attributes:
-        total_nano_usd: Nano-USD (one billionth of a dollar) of all legs whose price is known.
-        by_modality: The same for each of `stt`, `llm` and `tts`, and for any other kind of
-            service that the session used (`realtime`, `avatar` ...).
-        unpriced_leg_count: Legs for which no price is known. They are not in the total: unknown
-            is not zero.
-    """
-
-    total_nano_usd: int
-    by_modality: Mapping[str, int]
-    unpriced_leg_count: int
-
-    def __str__(self) -> str:
-        unpriced = f" + {self.unpriced_leg_count} unpriced" if self.unpriced_leg_count else ""
-        return format_usd(self.total_nano_usd) + unpriced
 
 
 class Meter:
@@ -103,26 +77,18 @@ class Meter:
         prices: PriceBook | None,
     ) -> None:
         """Use `VoiceCost.attach`. `session` None is a job's meter for legs of no session."""
-        # Weakly: the registry keeps meters, and a session that never starts must not stay for it.
-        self._session_ref = None if session is None else weakref.ref(session)
+        self._watched = WatchedSession(session)
         self._settings = settings
         self._prices = prices
         self._place = _job.here() if prices is not None else _job.Place(Environment.PROCESS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: MeterLink | None = None
         self._flushed: Callable[[float, str], asyncio.Future[bool]] | None = None
-        self._total_nano_usd = 0
-        self._by_modality = {each.value: 0 for each in (Modality.STT, Modality.LLM, Modality.TTS)}
-        self._unpriced_leg_count = 0
-        self._turns = Turns()
-        self._control = ControlTotals()
-        self._legs = Register(self._sum_up)
+        self._audit = Audit()
+        self._charges = Charges(self._audit.sum_up)
         self.estimates: dict[tuple[str, str], Any] = {}
-        self._gap_count = 0
-        self._faults_before = _faults.metering_count()
         self._session_over = False
         self._close_reason = ""
-        self._speeches: list[Any] = []
         self._legs_timer: asyncio.TimerHandle | None = None
         self._checkpoints: Checkpoints | None = None
         self._closed = asyncio.Event()
@@ -155,27 +121,12 @@ class Meter:
     @property
     def cost(self) -> Cost:
         """What has been charged so far."""
-        return Cost(
-            self._total_nano_usd,
-            dict(self._by_modality),
-            self._unpriced_leg_count,
-        )
+        return self._charges.cost
 
     @property
     def coverage(self) -> Coverage:
         """How much of the session this meter could see: `complete`, `partial`, `metrics-only`."""
-        # Here, not at import: it knows all of LiveKit's streams.
-        from . import _instrument
-
-        at_best = _instrument.coverage()
-        if at_best is Coverage.COMPLETE and (self._gap_count or self._had_faults):
-            return Coverage.PARTIAL
-        return at_best
-
-    @property
-    def _had_faults(self) -> bool:
-        """Whether a fault was contained since this was attached: nobody knows whose it was."""
-        return _faults.metering_count() != self._faults_before
+        return self._audit.coverage
 
     @overload
     def on(self, event: Literal["budget"], callback: _CallbackT) -> _CallbackT: ...
@@ -307,19 +258,18 @@ class Meter:
     ) -> Leg:
         """Start a leg: its first record is written before this returns."""
         self._open()
-        self._turns.leg_opened(attributes.modality, speech_id)
-        self._by_modality.setdefault(attributes.modality.value, 0)
+        self._audit.turns.leg_opened(attributes.modality, speech_id)
+        self._charges.opening(attributes.modality)
         leg = Leg(
             self,
             self,
-            self._legs.known(attributes),
+            self._charges.legs.known(attributes),
             usage,
             basis=basis,
             speech_id=speech_id,
             margins=margins,
         )
-        with contained("control_total"):
-            self._control.opened(leg)
+        self._audit.opened(leg)
         return leg
 
     def next_leg(self) -> int:
@@ -337,32 +287,20 @@ class Meter:
 
     def gap(self, reason: str, modality: Modality | None = None) -> None:
         """Say that something was used which no leg shows: the call is `partial` from here on."""
-        self._gap_count += 1
+        self._audit.gap()
         self.write(Gap, reason=reason, modality=modality)
 
     def overheard(self, attributes: LegAttributes, counts: Mapping[str, int]) -> None:
         """What LiveKit counts of another session's leg for this one too: for the control total."""
-        with contained("control_total"):
-            self._control.overheard(attributes, counts)
-
-    def _sum_up(self, legs: Sequence[Leg]) -> list[Callable[[], None] | None]:
-        with contained("control_total"):  # its fault is no leg's
-            return self._control.sum_up(legs)
-        return [None] * len(legs)
+        self._audit.overheard(attributes, counts)
 
     def charge_changed(self, leg: Leg, amount_nano_usd: int | None) -> None:
         """Take over a leg's rated amount; None when no price is known for it."""
-        before = self._legs.charge(leg, amount_nano_usd)
-        if amount_nano_usd is None or before is None:
-            self._unpriced_leg_count += (amount_nano_usd is None) - (before is None)
-            change = (amount_nano_usd or 0) - (before or 0)
-        else:
-            change = amount_nano_usd - before
-        self._total_nano_usd += change
-        self._by_modality[leg.modality] += change
+        self._charges.charge(leg, amount_nano_usd)
+        total_nano_usd = self._charges.total_nano_usd
         if self._link is not None:
-            self._link.total_nano_usd = self._total_nano_usd
-        self._credit.charged(self._total_nano_usd)
+            self._link.total_nano_usd = total_nano_usd
+        self._credit.charged(total_nano_usd)
         self._messages.changed()
 
     def may_spend(self, next_nano_usd: int) -> bool:
@@ -371,50 +309,40 @@ class Meter:
 
     def far_from_limits(self) -> bool:
         """Whether a cent more would change nothing: no limit, warning or report is that near."""
-        link = self._link
-        return (
-            link is not None and not self.cut and link.clear(self._total_nano_usd + CENT_NANO_USD)
-        )
+        link, a_cent_more = self._link, self._charges.total_nano_usd + CENT_NANO_USD
+        return link is not None and not self.cut and link.clear(a_cent_more)
 
     # ---- the session's life --------------------------------------------------------------------
 
     def watch(self) -> None:
         """Follow the session from here on. Called once, by `VoiceCost.attach`."""
-        session: Any = self._session  # LiveKit's `on` and `off` are typed in part only
+        session = self._session
         if session is None:
             return
-        session.on("agent_state_changed", self._on_session_moved)
-        session.on("conversation_item_added", self._on_conversation_item)
-        session.on("user_input_transcribed", self._on_transcript)
-        session.on("close", self._on_session_close)
-        session.on("session_usage_updated", self._on_usage)
-        original = getattr(session, _ACLOSE, None)
-        if original is not None:
-
-            @functools.wraps(original)
-            async def aclose_impl(*args: Any, **kwargs: Any) -> Any:
-                try:
-                    return await original(*args, **kwargs)
-                finally:
-                    # Also when closing failed or was cancelled, so that no `close` was emitted.
-                    self._on_closing_ended()
-
-            setattr(session, _ACLOSE, aclose_impl)
-        with self._control.attaching():
+        self._watched.watch(
+            {
+                "agent_state_changed": self._on_session_moved,
+                "conversation_item_added": self._on_conversation_item,
+                "user_input_transcribed": self._on_transcript,
+                "close": self._on_session_close,
+                "session_usage_updated": self._on_usage,
+            },
+            closing_ended=self._on_closing_ended,
+        )
+        with self._audit.attaching():
             _attribution.register(session, self)
-            if getattr(session, _STARTED, False):
+            if self._watched.started:
                 self._attached_late(session)
-        self._legs.sum_up()
+        self._charges.legs.sum_up()
 
     def _attached_late(self, session: AgentSession[Any]) -> None:
         from ._instrument import saw_from
 
         self._open()
-        saw_all = saw_from(getattr(session, _STARTED_AT, None))
+        saw_all = saw_from(self._watched.started_at_unix_s)
         if not saw_all:  # what it used before the process's first VoiceCost()
             self.gap(_attribution.ATTACHED_LATE)
-        with contained("control_total"):
-            self._control.attached(session.usage, saw_all=saw_all)
+        self._audit.attached(session, saw_all=saw_all)
 
     def take_callbacks_of(self, before: Meter) -> None:
         """The same session runs again: who listened to its meter listens to this one."""
@@ -428,19 +356,13 @@ class Meter:
 
     @property
     def _session(self) -> AgentSession[Any] | None:
-        return None if self._session_ref is None else self._session_ref()
+        return self._watched.session
 
     def _unwatch(self) -> None:
-        session: Any = self._session
-        if session is None:
-            return
-        _attribution.unregister(session)
-        session.off("agent_state_changed", self._on_session_moved)
-        session.off("conversation_item_added", self._on_conversation_item)
-        session.off("user_input_transcribed", self._on_transcript)
-        session.off("close", self._on_session_close)
-        session.off("session_usage_updated", self._on_usage)
-        session.__dict__.pop(_ACLOSE, None)
+        session = self._session
+        if session is not None:
+            _attribution.unregister(session)
+            self._watched.unwatch()
 
     def _open(self) -> MeterLink:
         """The meter's link to the ledger, made on first use: `MeterOpen` is its first record."""
@@ -490,7 +412,7 @@ class Meter:
                 opened, sidecar=self._settings.url is not None
             ):
                 self._checkpoints = _checkpoint.Checkpoints(
-                    kinds=self._legs.kinds,
+                    kinds=self._charges.legs.kinds,
                     opened=opened,
                     last_seq=lambda: link.last_seq,
                     room=lambda: _job.room_of(self._place.job),
@@ -501,7 +423,10 @@ class Meter:
         try:
             return asyncio.get_running_loop()
         except RuntimeError:  # attached before the loop runs, and there are legs to adopt
-            return getattr(self._session, _LOOP)
+            loop = self._watched.loop
+            if loop is None:
+                raise
+            return loop
 
     def _on_session_moved(self, _event: object) -> None:
         with contained("meter"):
@@ -511,19 +436,19 @@ class Meter:
         with contained("meter"):
             session = self._session
             if session is not None:
-                for reason, modality in self._turns.gaps(session, event):
+                for reason, modality in self._audit.turns.gaps(session, event):
                     self.gap(reason, modality)
 
     def _on_usage(self, event: SessionUsageUpdatedEvent) -> None:
-        with contained("control_total"):
-            self._control.updated(event.usage)
+        self._audit.usage_updated(event.usage)
 
     def _on_transcript(self, event: UserInputTranscribedEvent) -> None:
         with contained("meter"):
             if event.is_final:
                 listening = (Modality.STT.value, Modality.REALTIME.value)
-                heard = any(leg.outcome is None and leg.modality in listening for leg in self._legs)
-                for reason, modality in self._turns.transcript_gaps(heard=heard):
+                legs = self._charges.legs
+                heard = any(leg.outcome is None and leg.modality in listening for leg in legs)
+                for reason, modality in self._audit.turns.transcript_gaps(heard=heard):
                     self.gap(reason, modality)
 
     def _on_session_close(self, event: CloseEvent) -> None:
@@ -533,7 +458,7 @@ class Meter:
     def _on_closing_ended(self) -> None:
         with contained("meter"):
             # A session that was closed before it started may still start.
-            if self._link is not None and not getattr(self._session, _STARTED, False):
+            if self._link is not None and not self._watched.started:
                 self._session_ended("aborted")
 
     def _session_ended(self, reason: str) -> None:
@@ -542,11 +467,7 @@ class Meter:
         self._session_over = True
         self._close_reason = reason
         self._credit.closed()
-        # LiveKit holds them as long as the session; the control total asks what became of them.
-        self._speeches = [None if leg.speech is None else leg.speech() for leg in self._legs]
-        session: Any = self._session
-        with contained("control_total"):  # also of a session that said nothing
-            self._control.updated(session.usage)
+        self._audit.session_ended(self._session, self._charges.legs)
         # Now: LiveKit leaves the room after the handlers of `close`.
         self._messages.publish()
         if self._checkpoints is not None:
@@ -564,7 +485,7 @@ class Meter:
             self._loop.call_soon(self._close_when_quiet)
 
     def _close_when_quiet(self) -> None:
-        if all(leg.outcome is not None for leg in self._legs):
+        if all(leg.outcome is not None for leg in self._charges.legs):
             self.close(self._close_reason)
 
     def close(self, reason: str) -> None:
@@ -579,14 +500,14 @@ class Meter:
                 self._legs_timer.cancel()
             if self._checkpoints is not None:
                 self._checkpoints.close()
-            for leg in self._legs:
+            for leg in self._charges.legs:
                 with contained("leg_stop"):  # one that fails must not cost the others their end
                     leg.stop(Outcome.INTERRUPTED)  # a no-op for those that have their outcome
             try:
                 self._unwatch()
-                self._write_control_totals()
-                self._speeches.clear()
-                if self._had_faults:
+                for each in self._audit.differences():
+                    self.write(ControlTotal, **msgspec.structs.asdict(each))
+                if self._audit.had_faults:
                     self.write(Gap, reason="metering_fault")
             finally:
                 self._link.close(self.coverage, reason)
@@ -598,16 +519,10 @@ class Meter:
         """Not when the session's last requests are over: it starts again. They correct this."""
         self.close(self._close_reason)
 
-    def _write_control_totals(self) -> None:
-        with contained("control_total"):
-            if self._control.heard:
-                for each in self._control.differences():
-                    self.write(ControlTotal, **msgspec.structs.asdict(each))
-
     @property
     def unattributed(self) -> bool:
         """Whether this is a job's own meter, for legs of none of its sessions."""
-        return self._session_ref is None
+        return self._watched.is_none
 
     @property
     def over(self) -> bool:
@@ -654,7 +569,7 @@ class Meter:
 
     def _on_own_loop(self, act: Callable[[], None]) -> None:
         """Now where that is safe; from another thread, soon on the session's own loop."""
-        loop = self._loop or getattr(self._session, _LOOP, None)
+        loop = self._loop or self._watched.loop
         here: asyncio.AbstractEventLoop | None = None
         with suppress(RuntimeError):
             here = asyncio.get_running_loop()
@@ -701,14 +616,7 @@ class Meter:
             self._messages.changed()
 
     def _room(self) -> rtc.Room | None:
-        session = self._session
-        try:
-            room = session.room_io.room if session is not None else None
-        except RuntimeError:  # started without a room
-            room = None
-        if room is not None and room.isconnected():
-            return room
-        return _job.room_of(self._place.job)
+        return self._watched.room or _job.room_of(self._place.job)
 
     def _room_message(self) -> str:
         cost, budget = self.cost, self._settings.budget
@@ -723,23 +631,11 @@ class Meter:
         )
 
     def _log_end(self) -> None:
-        counts = self._legs.counts()
-        wasted_count, waste_nano_usd = self._legs.waste()
-        message = "voicecost: meter %s closed, coverage %s; legs: %s; wasted: %d; unpriced: %d"
-        arguments: list[object] = [
-            self.meter_id,
-            self.coverage.value,
-            ", ".join(f"{name} {counts[name]}" for name in self._by_modality),
-            wasted_count,
-            self._unpriced_leg_count,
-        ]
+        message = "voicecost: meter %s closed, coverage %s; %s"
+        arguments = [self.meter_id, self.coverage.value, self._charges.counted()]
         if self._settings.log_costs:
-            message += "; cost: %s (%s), of it waste %s"
-            arguments += [
-                format_usd(self._total_nano_usd),
-                ", ".join(f"{name} {format_usd(nano)}" for name, nano in self._by_modality.items()),
-                format_usd(waste_nano_usd),
-            ]
+            message += "; %s"
+            arguments.append(self._charges.costed())
         logger.info(message, *arguments)
 
 
