@@ -344,7 +344,7 @@ async def test_a_request_that_outlives_the_session_is_still_counted(world: Provi
 async def test_a_request_that_never_ends_does_not_keep_the_meter_open(
     world: Providers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("livekit.plugins.voicecost.meter.LEGS_STOP_MAX_S", 0.01)
+    monkeypatch.setattr("livekit.plugins.voicecost._metering.LEGS_STOP_MAX_S", 0.01)
     world.openai.faults.add(Fault(silent=True))
     session = world.session()
     meter = VoiceCost().attach(session)

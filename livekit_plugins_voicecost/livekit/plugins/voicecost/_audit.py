@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from livekit.agents import AgentSession
 
@@ -18,6 +18,9 @@ from ._control import ControlTotals, Difference
 from ._coverage import Turns
 from ._faults import contained
 from .legs import Leg
+
+if TYPE_CHECKING:
+    from livekit.agents import SessionUsageUpdatedEvent
 
 
 class Audit:
@@ -79,10 +82,10 @@ class Audit:
         with contained("control_total"):
             self._control.attached(session.usage, saw_all=saw_all)
 
-    def usage_updated(self, usage: Any) -> None:
+    def usage_updated(self, event: SessionUsageUpdatedEvent) -> None:
         """LiveKit has counted more."""
         with contained("control_total"):
-            self._control.updated(usage)
+            self._control.updated(event.usage)
 
     def session_ended(self, session: AgentSession[Any] | None, legs: Iterable[Leg]) -> None:
         """No more is counted, also of a session that said nothing."""

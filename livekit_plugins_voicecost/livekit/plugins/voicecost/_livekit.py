@@ -11,11 +11,19 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import livekit.agents
 from livekit.agents import JobContext, get_job_context
 from livekit.agents.metrics import base as metrics
 from livekit.agents.voice import SpeechHandle
 
+from voicecost_ledger._version import __version__
+
 _MAY_BE_ASKED_ANYWHERE: Final = "required" in inspect.signature(get_job_context).parameters
+
+
+def versions() -> dict[str, str]:
+    """The versions that a meter's first record names."""
+    return {"livekit-agents": livekit.agents.__version__, "voicecost": __version__}
 
 
 class Moved(Exception):

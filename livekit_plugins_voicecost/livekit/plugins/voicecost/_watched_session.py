@@ -87,6 +87,16 @@ class WatchedSession:
         """The loop that it was made for."""
         return getattr(self.session, _LOOP, None)
 
+    def running_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that runs here; its own where it was attached before that."""
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            loop = self.loop
+            if loop is None:
+                raise
+            return loop
+
     @property
     def room(self) -> rtc.Room | None:
         """The room it was started in, if it was, and is connected to."""

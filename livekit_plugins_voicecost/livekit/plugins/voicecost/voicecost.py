@@ -13,6 +13,7 @@ from livekit.agents import AgentSession
 
 from . import _attribution, _faults, _unattributed
 from ._instrument import instrument
+from ._livekit import versions
 from ._prices import prices
 from ._runtime import ledger_place
 from ._settings import (
@@ -28,7 +29,7 @@ from ._settings import (
     ledger_url,
 )
 from .log import logger
-from .meter import Meter, versions
+from .meter import Meter
 
 if TYPE_CHECKING:
     from ._room_messages import PublishTo
