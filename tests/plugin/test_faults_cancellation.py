@@ -230,24 +230,29 @@ async def test_a_session_from_attach_to_close(world: voicecost_sessions.Provider
     assert sum(leg.usage.get("input_tokens", 0) for leg in legs) == billed
 
 
+class _Stream:
+    def __init__(self) -> None:
+        self.ends: list[tuple[Outcome, type[BaseException]]] = []
+
+
 class _Watched(Attempt):
     modality = Modality.LLM
 
     def finish(self, outcome: Outcome, error: BaseException | None) -> None:
-        self.stream.append((outcome, type(error)))
+        self.stream.ends.append((outcome, type(error)))
 
 
 async def test_a_request_that_is_thrown_away_with_its_loop() -> None:
     """Its coroutine is closed in a context that is not the one it ran in."""
-    ends: list[tuple[Outcome, type[BaseException]]] = []
+    stream = _Stream()
 
-    async def run() -> None:
+    async def run(_: _Stream) -> None:
         await asyncio.Event().wait()
 
-    request: Any = observed(ends, _Watched, run)()
+    request: Any = observed(stream, _Watched, run)()
     contextvars.copy_context().run(request.send, None)
     request.close()
-    assert ends == [(Outcome.INTERRUPTED, GeneratorExit)]
+    assert stream.ends == [(Outcome.INTERRUPTED, GeneratorExit)]
 
 
 async def test_a_leg_whose_end_we_fail_to_tell_is_closed_as_it_was_known(
