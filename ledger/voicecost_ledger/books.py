@@ -110,11 +110,11 @@ class Books:
                 return self._credit.wrapped_up(tx, event.meter_id, now)
             case RoomEvent():
                 touched = calls.receive_room_event(tx, event, now)
-                self._bring_up(tx, touched, now, confirmed=False)
+                self._bring_up(tx, touched, now)
                 return self._look_at(tx, touched, now)
             case RoomListing():
                 touched = calls.receive_listing(tx, event, now)
-                self._bring_up(tx, touched, now, confirmed=True)
+                self._bring_up(tx, touched, now)
                 return self._look_at(tx, touched, now, told=False)
             case RoomVerifiedGone():
                 return self._verified_gone(tx, event, now)
@@ -144,7 +144,7 @@ class Books:
         durable: dict[str, int] = {}
         for held in hello.meters:
             if held.meter_id.startswith(calls.ROOM_METER_PREFIX):
-                return [_of_no_agent(held.meter_id)]
+                return [connections.of_no_agent(held.meter_id)]
             meter = tx.meter(held.meter_id)
             seq = meter.durable_seq if meter is not None else 0
             # 0: the client holds nothing, for it was told that everything is durable.
@@ -186,7 +186,7 @@ class Books:
 
     def _records(self, tx: Session, batch: Records, now: int) -> list[Effect]:
         if batch.meter_id.startswith(calls.ROOM_METER_PREFIX):
-            return [_of_no_agent(batch.meter_id)]
+            return [connections.of_no_agent(batch.meter_id)]
         meter = tx.meter(batch.meter_id)
         durable = meter.durable_seq if meter is not None else 0
         if batch.after_seq > durable:
@@ -244,6 +244,8 @@ class Books:
         return [ack, *effects]
 
     def _open(self, tx: Session, opened: MeterOpen, now: int) -> Meter:
+        room = tx.room(opened.room_sid) if opened.room_sid else None
+        thought = {room.call_id} if room is not None else set[str]()
         call = calls.call_for_meter(tx, opened, self._policy.livekit_project, now)
         meter = Meter(
             meter_id=opened.meter_id,
@@ -253,6 +255,8 @@ class Books:
             last_heard_at_unix_ms=now,
         )
         tx.save_meter(meter)
+        # Whose the room's connections are may be known by this, long after they are over.
+        self._bring_up(tx, thought | {call.call_id}, now)
         return meter
 
     def _apply(
@@ -392,18 +396,18 @@ class Books:
             self._conclude(tx, call, now, told=told)
         return effects
 
-    def _bring_up(self, tx: Session, call_ids: set[str], now: int, *, confirmed: bool) -> None:
+    def _bring_up(self, tx: Session, call_ids: set[str], now: int) -> None:
         for call in filter(None, map(tx.call, sorted(call_ids))):
-            self._connections.bring_up(tx, call, now, confirmed=confirmed)
+            self._connections.bring_up(tx, call, now)
 
     def _conclude(self, tx: Session, call: Call, now: int, *, told: bool = True) -> None:
         """Move a call on in its life; settle it when nothing more is expected, or in time."""
         if not calls.conclude(tx, call, now, self._policy, told=told):
             return
-        self._connections.bring_up(tx, call, now, confirmed=False)
+        self._connections.bring_up(tx, call, now)
         in_time = now - (call.ended_at_unix_ms or now) < self._policy.meter_grace_ms
         if in_time and self._connections.is_waiting(tx, call):
-            return  # until they have left the room, too
+            return  # until they have left the room, too: that, or the end of the grace, is heard
         self._connections.post(tx, call, now)
         self._corrections.charge_flat_fee(tx, call, now)
         calls.settle_call(tx, call, now)
@@ -429,7 +433,7 @@ class Books:
                 tx.save_meter(meter)
         for call_id in tx.calls_connected_before(now - connections.SILENCE_MS):
             with self._isolated(tx):
-                self._bring_up(tx, {call_id}, now, confirmed=False)
+                self._bring_up(tx, {call_id}, now)
                 effects += self._look_at(tx, {call_id}, now)
         for expired in tx.meters_with_lease_before(now):
             with self._isolated(tx):
@@ -444,8 +448,11 @@ class Books:
                 assert call is not None
                 self._close_the_day(tx, meter, call, now)
                 effects += self._credit.grant(tx, meter, now, renewal=0)
-        silent_since = now - self._policy.meter_silence_ms
-        for waiting in tx.calls_in_waiting(now, silent_since_unix_ms=silent_since):
+        for waiting in tx.calls_in_waiting(
+            now,
+            ended_before_unix_ms=now - self._policy.meter_grace_ms,
+            silent_since_unix_ms=now - self._policy.meter_silence_ms,
+        ):
             with self._isolated(tx):
                 call = tx.call(waiting.call_id)
                 assert call is not None
@@ -466,7 +473,8 @@ class Books:
             since = max(call.ended_at_unix_ms or 0, heard)
             if now - since >= self._policy.meter_grace_ms:
                 self._lose(tx, open_meters, now)
-        self._connections.bring_up(tx, call, now, confirmed=False)
+        if not meters and not tx.room_meters_of(call.call_id):
+            self._bring_up(tx, {call.call_id}, now)  # an owner is waited for only so long
         self._conclude(tx, call, now)
         return effects
 
@@ -489,12 +497,3 @@ class Books:
         for meter in meters:
             meter.state = MeterState.LOST
             self._finish(tx, meter, now)
-
-
-def _of_no_agent(meter_id: str) -> Reject:
-    return Reject(
-        code="malformed",
-        message=f"{meter_id} is no agent's meter: under ids that begin with "
-        f"{calls.ROOM_METER_PREFIX} the ledger keeps what LiveKit bills",
-        meter_id=meter_id,
-    )

@@ -308,10 +308,12 @@ def receive_listing(tx: Session, listing: RoomListing, now: int) -> set[str]:
             call = tx.call(room.call_id)
             if call is not None:
                 _reopen(tx, call)
-        if room.gone_at_unix_ms is None and listed.participants is not None:
-            _heard(tx, room)
-            room = _repair_participants(tx, room, listed, listing.requested_at_unix_ms, now)
-            touched.add(room.call_id)
+        if room.gone_at_unix_ms is None:
+            if listed.participants is not None:
+                _heard(tx, room)
+                room = _repair_participants(tx, room, listed, listing.requested_at_unix_ms, now)
+                touched.add(room.call_id)
+            tx.hear_participants(room.sid, listing.requested_at_unix_ms)
     listed_sids = {listed.sid for listed in listing.rooms}
     for room in tx.live_rooms(listing.livekit_project):
         # Younger than the request: the listing may have been made before it was created.
@@ -327,7 +329,8 @@ def _repair_participants(
     present = listed.participants or []
     known = {p.sid: p for p in tx.connected_participants([room.sid])}
     for participant in present:
-        if participant.sid not in known:
+        # The listing may have been made before it left, as LiveKit has told since.
+        if participant.sid not in known and not tx.has_left(participant.sid):
             room = _joined(tx, room, participant, now, told=False)
     present_sids = {participant.sid for participant in present}
     for participant in known.values():

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from voicecost_ledger import calls, entries
 from voicecost_ledger.calls import Call, CallState
 from voicecost_ledger.entries import QUARTER_HOUR_MS, Leg
 from voicecost_ledger.meters import Meter, MeterState
 from voicecost_ledger.policy import Policy
 from voicecost_ledger.postings import Postings
+from voicecost_ledger.protocol import Reject
 from voicecost_ledger.records import Basis, LegAttributes, MeterOpen, Modality, Outcome
 from voicecost_ledger.rooms import Connection, ParticipantKind
 from voicecost_ledger.stores import Session
@@ -45,7 +48,7 @@ class Connections:
         self._postings = postings
         self._policy = policy
 
-    def bring_up(self, tx: Session, call: Call, now: int, *, confirmed: bool) -> None:
+    def bring_up(self, tx: Session, call: Call, now: int) -> None:
         """Bring the legs of a call's connections to what is known at `now`.
 
         Args:
@@ -53,29 +56,34 @@ class Connections:
             call: Whose rooms are looked at. A settled one that costs something else by now is
                 marked amended.
             now: Unix ms.
-            confirmed: LiveKit has just been heard; False: only time has passed.
         """
         connections = tx.connections_of(call.call_id)
         meters = tx.room_meters_of(call.call_id)
         if not meters and not (connections and self._is_owner_known(call, now)):
             return
-        charged = sum(meter.charged_nano_usd for meter in meters)
         own = self._own_meter(tx, call, meters, now)
+        before = [_standing(meter) for meter in meters]
         stale = {leg.number: (own, leg) for leg in tx.legs_of(own.meter_id)}
         for connection in connections:
             _, leg = stale.pop(connection.number, (own, None))
-            if leg is None:
+            if leg is None or leg.attributes.model == SELF_HOSTED_AGENT:
                 model = self._model(tx, call, connection, now)
-                if model is None:
-                    continue
-                leg = self._new_leg(tx, own, connection, model, now)
-            self._bring(tx, own, call, leg, connection, now, confirmed=confirmed)
+                if leg is None and model is not None:
+                    leg = self._new_leg(tx, own, connection, model, now)
+                elif leg is not None and model == AGENT:
+                    # Its own process is heard of late, and it runs on LiveKit Cloud after all.
+                    attributes = msgspec.structs.replace(leg.attributes, model=model)
+                    self._postings.take_for(tx, own, leg, attributes)
+            if leg is not None:
+                self._bring(tx, own, call, leg, connection, now)
         theirs = [(m, leg) for m in meters if m is not own for leg in tx.legs_of(m.meter_id)]
         for meter, leg in (*stale.values(), *theirs):
             self._withdraw(tx, meter, call, leg, now)
-        meters = tx.room_meters_of(call.call_id)
-        amended = charged != sum(meter.charged_nano_usd for meter in meters)
-        if amended and call.state is CallState.SETTLED and not call.amended:
+        after = [_standing(meter) for meter in meters]
+        for meter, was, is_now in zip(meters, before, after, strict=True):
+            if was != is_now:
+                tx.save_meter(meter)
+        if call.state is CallState.SETTLED and not call.amended and _sum(before) != _sum(after):
             call.amended = True
             tx.save_call(call)
 
@@ -127,6 +135,7 @@ class Connections:
             state=MeterState.CLOSED,
         )
         tx.save_meter(meter)
+        meters.append(meter)
         return meter
 
     def _model(self, tx: Session, call: Call, connection: Connection, now: int) -> str | None:
@@ -149,11 +158,9 @@ class Connections:
             Modality.PARTICIPANT, PROVIDER, model, host=connection.livekit_project
         )
         joined = min(connection.joined_at_unix_ms, now)
-        leg = self._postings.new_leg(
+        return self._postings.new_leg(
             tx, meter, connection.number, attributes, joined, speech_id=None
         )
-        tx.save_meter(meter)
-        return leg
 
     def _bring(
         self,
@@ -163,29 +170,26 @@ class Connections:
         leg: Leg,
         connection: Connection,
         now: int,
-        *,
-        confirmed: bool,
     ) -> None:
         joined, left = connection.joined_at_unix_ms, connection.left_at_unix_ms
-        was_open = leg.outcome is None
+        heard = max(joined, connection.heard_at_unix_ms or joined)
+        margins: dict[str, int] = {}
         if left is None:
-            until, basis = max(now, joined), Basis.OBSERVED
-            if was_open and until - joined - leg.usage.get(_UNIT, 0) < _STEP_MS and not confirmed:
-                return
-            unheard = 0 if confirmed else until - _heard_at(leg, joined)
-            margins = {_UNIT: unheard} if unheard else {}
+            until, basis, outcome = max(now, joined), Basis.OBSERVED, None
+            if until > heard:
+                margins = {_UNIT: until - heard}
         elif connection.left_told:
-            until, basis, margins = max(left, joined), Basis.OBSERVED, dict[str, int]()
-            if not was_open and leg.recorded_basis is basis and until - joined == leg.usage[_UNIT]:
-                return
-        elif not was_open:
-            return  # concluded before, and nothing else was told since
+            until, basis, outcome = max(left, joined), Basis.OBSERVED, Outcome.SERVED
         else:
             # It left between the last that was heard of it and now: half-way, by half of that.
-            heard = min(_heard_at(leg, joined), left)
-            until, basis = max(joined, (heard + left) // 2), Basis.ESTIMATED
-            margins = {_UNIT: max(0, left - until)}
-        outcome = None if left is None else Outcome.SERVED
+            until, outcome = max(joined, (min(heard, left) + left) // 2), Outcome.SERVED
+            basis, margins = Basis.ESTIMATED, {_UNIT: max(0, left - until)}
+        if leg.outcome is outcome and leg.recorded_basis is basis and _UNIT in leg.usage:
+            more_ms = until - joined - leg.usage[_UNIT]
+            if outcome is None and 0 <= more_ms < _STEP_MS:
+                return
+            if outcome is not None and more_ms == leg.accruing_nano_usd == 0:
+                return
         if leg.outcome is not outcome:
             self._move(tx, meter, leg, outcome)
         self._accrue(tx, meter, call, leg, joined, min(until, now), now)
@@ -196,7 +200,6 @@ class Connections:
             leg.duration_ms = until - joined
             self._postings.post(tx, meter, call, leg, now)
         tx.save_leg(leg)
-        tx.save_meter(meter)
 
     def _accrue(
         self, tx: Session, meter: Meter, call: Call, leg: Leg, joined: int, until: int, now: int
@@ -229,7 +232,6 @@ class Connections:
         self._postings.set_usage(meter, leg, {}, price, None if price is None else 0)
         self._postings.post(tx, meter, call, leg, now)
         tx.save_leg(leg)
-        tx.save_meter(meter)
 
     def _move(self, tx: Session, meter: Meter, leg: Leg, outcome: Outcome | None) -> None:
         was, leg.outcome = leg.outcome, outcome
@@ -238,6 +240,20 @@ class Connections:
             tx.regroup(leg, meter, outcome=was, model=leg.billed_model)
 
 
-def _heard_at(leg: Leg, joined: int) -> int:
-    """When LiveKit was last heard to say that it is connected."""
-    return max(joined, leg.last_at_unix_ms - leg.margins.get(_UNIT, 0))
+def of_no_agent(meter_id: str) -> Reject:
+    """What an agent is told that speaks for a meter of the ledger's own."""
+    return Reject(
+        code="malformed",
+        message=f"{meter_id} is no agent's meter: under ids that begin with "
+        f"{calls.ROOM_METER_PREFIX} the ledger keeps what LiveKit bills",
+        meter_id=meter_id,
+    )
+
+
+def _standing(meter: Meter) -> tuple[int, int, int]:
+    """What a meter's connections come to, how many of them have no price, and what is posted."""
+    return meter.charged_nano_usd, meter.unpriced_leg_count, meter.posted_nano_usd
+
+
+def _sum(standing: list[tuple[int, int, int]]) -> tuple[int, int]:
+    return sum(charged for charged, _, _ in standing), sum(count for _, count, _ in standing)

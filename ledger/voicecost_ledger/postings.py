@@ -371,6 +371,19 @@ class Postings:
         tx.save_price(price.price_id, price.pricing_source, price.document())
         self._restored[price.price_id] = price
 
+    def take_for(self, tx: Session, meter: Meter, leg: Leg, attributes: LegAttributes) -> None:
+        """Let a leg be of something else than was thought, at the price of that."""
+        price = self._prices.price_for(attributes, leg.started_at_unix_ms)
+        if price is None:
+            return
+        was = leg.billed_model
+        leg.attributes = attributes
+        self.give_price(tx, leg, price)
+        self.set_usage(meter, leg, leg.usage, price, price.rate(leg.usage))
+        if leg.part_count:
+            tx.regroup(leg, meter, outcome=leg.outcome, model=was)
+        tx.save_leg(leg)
+
     def price_of(self, tx: Session, leg: Leg) -> Price | None:
         """The price that a leg is rated by, as the ledger keeps it; None: none is known."""
         if leg.price_id is None:

@@ -43,6 +43,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     kind: ParticipantKind
     job_id: str | None
     joined_at_unix_ms: int
+    heard_at_unix_ms: int | None  # when a listing last showed it; None: none has yet
     left_at_unix_ms: int | None
     left_told: bool
 

@@ -68,7 +68,7 @@ def test_a_ledger_from_before_there_were_markups_was_billed_its_cost(path: Path)
         "rollups": ("billed_nano_usd",),
         "meters": ("adjusted_nano_usd", "of_rooms"),
         "windows": ("adjusted_nano_usd",),
-        "participants": ("number", "left_told"),
+        "participants": ("number", "left_told", "heard_at_unix_ms"),
     }.items():
         for column in columns:
             db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
@@ -160,7 +160,8 @@ def test_a_tick_reads_no_table_whole(path: Path) -> None:
         tx.open_legs_before(NOW)
         tx.meters_with_lease_before(NOW)
         tx.meters_holding_before(NOW)
-        tx.calls_in_waiting(NOW, silent_since_unix_ms=NOW)
+        tx.calls_in_waiting(NOW, ended_before_unix_ms=NOW, silent_since_unix_ms=NOW)
+        tx.calls_connected_before(NOW)
         db.exec_trace = None
     whole = [step for step in seen if step.startswith("SCAN") and "INDEX" not in step]
     assert seen

@@ -111,11 +111,14 @@ class Session(Protocol):
         """Remove a call that never had a meter (it turned out to be part of another)."""
         ...
 
-    def calls_in_waiting(self, now: int, *, silent_since_unix_ms: int) -> list[Call]:
+    def calls_in_waiting(
+        self, now: int, *, ended_before_unix_ms: int, silent_since_unix_ms: int
+    ) -> list[Call]:
         """The calls that time alone may move on, by id.
 
-        Ended ones, those being ended or past their wrap-up's deadline, and open ones without an
-        open meter, or with one that was not heard of since `silent_since_unix_ms`.
+        Those that ended by `ended_before_unix_ms`, those being ended or past their wrap-up's
+        deadline, and open ones without an open meter, or with one that was not heard of since
+        `silent_since_unix_ms`.
         """
         ...
 
@@ -154,8 +157,16 @@ class Session(Protocol):
         """
         ...
 
+    def hear_participants(self, room_sid: str, at_unix_ms: int) -> None:
+        """Note that LiveKit has just shown whoever is connected to a room."""
+        ...
+
     def connected_participants(self, room_sids: Sequence[str]) -> list[RoomParticipant]:
         """Who is in these rooms, as far as is known."""
+        ...
+
+    def has_left(self, participant_sid: str) -> bool:
+        """Whether somebody has left by LiveKit's word."""
         ...
 
     def connections_of(self, call_id: str) -> list[Connection]:

@@ -279,4 +279,9 @@ ALTER TABLE participants ADD COLUMN left_told INTEGER NOT NULL DEFAULT 1;
 CREATE UNIQUE INDEX participants_by_number ON participants (number) WHERE number IS NOT NULL;
 ALTER TABLE meters ADD COLUMN of_rooms INTEGER NOT NULL DEFAULT 0;
 """,
+    # When a listing last showed somebody: it is the same whichever leg stands for the connection.
+    """
+ALTER TABLE participants ADD COLUMN heard_at_unix_ms INTEGER;
+UPDATE participants SET heard_at_unix_ms = left_at_unix_ms WHERE number IS NOT NULL;
+""",
 )

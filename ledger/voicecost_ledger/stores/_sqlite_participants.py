@@ -16,7 +16,8 @@ _SAVE: Final = """
 INSERT INTO participants (sid, room_sid, identity, kind, job_id, joined_at_unix_ms,
   left_at_unix_ms, disconnect_reason, left_told, number)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9,
-  (SELECT coalesce(max(number), ?10) + 1 FROM participants))
+  (SELECT coalesce(max(number), ?10) + 1 FROM participants INDEXED BY participants_by_number
+   WHERE number IS NOT NULL))
 ON CONFLICT (sid) DO UPDATE SET left_at_unix_ms = excluded.left_at_unix_ms,
   left_told = excluded.left_told, disconnect_reason = excluded.disconnect_reason
 -- Of somebody who was concluded to have left: told to have left, or shown to be there.
@@ -54,6 +55,16 @@ def save(
     )
 
 
+def hear(db: apsw.Connection, room_sid: str, at_unix_ms: int) -> None:
+    """See `Session.hear_participants`."""
+    query(
+        db,
+        "UPDATE participants SET heard_at_unix_ms = ? "
+        "WHERE room_sid = ? AND left_at_unix_ms IS NULL",
+        (at_unix_ms, room_sid),
+    )
+
+
 def connected(db: apsw.Connection, room_sids: Sequence[str]) -> list[RoomParticipant]:
     """See `Session.connected_participants`."""
     return [
@@ -66,6 +77,12 @@ def connected(db: apsw.Connection, room_sids: Sequence[str]) -> list[RoomPartici
             (room_sid,),
         )
     ]
+
+
+def has_left(db: apsw.Connection, sid: str) -> bool:
+    """See `Session.has_left`."""
+    sql = "SELECT 1 FROM participants WHERE sid = ? AND left_at_unix_ms IS NOT NULL AND left_told"
+    return bool(query(db, sql, (sid,)))
 
 
 def connections(db: apsw.Connection, call_id: str) -> list[Connection]:

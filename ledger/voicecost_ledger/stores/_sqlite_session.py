@@ -76,11 +76,12 @@ class SqliteSession:
         # A scan of a whole table, history included, would be paid at every tick: rather an error.
         by = f" INDEXED BY {index}" if index else ""
         for raw in query(self._db, f"{table.select}{by} WHERE {where}", values):
-            found.append(self._one(table, table.row(raw)))
+            identity = table.identity(raw)
+            row = self._known.get(identity)
+            if row is None:
+                row = self._known[identity] = table.row(raw)
+            found.append(row)
         return found
-
-    def _one(self, table: Table, row: Any) -> Any:
-        return self._known.setdefault(_identity(row), row)
 
     def _get(self, table: Table, identity: tuple[str, Any], where: str, *values: Any) -> Any:
         known = self._known.get(identity)
@@ -155,14 +156,18 @@ class SqliteSession:
         self._known.pop(("Call", call_id), None)
         query(self._db, "DELETE FROM calls WHERE call_id = ? AND meter_count = 0", (call_id,))
 
-    def calls_in_waiting(self, now: int, *, silent_since_unix_ms: int) -> list[Call]:
+    def calls_in_waiting(
+        self, now: int, *, ended_before_unix_ms: int, silent_since_unix_ms: int
+    ) -> list[Call]:
         return self._find(
             _CALLS,
-            "state <> 'settled' AND (state = 'ended' OR (ending = 'ending' "
-            "OR ending_deadline_unix_ms <= ? OR call_id IN (SELECT call_id FROM meters "
+            "state <> 'settled' AND (ending = 'ending' OR ended_at_unix_ms <= ? "
+            "OR (state = 'open' AND (ending_deadline_unix_ms <= ? "
+            "OR call_id IN (SELECT call_id FROM meters "
             "WHERE state = 'open' AND last_heard_at_unix_ms <= ?) "
             "OR NOT EXISTS (SELECT 1 FROM meters m WHERE m.call_id = calls.call_id "
-            "AND m.state = 'open'))) ORDER BY call_id",
+            "AND m.state = 'open')))) ORDER BY call_id",
+            ended_before_unix_ms,
             now,
             silent_since_unix_ms,
             index="calls_unsettled",
@@ -203,8 +208,14 @@ class SqliteSession:
             self._db, participant, room_sid=room_sid, left_at_unix_ms=left_at_unix_ms, told=told
         )
 
+    def hear_participants(self, room_sid: str, at_unix_ms: int) -> None:
+        _sqlite_participants.hear(self._db, room_sid, at_unix_ms)
+
     def connected_participants(self, room_sids: Sequence[str]) -> list[RoomParticipant]:
         return _sqlite_participants.connected(self._db, room_sids)
+
+    def has_left(self, participant_sid: str) -> bool:
+        return _sqlite_participants.has_left(self._db, participant_sid)
 
     def connections_of(self, call_id: str) -> list[Connection]:
         return _sqlite_participants.connections(self._db, call_id)

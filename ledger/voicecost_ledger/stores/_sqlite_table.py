@@ -17,6 +17,7 @@ class Table:
         fields = msgspec.structs.fields(row_type)
         self.row_type = row_type
         self.fields = [field.encode_name for field in fields]
+        self._key_at = [self.fields.index(column) for column in key]
         columns = [*self.fields, *derived]
         self.derived = derived
         updates = ", ".join(f"{c} = excluded.{c}" for c in columns if c not in key)
@@ -54,6 +55,11 @@ class Table:
                 value = getattr(value, attribute)
             values.append(str(value) if isinstance(value, str) else value)
         return values
+
+    def identity(self, values: Sequence[Any]) -> tuple[str, Any]:
+        """Of a row as it is selected: its type, and its key."""
+        key = [values[at] for at in self._key_at]
+        return self.row_type.__name__, tuple(key) if len(key) > 1 else key[0]
 
     def row(self, values: Sequence[Any]) -> Any:
         raw: dict[str, Any] = {}
