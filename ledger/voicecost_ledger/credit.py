@@ -43,7 +43,7 @@ class CreditControl:
         project = self._policy.projects.get(meter.project)
         if project is not None and project.daily_budget_nano_usd is not None:
             start = budgets.day_start(at, self._policy.time_zone)
-            scope = f"project:{meter.project}"
+            scope = _project_scope(meter)
             window = tx.window(scope, start)
             if window is None:
                 until = budgets.next_day_start(start, self._policy.time_zone)
@@ -227,15 +227,24 @@ class CreditControl:
 
     def enforce(self, tx: Session, call: Call, now: int) -> list[Effect]:
         """Look at an open call's budgets after something happened to it."""
-        meters = tx.meters_of(call.call_id)
-        effects = self._warn(tx, call, meters, now)
+        meters, of_rooms = tx.meters_of(call.call_id), tx.room_meters_of(call.call_id)
+        charged = [*meters, *of_rooms]
+        effects = self._warn(tx, call, meters, charged, now)
         if call.ending in (Ending.ENDING, Ending.GONE):
             return effects
-        accruing = _accruing(tx, call)
-        shared = any(meter.charged_nano_usd for meter in tx.room_meters_of(call.call_id))
+        shared = any(meter.charged_nano_usd for meter in of_rooms)
+        # Where every meter has closed, nobody is left who could spend, or say goodbye: but what
+        # LiveKit bills of a caller who stays goes on.
+        unattended = all(meter.state is not MeterState.OPEN for meter in meters)
         for meter in meters:
             windows = self._enforcing(tx, call, meter, now)
-            if meter.state is not MeterState.OPEN or not windows:
+            if not windows or (meter.state is not MeterState.OPEN and not unattended):
+                continue
+            over = any(_accruing(charged, w) >= _left_of(w, 0) for w in windows)
+            tightest = min(windows, key=lambda w: w.limit_nano_usd - w.used_nano_usd)
+            if unattended:
+                if over and shared:
+                    return effects + self.end(tx, call, tightest, now)
                 continue
             # The reserve is for the last sentence; "end" says none, and may use all of it.
             reserve = (
@@ -253,28 +262,27 @@ class CreditControl:
                 windows = self._enforcing(tx, call, meter, now)
                 soft = meter.ceiling_nano_usd - reserve
             # A limit of zero lets what is free run: it is over only when something was spent.
-            charged = meter.own_total_nano_usd
-            over = any(accruing >= _left_of(w, 0) for w in windows)
-            at_ceiling = meter.final and charged >= max(1, meter.ceiling_nano_usd)
+            own = meter.own_total_nano_usd
+            at_ceiling = meter.final and own >= max(1, meter.ceiling_nano_usd)
             over_soft = reserve > 0 and (
-                (meter.final and charged >= max(1, soft))
+                (meter.final and own >= max(1, soft))
                 # What LiveKit bills is out of no grant, and leaves less than the grant says.
-                or (shared and any(accruing >= _left_of(w, reserve) for w in windows))
+                or (shared and any(_accruing(charged, w) >= _left_of(w, reserve) for w in windows))
             )
             ended = over or at_ceiling or meter.exhausted
-            tightest = min(windows, key=lambda w: w.limit_nano_usd - w.used_nano_usd)
             if ended and call.on_budget is not OnBudget.WRAP_UP:
                 return effects + self.end(tx, call, tightest, now)
             if (ended or over_soft) and call.ending is Ending.NONE:
                 effects += self._wrap_up(tx, call, meters, tightest, now)
         return effects
 
-    def _warn(self, tx: Session, call: Call, meters: list[Meter], now: int) -> list[Effect]:
+    def _warn(
+        self, tx: Session, call: Call, meters: list[Meter], charged: list[Meter], now: int
+    ) -> list[Effect]:
         effects: list[Effect] = []
-        accruing = _accruing(tx, call)
         for meter in meters:
             for window in self.windows(tx, call, meter, now):
-                spent = window.spent_nano_usd + accruing
+                spent = window.spent_nano_usd + _accruing(charged, window)
                 if window.warned or spent < max(1, window.warn_nano_usd):
                     continue
                 window.warned = True
@@ -385,9 +393,17 @@ def _charged(tx: Session, call: Call) -> list[Meter]:
     return [*tx.meters_of(call.call_id), *tx.room_meters_of(call.call_id)]
 
 
-def _accruing(tx: Session, call: Call) -> int:
-    """What a call has cost and that is not posted yet."""
-    return sum(meter.charged_nano_usd - meter.posted_nano_usd for meter in _charged(tx, call))
+def _accruing(charged: list[Meter], window: Window) -> int:
+    """What a call has cost within a budget's scope and that is not posted yet."""
+    return sum(
+        meter.charged_nano_usd - meter.posted_nano_usd
+        for meter in charged
+        if window.of_call or window.scope == _project_scope(meter)
+    )
+
+
+def _project_scope(meter: Meter) -> str:
+    return f"project:{meter.project}"
 
 
 def _left_of(window: Window, reserve: int) -> int:

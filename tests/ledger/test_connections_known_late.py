@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.ledger.desk import CENT, CallState, Desk
+from tests.ledger.desk import CENT, NOON, CallState, Desk, EndRoom, of
 from tests.ledger.test_connections import (
     AGENT,
     CALLER,
@@ -13,8 +13,11 @@ from tests.ledger.test_connections import (
     a_call,
     a_desk,
     connected_ms,
+    connections,
     costs_by,
 )
+from voicecost_ledger.policy import BudgetAction, Policy, ProjectPolicy
+from voicecost_ledger.records import OnBudget
 from voicecost_ledger.rooms import ListedRoom, ParticipantKind, RoomListing, RoomParticipant
 
 
@@ -185,3 +188,92 @@ def test_a_listing_that_was_made_before_everybody_left_changes_nothing() -> None
     assert before.summary.state is CallState.SETTLED
     listed_as_of(desk, made, people)
     assert desk.call() == before
+
+
+# ---- who pays ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_budget", OnBudget)
+@pytest.mark.parametrize("minute_nano_usd", [CENT, 0])
+def test_a_caller_whom_every_agent_has_left_uses_the_budget_up_too(
+    on_budget: OnBudget, minute_nano_usd: int
+) -> None:
+    desk = a_desk(standard=minute_nano_usd)
+    room, meter = a_call(desk, budget_nano_usd=6 * CENT, on_budget=on_budget)
+    meter.renew()
+    room.stays(30_000)
+    room.leaves(AGENT)
+    meter.close()
+    meter.send()
+    room.stays(5 * MINUTE - 30_000)
+    assert of(EndRoom, desk.effects) == []
+    room.stays(MINUTE)
+    is_ended = on_budget is not OnBudget.NOTIFY and minute_nano_usd > 0
+    assert bool(of(EndRoom, desk.effects)) is is_ended
+    desk.check()
+
+
+def of_projects(**daily_nano_usd: int) -> Policy:
+    projects = {
+        name: ProjectPolicy(name=name, daily_budget_nano_usd=limit, budget_action=BudgetAction.END)
+        for name, limit in daily_nano_usd.items()
+    }
+    return Policy(livekit_project="LK", projects=projects)
+
+
+def test_what_is_another_projects_uses_no_budget_up() -> None:
+    """The call's second agent is of a project with a small budget, and has spent nothing of it."""
+    desk = a_desk(of_projects(small=2 * CENT))
+    room, meter = a_call(desk, project="rich")
+    other = desk.meter(
+        "MT_b",
+        room_sid="RM_1",
+        room_name="r",
+        job_id="AJ_1",
+        project="small",
+        on_budget=OnBudget.END,
+    )
+    other.send()
+    meter.renew()
+    other.renew()
+    room.stays(5 * MINUTE)
+    assert desk.call().summary.total_nano_usd > 2 * CENT
+    assert of(EndRoom, desk.effects) == []
+    room.stays(15 * MINUTE)  # posted by now
+    assert of(EndRoom, desk.effects) == []
+    desk.check()
+
+
+def test_each_day_pays_for_its_own_minutes() -> None:
+    desk = a_desk(of_projects(default=1_000 * CENT))
+    midnight = NOON + 12 * 60 * MINUTE
+    desk.now = midnight - 20 * MINUTE
+    room, meter = a_call(desk)
+    for _ in range(8):
+        room.stays(5 * MINUTE)
+        meter.renew()
+    room.closes()
+    meter.close()
+    meter.send()
+    with desk.store.transaction() as tx:
+        windows = [
+            tx.window("project:default", midnight - 24 * 60 * MINUTE),
+            tx.window("project:default", midnight),
+        ]
+    assert [window and window.spent_nano_usd for window in windows] == [30 * CENT, 30 * CENT]
+    desk.check()
+
+
+def test_a_room_without_any_meter_counts_to_a_budget_and_is_ended_by_none() -> None:
+    """It may be no agent's at all, and nobody asked for it to be bounded."""
+    desk = a_desk(of_projects(default=5 * CENT))
+    room = Room(desk)
+    room.joins()
+    room.stays(30 * MINUTE)
+    assert of(EndRoom, desk.effects) == []
+    with desk.store.transaction() as tx:
+        window = tx.window("project:default", NOON - 12 * 60 * MINUTE)
+    assert window is not None
+    assert window.overshoot_nano_usd >= 15 * CENT
+    assert connections(desk.call())[0].amount_nano_usd == 30 * CENT
+    desk.check()
