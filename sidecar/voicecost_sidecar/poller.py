@@ -2,6 +2,7 @@
 
 One ListRooms each ten seconds. ListParticipants only where the listing and what webhooks told
 disagree: a room nobody announced, a head count that differs, a young room whose agent is unknown.
+Agents are in no head count: a room that no webhook tells of is looked into once a minute.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ POLL_INTERVAL_S: Final = 10.0
 BACKOFF_MAX_S: Final = 120.0
 PARALLEL_LISTINGS: Final = 4  # ListParticipants in flight
 AGENT_SEARCHES: Final = 6  # a room is searched for its agent during its first minute
+LISTINGS_PER_LOOK: Final = 6  # of a room that no webhook tells of: once a minute
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class _Seen(msgspec.Struct):
     people: set[str] = set()  # participant SIDs, agents left out
     has_agent: bool = False
     searches: int = 0
+    told: bool = False  # whether webhooks of it arrive
+    listings: int = 0  # since it was looked into
 
 
 class Poller:
@@ -92,7 +96,10 @@ class Poller:
         if event.event == "room_started":
             self._seen.setdefault(event.room_sid, _Seen())
         seen = self._seen.get(event.room_sid)
-        if seen is None or participant is None:
+        if seen is None:
+            return
+        seen.told = True
+        if participant is None:
             return
         if event.event == "participant_joined":
             _note(seen, participant)
@@ -167,7 +174,10 @@ class Poller:
         seen = self._seen.get(room.sid)
         if seen is None or len(seen.people) != room.people_count:
             return True
-        return not seen.has_agent and seen.searches < AGENT_SEARCHES
+        if not seen.has_agent and seen.searches < AGENT_SEARCHES:
+            return True
+        seen.listings += 1
+        return not seen.told and seen.listings >= LISTINGS_PER_LOOK
 
     async def _look_into(self, room: LiveRoom) -> ListedRoom:
         self.counts.participant_listings += 1
@@ -175,8 +185,8 @@ class Poller:
         # ListParticipants works by name: by now that may be another room's, and so the people.
         if room.sid not in {live.sid for live in await self._rooms.list_rooms([room.name])}:
             return _listed(room)
-        searches = self._seen.get(room.sid, _Seen()).searches + 1
-        seen = self._seen[room.sid] = _Seen(searches=searches)
+        before = self._seen.get(room.sid, _Seen())
+        seen = self._seen[room.sid] = _Seen(searches=before.searches + 1, told=before.told)
         for participant in participants:
             _note(seen, participant)
         return _listed(room, participants)

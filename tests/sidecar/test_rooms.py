@@ -101,6 +101,25 @@ def test_a_head_count_that_differs_is_looked_into(
     assert until(lambda: livekit.requests["ListParticipants"] > before)
 
 
+def test_an_agent_that_left_is_missed_without_any_webhook(
+    polling: RunningSidecar, livekit: SimulatedLiveKit
+) -> None:
+    """Agents are in no head count, and LiveKit bills them until they leave."""
+    livekit.open_room("r", "RM_1", person("caller", "PA_1"), agent("AJ_1", "PA_2"))
+    with polling.agent() as meter:
+        meter.send(batch(a_call(room_name="r", room_sid="RM_1", job_id="AJ_1")[:1]))
+        meter.hear_a(Ack)
+
+    def outcomes() -> dict[str, str | None]:
+        (call,) = polling.get("/v1/calls")["calls"]
+        legs = polling.get(f"/v1/calls/{call['call_id']}")["legs"]
+        return {leg["model"]: leg["outcome"] for leg in legs}
+
+    assert until(lambda: outcomes() == {"standard": None, "self-hosted-agent": None})
+    livekit.open_room("r", "RM_1", person("caller", "PA_1"))
+    assert until(lambda: outcomes() == {"standard": None, "self-hosted-agent": "served"})
+
+
 def test_the_people_of_a_room_that_takes_over_the_name_are_its_own(
     polling: RunningSidecar, livekit: SimulatedLiveKit
 ) -> None:
