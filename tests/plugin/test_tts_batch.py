@@ -157,14 +157,16 @@ async def test_openai_by_tokens_cut_off(
         if learned:
             voice.simulator.pace.speed = 60
             await say(voice, f"{LONG_ANSWER[:160]} Goodbye.")
-        voice.simulator.pace.speed = 2  # what is on its way when it is cut off is not received
+        voice.simulator.pace.speed = 2
         stream = voice.tts.synthesize(LONG_ANSWER, conn_options=ONE_TRY)
-        await meter.until(
-            lambda: (
-                len(meter.of(Modality.TTS)) == 1 + learned
-                and meter.of(Modality.TTS)[-1].usage.get("audio_ms", 0) >= 3_000
-            )
-        )
+
+        def heard(ms: int) -> bool:
+            legs = meter.of(Modality.TTS)
+            return len(legs) == 1 + learned and legs[-1].usage.get("audio_ms", 0) >= ms
+
+        await meter.until(lambda: heard(2_800))
+        voice.simulator.pace.speed = 0.2  # what is on its way when it is cut off is not received
+        await meter.until(lambda: heard(3_000))
         await stream.aclose()
         await voice.bill.settled()
     leg, row = meter.of(Modality.TTS)[-1], voice.bill.rows[-1]
