@@ -319,6 +319,26 @@ def test_the_very_first_request_is_estimated_by_what_encoders_have_in_common(
         assert max(map(abs, errors)) <= 0.40
 
 
+def _four_a_token(text: str) -> list[Piece]:
+    """Four characters a token, as German often is; a call's JSON as an encoder cuts it."""
+    if any(text in call for call in _calls()):
+        return _byte_pairs("o200k_base")(text)
+    return [(text[start : start + 4], 1) for start in range(0, len(text), 4)]
+
+
+def test_a_call_is_not_weighed_by_how_the_prose_before_it_came_out() -> None:
+    """Prose may be foretold best by its length; the digits and marks of a call are never."""
+    errors: list[float] = []
+    for (name, arguments), until in itertools.product(_calls(), (0.5, 0.9)):
+        call = Call(Provider("four a token", _four_a_token, _irregular), seed=1)
+        for question, answer in zip(_texts("de")[:6:2], _texts("de")[1:6:2], strict=True):
+            call.items.append((question,))
+            call.request(prose=answer)
+        call.request(call=(name, arguments), until=until)
+        errors += [leg.error("output_tokens") for leg in call.interrupted]
+    assert _median(errors, "calls after prose of four characters a token") <= 0.12
+
+
 @pytest.mark.parametrize("size", [1, 3, 7, 40])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_weight_of_a_text_does_not_depend_on_how_it_was_cut(language: str, size: int) -> None:

@@ -131,8 +131,9 @@ def by_chunks(answer: Answer) -> Reading:
 
 
 def by_characters(answer: Answer) -> Reading:
-    """Read the answer's characters, four of them as heavy as a token."""
-    return answer.prose_characters * _CHARACTER, answer.call_characters * _CHARACTER, answer.calls
+    """Read the characters of its prose, four as heavy as a token; of its calls the weight."""
+    _, call_weight, calls = by_weight(answer)
+    return answer.prose_characters * _CHARACTER, call_weight, calls
 
 
 Read = Callable[[Answer], Reading]
