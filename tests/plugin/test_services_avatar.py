@@ -91,6 +91,7 @@ async def stage(server: LiveKitServer, monkeypatch: pytest.MonkeyPatch) -> Async
             _attribution.register(session, meter)
             yield Stage(gateway, server, room, session, meter)
             await session.aclose()
+            _attribution.unregister(session)
     finally:
         _instrument.uninstrument()
 
