@@ -232,7 +232,7 @@ class CreditControl:
         effects = self._warn(tx, call, meters, charged, now)
         if call.ending in (Ending.ENDING, Ending.GONE):
             return effects
-        shared = any(meter.charged_nano_usd for meter in of_rooms)
+        billed_by_livekit = any(meter.charged_nano_usd for meter in of_rooms)
         # Where every meter has closed, nobody is left who could spend, or say goodbye: but what
         # LiveKit bills of a caller who stays goes on.
         unattended = all(meter.state is not MeterState.OPEN for meter in meters)
@@ -243,7 +243,7 @@ class CreditControl:
             over = any(_accruing(charged, w) >= _left_of(w, 0) for w in windows)
             tightest = min(windows, key=lambda w: w.limit_nano_usd - w.used_nano_usd)
             if unattended:
-                if over and shared:
+                if over and billed_by_livekit:
                     return effects + self.end(tx, call, tightest, now)
                 continue
             # The reserve is for the last sentence; "end" says none, and may use all of it.
@@ -267,7 +267,10 @@ class CreditControl:
             over_soft = reserve > 0 and (
                 (meter.final and own >= max(1, soft))
                 # What LiveKit bills is out of no grant, and leaves less than the grant says.
-                or (shared and any(_accruing(charged, w) >= _left_of(w, reserve) for w in windows))
+                or (
+                    billed_by_livekit
+                    and any(_accruing(charged, w) >= _left_of(w, reserve) for w in windows)
+                )
             )
             ended = over or at_ceiling or meter.exhausted
             if ended and call.on_budget is not OnBudget.WRAP_UP:
